@@ -1,0 +1,85 @@
+"""What an objective is: a pure forward that gives energies and a loss, and a commit that is the only change of state.
+
+Energies: p is proportional to exp(-E), lower is more compatible. For InfoNCE low = -s+/T and high = -s-/T, so that
+loss = mean(low + logsumexp(-[low, high])).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import keyed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a micro-batch. ``views``: float tensors [B, ...] in the order the recipe names;
+    ``ids``: the samples' dense ids, int64 [B]; ``progress``: share of training done, 0 to 1."""
+
+    views: tuple[Tensor, ...]
+    ids: Tensor
+    step: int = 0
+    epoch: int = 0
+    seed: int = 0
+    progress: float = 1.0
+
+    def _draw(self, draw, op: str, shape: tuple[int, ...]) -> Tensor:
+        count = 1
+        for side in shape:
+            count *= side
+        numbers = draw(count, self.seed, self.epoch, self.ids.cpu().numpy(), op)
+        return torch.from_numpy(numbers).to(self.views[0]).reshape(len(self.ids), *shape)
+
+    def uniform(self, op: str, *shape: int) -> Tensor:
+        """Numbers in [0, 1) that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
+        return self._draw(keyed.uniform, op, shape)
+
+    def normal(self, op: str, *shape: int) -> Tensor:
+        """Standard normal numbers that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
+        return self._draw(keyed.normal, op, shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """``loss``: 0-d, this rank's mean. ``low`` [B]: energies of data or positives; ``high`` [B, K]: of what is pushed
+    up, [B, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``: detached rows
+    of the whole micro-batch over all ranks, in order, for `Objective.commit`."""
+
+    loss: Tensor
+    low: Tensor
+    high: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    pending: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """``embed`` works sample by sample; ``score`` may look at the whole batch and at memory. Neither changes state,
+    but for batch norm's running statistics."""
+
+    recipe: ClassVar[str]
+    """"two" random views, "jigsaw": image and nine patches, or the "image" itself in [0, 1]."""
+    coupled: ClassVar[bool] = False
+    """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Rows per sample, [B, ...] each, from the batch's views."""
+        raise TypeError(f"{type(self).__name__} does not say how it embeds")
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        raise TypeError(f"{type(self).__name__} does not say how it scores")
+
+    def forward(self, batch: Batch, part: str = "all") -> Any:
+        """The step; with part = "embed" only its rows (the loop's two passes go through DDP by this door)."""
+        embedded = self.embed(batch)
+        return embedded if part == "embed" else self.score(embedded, batch)
+
+    @torch.no_grad()
+    def commit(self, pending: dict[str, Tensor], batch_step: int) -> None:
+        """Once after each applied optimiser step, with the pending rows of the whole global batch."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What is probed and exported: normalised images [B, C, H, W] -> features [B, D]."""
+        raise TypeError(f"{type(self).__name__} has no encoder")

@@ -1,0 +1,99 @@
+"""How a view is drawn from an image: the published augmentations, and one for characters.
+
+Sources: MoCo v1/v2 (arXiv 1911.05722, 2003.04297), SimCLR (arXiv 2002.05709), PIRL (arXiv 1912.01991).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Count, Fraction, Range, Settings
+
+
+class Crops(Settings):
+    """Random resized crop, flip, colour jitter, grey, blur: the family all natural-image recipes are members of."""
+
+    size: Count | None = None
+    """Side of a view in pixels; none: the side of the packed images (which must then be square and equal)."""
+    scale: Range = (0.2, 1.0)
+    """Area of the crop, as a fraction of the image."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """Width over height of the crop."""
+    flip: Fraction = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strengths of brightness, contrast, saturation (factor 1 ± s) and hue (turn ± s)."""
+    jitter_p: Fraction = 0.8
+    grey_p: Fraction = 0.2
+    blur: Range = (0.1, 2.0)
+    """Standard deviation of the Gaussian blur in pixels."""
+    blur_kernel: Fraction = 0.1
+    """Width of the blur's kernel as a fraction of the view's side (made odd, at least 3)."""
+    blur_p: Fraction = 0.5
+
+
+class MoCoV1(Crops):
+    """MoCo v1: jitter on every view, no blur."""
+
+    kind: Literal["moco_v1"] = "moco_v1"
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.4)
+    jitter_p: Fraction = 1.0
+    blur_p: Fraction = 0.0
+
+
+class MoCoV2(Crops):
+    """MoCo v2: weaker hue, jitter with p 0.8, blur with p 0.5."""
+
+    kind: Literal["moco_v2"] = "moco_v2"
+
+
+class SimCLRViews(Crops):
+    """SimCLR at colour strength s = 1: crops down to 8 % of the area, strong jitter."""
+
+    kind: Literal["simclr"] = "simclr"
+    scale: Range = (0.08, 1.0)
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+
+
+class CifarViews(Crops):
+    """MoCo's CIFAR recipe: crops down to 8 % of the area, no blur."""
+
+    kind: Literal["cifar"] = "cifar"
+    scale: Range = (0.08, 1.0)
+    blur_p: Fraction = 0.0
+
+
+class PirlViews(Crops):
+    """PIRL's image view: crops down to 8 % of the area, jitter always, no blur."""
+
+    kind: Literal["pirl"] = "pirl"
+    scale: Range = (0.08, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
+    jitter_p: Fraction = 1.0
+    blur_p: Fraction = 0.0
+
+
+class Characters(Settings):
+    """For digits and letters, where a crop or a flip makes another character: affine, elastic, contrast."""
+
+    kind: Literal["characters"] = "characters"
+    size: Count | None = None
+    """Side of a view in pixels; none: the side of the packed images."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 20.0
+    """Degrees, drawn from ± this."""
+    shear: Annotated[float, Field(ge=0, le=60)] = 15.0
+    """Degrees, drawn from ± this."""
+    scale: Range = (0.8, 1.2)
+    shift: Fraction = 0.125
+    """Of the side, drawn from ± this, on each axis."""
+    contrast: Range = (0.6, 1.4)
+    """Factor on the distance of a pixel from black."""
+    elastic: Annotated[float, Field(ge=0)] = 0.0
+    """Root mean square displacement in pixels of a smooth random field; 0: none."""
+    elastic_sigma: Annotated[float, Field(gt=0)] = 4.0
+    """Smoothness of that field in pixels (standard deviation of its Gaussian)."""
+
+
+Views = Annotated[
+    MoCoV1 | MoCoV2 | SimCLRViews | CifarViews | PirlViews | Characters,
+    Field(discriminator="kind"),
+]

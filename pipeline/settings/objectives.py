@@ -1,0 +1,127 @@
+"""The objectives: an energy that goes down on data and up, or is bounded, elsewhere. Defaults are the papers'."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Count, Fraction, Positive, Settings
+
+
+class Head(Settings):
+    """The projection between the trunk and the space in which energies are measured."""
+
+    hidden: int = 2048
+    """Units of the hidden layer; 0: one linear layer (MoCo v1, PIRL)."""
+    dim: Count = 128
+
+
+class SimCLR(Settings):
+    """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) over both views of the whole global batch."""
+
+    kind: Literal["simclr"] = "simclr"
+    temperature: Positive = 0.1
+    head: Head = Head()
+
+
+class MoCo(Settings):
+    """MoCo (arXiv 1911.05722, eq. 1; v2: arXiv 2003.04297): a query against a key and a queue of older keys."""
+
+    kind: Literal["moco"] = "moco"
+    temperature: Positive = 0.2
+    """0.2 in v2; 0.07 in v1."""
+    momentum: Fraction = 0.999
+    """The key encoder follows the query encoder: key <- momentum key + (1 - momentum) query."""
+    queue: Count = 65536
+    """Keys kept; any number, whatever the batch."""
+    symmetric: bool = False
+    """Both views query both: the mean of the two losses, both key sets enqueued after both."""
+    mask_own: bool = True
+    """A key of the query's own image is never its negative; false: as in the paper."""
+    head: Head = Head()
+
+
+class Jigsaw(Settings):
+    """The nine patches (arXiv 1912.01991, sec. 3.3): crop, grid of cells, a jittered patch from each, shuffled."""
+
+    cells: Annotated[int, Field(ge=2, le=5)] = 3
+    """Cells on a side."""
+    cell: Count | None = None
+    """Side of a cell in pixels; none: 85 for views of 160 pixels and more, below that in proportion (10 at 32)."""
+    patch: Count | None = None
+    """Side of a patch in pixels; none: 3/4 of the cell, rounded (64 of 85)."""
+    scale: tuple[float, float] = (0.6, 1.0)
+    """Area of the crop that is cut into cells."""
+
+
+class PIRL(Settings):
+    """PIRL (arXiv 1912.01991): image and shuffled patches, both against the image's row in a memory bank."""
+
+    kind: Literal["pirl"] = "pirl"
+    loss: Literal["nce", "infonce", "binary_nce"] = "nce"
+    """nce: the paper's eq. 4; infonce: softmax over the bank; binary_nce: vissl's, with a partition fixed on the
+    first batch (collapses on small sets: kept for comparison)."""
+    temperature: Positive = 0.07
+    weight: Fraction = 0.5
+    """Lambda of eq. 5: share of the patches' term."""
+    momentum: Fraction = 0.5
+    """Of the memory: row <- normalise(momentum row + (1 - momentum) f(image))."""
+    negatives: int = 32000
+    """Rows of the bank drawn a step, shared by the batch; 0: all rows, exactly."""
+    mask_own: bool = True
+    head: Head = Head(hidden=0)
+    """Of f and, per patch, of g; g then joins its patches by one more linear layer."""
+    jigsaw: Jigsaw = Jigsaw()
+
+
+class Bottleneck(Settings):
+    """Shape of an encoder-decoder."""
+
+    latent: Count = 16
+    width: Count = 256
+    """Units of the hidden layers (mlp) or channels of the last convolution (conv)."""
+    layers: Annotated[int, Field(ge=1, le=4)] = 2
+    shape: Literal["mlp", "conv"] = "mlp"
+
+
+class AE(Settings):
+    """Autoencoder: energy of an image is its squared reconstruction error."""
+
+    kind: Literal["ae"] = "ae"
+    net: Bottleneck = Bottleneck()
+
+
+class DAE(Settings):
+    """Denoising autoencoder: || y - f(y + noise) ||^2, trained on corrupted images."""
+
+    kind: Literal["dae"] = "dae"
+    noise: Positive = 0.3
+    """Standard deviation of the Gaussian noise on pixels between 0 and 1."""
+    net: Bottleneck = Bottleneck(latent=64)
+
+
+class VAE(Settings):
+    """Variational autoencoder (arXiv 1312.6114): - ELBO, summed over pixels and units, mean over the batch."""
+
+    kind: Literal["vae"] = "vae"
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """bernoulli: on grey pixels a continuous relaxation, not a log-likelihood; gaussian: one learned sigma."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of training over which beta rises linearly from 0."""
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
+    """Nats per unit below which its KL (mean over the batch) is not pressed further."""
+    net: Bottleneck = Bottleneck()
+
+
+class LISTA(Settings):
+    """LISTA (Gregor & LeCun 2010): layers z <- shrink(We y + S z, theta), trained to predict sparse codes."""
+
+    kind: Literal["lista"] = "lista"
+    layers: Count = 3
+    tied: bool = False
+    loss: Literal["code", "energy"] = "energy"
+    """code: squared distance to the exact code; energy: the lasso's own objective."""
+
+
+Contrastive = Annotated[SimCLR | MoCo | PIRL, Field(discriminator="kind")]
+Generative = Annotated[AE | DAE | VAE, Field(discriminator="kind")]

@@ -1,0 +1,133 @@
+"""The kinds of stage, and what each can be told."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Count, EncoderRef, Fraction, Settings, ShardsRef
+from .data import Characters, MoCoV2, Views
+from .nets import CNN, Net
+from .objectives import LISTA, VAE, Contrastive, Generative, MoCo
+from .training import Adam, Optimiser, Training
+
+
+class Place(Settings):
+    """Where a stage runs. Not part of its key: a result does not depend on it."""
+
+    on: Literal["auto", "here", "task", "workers"] = "auto"
+    """here: this process (or this rank of a world that a launcher started); task: a Ray task; workers: Ray Train;
+    auto: task where ray can be imported, here where not."""
+    workers: Count = 1
+    """Processes, for workers."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of the task, or of each worker."""
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Memory asked of Ray for the task, or for each worker; 0: none asked."""
+
+
+class Stage(Settings):
+    """What every stage has."""
+
+    place: Place = Place()
+    threads: Count = 1
+    """Threads of each process; part of the key, since sums of floats depend on it."""
+    seed: int | None = None
+    """None: the config's."""
+
+
+class Pack(Stage):
+    """Images -> WebDataset shards with an index and a manifest."""
+
+    kind: Literal["pack"] = "pack"
+    source: str = "digits"
+    """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:PATTERN"""
+    root: str | None = None
+    """Where torchvision keeps, or downloads, its data."""
+    test: Fraction = 0.2
+    """Share of the images held out where the source gives no test split; stratified, seeded, stored."""
+    short_side: Count | None = None
+    """Images larger than this are shrunk to it; none: the files' own bytes are packed."""
+    shard_images: Count = 4096
+    """Images a shard."""
+    max_bad: Annotated[int, Field(ge=0)] = 100
+    """Unreadable images listed before packing gives up."""
+
+
+class Pretrain(Stage, Training):
+    """Contrastive pretraining of a trunk."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    data: ShardsRef
+    net: Net = CNN()
+    objective: Contrastive = MoCo()
+    views: Views = MoCoV2()
+
+
+class Generate(Stage, Training):
+    """Autoencoders and the VAE: reconstructions, samples, latents, and an encoder to probe."""
+
+    kind: Literal["generate"] = "generate"
+    data: ShardsRef
+    objective: Generative = VAE()
+    epochs: Count = 50
+    batch: Count = 128
+    optimiser: Optimiser = Adam()
+    bubbles: bool = True
+    """Also train a two-dimensional twin and draw its latent plane: a circle at each mean, as wide as its deviation."""
+
+
+class Codes(Stage):
+    """Sparse coding: a dictionary learned from streamed patches (or from an encoder's features), codes, LISTA."""
+
+    kind: Literal["codes"] = "codes"
+    data: ShardsRef
+    encoder: EncoderRef | None = None
+    """Code this encoder's features instead of patches."""
+    patch: Count = 5
+    """Side of a patch in pixels."""
+    atoms: Count = 128
+    penalty: Annotated[float, Field(gt=0)] = 0.15
+    """Lambda of 1/2 ||y - D z||^2 + lambda ||z||_1 at ||y|| = 1; half of the lecture's, whose energy has no 1/2."""
+    signals: Count = 60000
+    """Patches the dictionary learns from."""
+    batch: Count = 512
+    """Signals of one dictionary update."""
+    features: Literal["threshold", "lasso", "lista"] = "threshold"
+    """What is pooled into features: soft threshold of D'x (Coates & Ng 2011), the lasso's code, or LISTA's."""
+    threshold: Annotated[float, Field(ge=0)] = 0.25
+    pool: Count = 2
+    """Cells on a side over which the codes are summed."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    """Duality gap at which a code counts as solved (||y|| = 1)."""
+    lista: LISTA = LISTA()
+    lista_steps: Annotated[int, Field(ge=0)] = 400
+    """Training steps of LISTA; 0: none."""
+
+
+class Probe(Stage):
+    """Judges encoders: linear probe on all labels and on a few, weighted kNN; raw pixels and a random net beside."""
+
+    kind: Literal["probe"] = "probe"
+    data: ShardsRef
+    encoders: Annotated[tuple[EncoderRef, ...], Field(min_length=1)]
+    per_class: Count = 10
+    """Labels a class in the few-label probe."""
+    draws: Annotated[int, Field(ge=2)] = 10
+    """Label draws it is averaged over: the same for every row."""
+    validation: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
+    """Share of the training split on which the penalty is chosen; test is read once."""
+    neighbours: Count = 20
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Of the kNN vote exp(s / T) (arXiv 1805.01978)."""
+    random_net: Net = CNN()
+    """The untrained row."""
+    train_examples: Count | None = None
+    """Use only the first so many labelled training samples."""
+
+
+AnyStage = Annotated[
+    Pack | Pretrain | Probe | Codes | Generate, Field(discriminator="kind")
+]
+MAKES = {"pack": "shards", "pretrain": "encoder", "generate": "encoder", "codes": "encoder", "probe": "report"}
+
+__all__ = ["MAKES", "AnyStage", "Characters", "Codes", "Generate", "Pack", "Place", "Pretrain", "Probe", "Stage"]

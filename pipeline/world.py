@@ -1,0 +1,131 @@
+"""The processes a stage runs on: ranks, device, threads, and the few collectives whose gradients must be right.
+
+The only file that knows torch.distributed and Accelerate. With one process every collective is the identity, so the
+same code computes the same global loss on any number of ranks.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,) = grads
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.rows = x.shape[0]
+        return _all_rows(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # Every rank's loss depends on these rows: their gradients add up (ranks' losses are averaged by DDP later).
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        start = dist.get_rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def _all_rows(x: Tensor) -> Tensor:
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+class World:
+    """One process of a stage: its rank among ``size``, its device, and whether it was asked to stop.
+
+    ``threads``: intra-op threads of this process, applied before any operation. ``stop``: called once a step; true
+    when this process was asked to save and leave. Processes are those a launcher announced by RANK, WORLD_SIZE,
+    LOCAL_RANK and MASTER_*, or those of a process group that exists already (Ray Train); else this one alone.
+    """
+
+    def __init__(self, threads: int = 1, stop: Callable[[], bool] | None = None):
+        torch.set_num_threads(threads)
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+        self.accelerator = Accelerator(
+            cpu=not cuda,
+            mixed_precision="no",  # autocast is the loop's: Accelerate's is fixed once a process
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+            ],
+        )
+        torch.set_num_threads(threads)  # Accelerate sets its own on CPU
+        self.rank = self.accelerator.process_index
+        self.size = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.threads = threads
+        self._stop = stop or (lambda: False)
+        # Nothing draws from these; a library that does anyway at least repeats itself.
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over ranks, same shape; differentiable (its backward sums too)."""
+        return x if self.size == 1 else _Sum.apply(x)  # type: ignore[return-value]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All ranks' rows in rank order: [n, ...] -> [size n, ...]; differentiable where x asks for it."""
+        if self.size == 1:
+            return x
+        return _Gather.apply(x) if x.requires_grad else _all_rows(x)  # type: ignore[return-value]
+
+    def share(self, value: Any = None) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def stopping(self) -> bool:
+        """Whether any rank was asked to stop: the same answer on all, since all must save together."""
+        asked = self._stop()
+        if self.size == 1:
+            return asked
+        flag = torch.tensor(int(asked), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module whose backward averages gradients over ranks (itself on one)."""
+        return self.accelerator.prepare_model(model) if self.size > 1 else model.to(self.device)
+
+    def close(self) -> None:
+        """Leaves the process group, if this process is in one."""
+        self.accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
