@@ -69,3 +69,19 @@ class Training(Settings):
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         return self
+
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up: lr x batch / lr_batch (arXiv 1706.02677), or lr where lr_batch is 0."""
+        return self.optimiser.lr * (self.batch / self.optimiser.lr_batch if self.optimiser.lr_batch else 1.0)
+
+    def samples(self, packed: int) -> int:
+        """Samples trained on, of those packed."""
+        return min(packed, self.train_examples or packed)
+
+    def steps_per_epoch(self, packed: int) -> int:
+        """Whole batches an epoch; the rest is left out, another rest each epoch."""
+        return self.samples(packed) // self.batch
+
+    def total_steps(self, packed: int) -> int:
+        """Optimiser steps of the whole training."""
+        return self.steps or self.epochs * self.steps_per_epoch(packed)

@@ -1,0 +1,99 @@
+"""Checkpoints: tensors in safetensors, the rest in JSON, whole or not at all, and the newest undamaged one found.
+
+A checkpoint is a folder `checkpoints/<step>/` that was written under another name, synced and renamed; `state.json`
+carries the digest of the tensors' file. No pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Writes `folder`/<step> and drops all but the newest ``keep``. The caller sees it whole or not at all."""
+    final, part = folder / f"{step:08d}", folder / f".{step:08d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part / TENSORS)
+    body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
+    (part / STATE).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+    for name in (TENSORS, STATE, "."):
+        _sync(part / name)
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    _sync(folder)
+    for old in sorted(steps(folder))[:-keep]:
+        shutil.rmtree(folder / f"{old:08d}")
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, damaged ones among them, in order."""
+    return sorted(int(p.name) for p in folder.glob("[0-9]" * 8)) if folder.is_dir() else []
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of one checkpoint. Raises ValueError where it is not what was written."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        if _digest(path / TENSORS) != state["sha256"]:
+            raise ValueError("its tensors are not those that were written")
+        return load_file(path / TENSORS), state
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole; a damaged one is named and passed over."""
+    for step in reversed(steps(folder)):
+        try:
+            return read(folder / f"{step:08d}")
+        except ValueError as error:
+            print(f"checkpoint {folder / f'{step:08d}'} is damaged ({error}); going back to the one before")
+    return None
+
+
+def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors, and its scalars for JSON."""
+    state = optimiser.state_dict()
+    tensors, scalars = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    return tensors, scalars
+
+
+def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    """The inverse of `pack_optimiser`, onto an optimiser over the same parameters in the same order."""
+    state: dict[int, dict[str, Any]] = {}
+    named = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
+    for name, value in {**named, **scalars}.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,291 @@
+"""The one training loop: fetch, forward, backward, clip, step, commit, log, save.
+
+It knows no objective and no data set; every trained stage runs through `train`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import progress
+from pipeline.board import Board
+from pipeline.errors import NoProgressError, Stopped
+from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.settings.training import Training
+from pipeline.training import checkpoint, optim
+from pipeline.world import World
+
+
+class Loaded(Protocol):
+    """This rank's share of a micro-batch: float views [B, ...] and dense sample ids, int64 [B]."""
+
+    @property
+    def views(self) -> tuple[Tensor, ...]: ...
+    @property
+    def ids(self) -> Tensor: ...
+
+
+class Feed(Protocol):
+    """Batches from any step on, the same for any number of ranks and threads."""
+
+    steps_per_epoch: int
+    seconds: dict[str, float]
+    bad: int
+
+    def steps(self, start: int) -> Iterable[tuple[int, int, Sequence[Loaded]]]:
+        """(step, epoch, this rank's micro-batches), from step ``start`` to the last."""
+        ...
+
+
+def train(
+    objective: Objective,
+    feed: Feed,
+    settings: Training,
+    *,
+    total: int,
+    seed: int,
+    out: Path,
+    world: World,
+    export: Callable[[nn.Module, Path], None],
+    sheets: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
+
+    ``export(encoder, folder)`` writes an encoder; it is called for each snapshot along the way and at the end.
+    ``sheets``: pictures of what goes in, uint8 [H, W, 3] by tag, shown at step 0.
+    Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
+    that is not finite (the last good checkpoint stays).
+    """
+    objective.to(world.device)
+    if settings.precision == "fp64":
+        objective.double()
+    optimiser = optim.build(objective, settings)
+    average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
+    start = restore(out, objective, optimiser, average)
+    model = world.wrap(objective).train()
+    board = Board(out if world.main else None, start)
+    for tag, sheet in (sheets or {}).items():
+        board.image(tag, 0, sheet)
+    marks = snapshot_steps(total, settings.snapshots)
+    save_every = settings.save_epochs * feed.steps_per_epoch
+    finite = Finite(type(objective).__name__, world.device)
+    meter = Meter(feed, settings.batch)
+    last: dict[str, float] = {}
+
+    def save(step: int) -> None:
+        finite.check()
+        if world.main:
+            store(out, step, objective, optimiser, average, settings, seed)
+        world.barrier()
+
+    for step, epoch, loaded in feed.steps(start):
+        if world.stopping():
+            save(step)
+            board.close()
+            raise Stopped(f"asked to stop: saved at step {step} of {total}; the same command goes on from there")
+        for group in optimiser.param_groups:
+            group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)
+        batches = [Batch(views(x, settings), x.ids, step, epoch, seed, step / total) for x in loaded]
+        with autocast(world, settings):
+            result = backward(model, objective, batches)
+        norm = clip(objective, settings.clip)
+        finite.note(step, result.loss, norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        objective.commit(result.pending, step)
+        if average is not None:
+            follow(average, objective.encoder, settings.ema)
+        done = step + 1
+        if done % settings.log_steps == 0 or done == total:
+            last = scalars(result, norm, optimiser.param_groups[0]["lr"], world)
+            finite.check()
+            board.scalars(done, last)
+            board.timings(done, meter.read(done))
+            if world.main:
+                progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
+        if done in marks and world.main:
+            export(average or objective.encoder, out / "snapshots" / f"{done:08d}")
+        if done % save_every == 0 or done == total:
+            save(done)
+    if world.main:
+        export(average or objective.encoder, out)
+    board.close()
+    return last or board.last
+
+
+def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
+    """Gradients of the mean loss of the whole global batch, from its micro-batches.
+
+    Where samples are coupled (SimCLR), in two passes (GradCache, arXiv 2101.06983): embed all without gradient,
+    score once, then embed each again and push the cached gradient through it.
+    """
+    if len(batches) == 1:
+        result: Step = model(batches[0])
+        result.loss.backward()
+        return detached([result])
+    if not objective.coupled:
+        results = []
+        for i, batch in enumerate(batches):
+            with unsynced(model, i < len(batches) - 1):
+                results.append(model(batch))
+                (results[-1].loss / len(batches)).backward()
+        return detached(results)
+    statistics = {n: b.clone() for n, b in objective.named_buffers() if "running_" in n or "num_batches" in n}
+    with torch.no_grad():
+        parts = [model(batch, "embed") for batch in batches]
+        for name, value in statistics.items():  # the second pass updates them, once
+            objective.get_buffer(name).copy_(value)
+    rows = tuple(torch.cat(column).requires_grad_() for column in zip(*parts, strict=True))
+    result = objective.score(rows, replace(batches[0], views=(), ids=torch.cat([b.ids for b in batches])))
+    cached = torch.autograd.grad(result.loss, rows)
+    at = 0
+    for i, batch in enumerate(batches):
+        with unsynced(model, i < len(batches) - 1):
+            again = model(batch, "embed")
+            torch.autograd.backward(again, [g[at : at + len(batch.ids)] for g in cached])
+        at += len(batch.ids)
+    return detached([result])
+
+
+def detached(results: list[Step]) -> Step:
+    """One step's mean loss, energies and scalars, and its pending rows in order, of its micro-batches'."""
+    first = results[0]
+    return Step(
+        loss=torch.stack([r.loss.detach() for r in results]).mean(),
+        low=torch.cat([r.low.detach() for r in results]),
+        high=torch.cat([r.high.detach() for r in results]),
+        scalars={k: torch.stack([r.scalars[k].detach() for r in results]).mean() for k in first.scalars},
+        pending={k: torch.cat([r.pending[k] for r in results]) for k in first.pending},
+    )
+
+
+def unsynced(model: nn.Module, quiet: bool) -> Any:
+    """DDP's no_sync, for all but the last micro-batch."""
+    return model.no_sync() if quiet and hasattr(model, "no_sync") else nullcontext()  # type: ignore[operator]
+
+
+def views(loaded: Loaded, settings: Training) -> tuple[Tensor, ...]:
+    return tuple(v.double() for v in loaded.views) if settings.precision == "fp64" else tuple(loaded.views)
+
+
+def autocast(world: World, settings: Training) -> torch.autocast:
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def clip(objective: nn.Module, limit: float) -> Tensor:
+    """Norm of the whole gradient, 0-d; scaled down to ``limit`` if that is above 0."""
+    grads = [p.grad for p in objective.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if limit:
+        torch._foreach_mul_(grads, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def follow(average: nn.Module, encoder: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) encoder; statistics are copied."""
+    with torch.no_grad():
+        for a, p in zip(average.parameters(), encoder.parameters(), strict=True):
+            a.lerp_(p, 1 - decay)
+        for a, b in zip(average.buffers(), encoder.buffers(), strict=True):
+            a.copy_(b)
+
+
+def scalars(result: Step, norm: Tensor, lr: float, world: World) -> dict[str, float]:
+    """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
+    values = {"train/loss": result.loss, "energy/low": result.low.mean()}
+    if result.high.numel():
+        seen = torch.isfinite(result.high)
+        values["energy/high"] = result.high[seen].mean()
+        values["energy/gap"] = values["energy/high"] - values["energy/low"]
+    values |= result.scalars
+    table = world.sum(torch.stack([v.detach().double().reshape(()) for v in values.values()])) / world.size
+    return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
+
+
+def snapshot_steps(total: int, count: int) -> set[int]:
+    """``count`` steps evenly spaced before the end."""
+    return {round(total * i / (count + 1)) for i in range(1, count + 1)} - {0}
+
+
+class Finite:
+    """Remembers, on the device, the first step whose loss or gradient was not finite; says so when it is checked."""
+
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self.first = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
+
+    def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        bad = ~torch.isfinite(torch.stack([loss.double(), norm.double()]))
+        self.first = torch.minimum(self.first, torch.where(bad, float(step), torch.inf))
+
+    def check(self) -> None:
+        for quantity, step in zip(("loss", "gradient"), self.first.tolist(), strict=True):
+            if step != float("inf"):
+                raise NoProgressError(
+                    f"{self.name}: the {quantity} is not finite at step {int(step)}; the last good checkpoint is "
+                    f"kept: lower the learning rate or raise the temperature"
+                )
+
+
+class Meter:
+    """Seconds and images since the last reading: how fast, and what the step waited for."""
+
+    def __init__(self, feed: Feed, batch: int):
+        self.feed, self.batch = feed, batch
+        self.seconds, self.step, self.time = dict(feed.seconds), None, time.perf_counter()
+
+    def read(self, step: int) -> dict[str, float]:
+        now, seconds = time.perf_counter(), dict(self.feed.seconds)
+        steps = step - self.step if self.step is not None else 0
+        rates = {f"feed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
+        rates["feed/bad"] = float(self.feed.bad)
+        if steps:
+            rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
+        self.seconds, self.step, self.time = seconds, step, now
+        return rates
+
+
+def restore(out: Path, objective: Objective, optimiser: torch.optim.Optimizer, average: nn.Module | None) -> int:
+    """Loads the newest good checkpoint, if there is one, into all three. Returns the step to go on from."""
+    found = checkpoint.newest(out / "checkpoints")
+    if found is None:
+        return 0
+    tensors, state = found
+    split = {p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)} for p in ("objective.", "average.")}
+    objective.load_state_dict(split["objective."])
+    if average is not None:
+        average.load_state_dict(split["average."])
+    checkpoint.unpack_optimiser(optimiser, tensors, state["optimiser"])
+    return int(state["step"])
+
+
+def store(
+    out: Path,
+    step: int,
+    objective: Objective,
+    optimiser: torch.optim.Optimizer,
+    average: nn.Module | None,
+    settings: Training,
+    seed: int,
+) -> None:
+    """Writes everything that the rest of the training depends on."""
+    tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    moments, numbers = checkpoint.pack_optimiser(optimiser)
+    state = {
+        "seed": seed,
+        "position": step * settings.batch,
+        "optimiser": numbers,
+        "settings": settings.model_dump(mode="json"),
+        "torch": str(torch.__version__),
+    }
+    checkpoint.save(out / "checkpoints", step, tensors | moments, state, settings.keep)

@@ -1,0 +1,36 @@
+"""What every test stands on: one thread, no network, and one small set of real images packed once."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world():
+    from pipeline.world import World
+
+    return World(threads=1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory, world) -> Path:
+    """A folder of packed digits: 1,437 training and 360 test images of 8x8 grey pixels."""
+    from pipeline.settings.stages import Pack
+    from pipeline.stages import pack
+
+    out = tmp_path_factory.mktemp("digits")
+    pack.run(Pack(), 0, {}, out, world)
+    return out
