@@ -1,0 +1,129 @@
+"""The loop: the same weights after any interruption, the same gradient for any cutting of the batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError, NoProgressError, Stopped
+from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Head, MoCo, SimCLR
+from pipeline.settings.stages import Generate, Pretrain
+from pipeline.settings.training import SGD, Adam
+from pipeline.stages import generate, pretrain
+from pipeline.training import checkpoint, optim
+from pipeline.world import World
+
+HEAD = Head(hidden=16, dim=8)
+OBJECTIVES = {
+    "simclr": SimCLR(head=HEAD),
+    "moco": MoCo(queue=100, momentum=0.9, head=HEAD),
+    "moco_symmetric": MoCo(queue=100, momentum=0.9, symmetric=True, head=HEAD),
+    "pirl": PIRL(head=HEAD, negatives=64),
+    "pirl_infonce": PIRL(head=HEAD, loss="infonce", negatives=0, temperature=0.2),
+    "ae": AE(),
+    "dae": DAE(),
+    "vae": VAE(warmup=0.5),
+}
+
+
+def stage(name: str, **changes):
+    common = {
+        "data": "shards", "batch": 32, "train_examples": 128, "epochs": 3, "save_epochs": 1, "log_steps": 2,
+        "snapshots": 1, "objective": OBJECTIVES[name],
+    }  # fmt: skip
+    if name in ("ae", "dae", "vae"):
+        return generate, Generate(**{**common, "bubbles": False, **changes})
+    views = {"kind": "characters"}
+    return pretrain, Pretrain(**{**common, "views": views, "net": CNN(width=8), "optimiser": Adam(), **changes})
+
+
+def train(name: str, digits: Path, out: Path, stop_at: int | None = None, **changes) -> dict[str, torch.Tensor]:
+    """Runs a stage (stopping before step ``stop_at`` of this start) -> its last checkpoint's tensors."""
+    module, settings = stage(name, **changes)
+    asked = iter(range(10**6))
+    world = World(stop=None if stop_at is None else lambda: next(asked) == stop_at)
+    out.mkdir(exist_ok=True)
+    module.run(settings, 0, {"shards": digits}, out, world)
+    return checkpoint.newest(out / "checkpoints")[0]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_stopped_run_goes_on_bit_for_bit(name, digits, tmp_path):
+    whole = train(name, digits, tmp_path / "whole")
+    with pytest.raises(Stopped, match="step 5 of 12"):
+        train(name, digits, tmp_path / "cut", stop_at=5)
+    assert checkpoint.steps(tmp_path / "cut/checkpoints") == [4, 5]
+    parts = train(name, digits, tmp_path / "cut")
+    assert set(whole) == set(parts)
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    for file in ("metrics.jsonl", "encoder.safetensors", "snapshots/00000006/encoder.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
+
+
+def test_a_damaged_newest_checkpoint_costs_only_time(digits, tmp_path):
+    whole = train("moco", digits, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train("moco", digits, tmp_path / "cut", stop_at=9)
+    (tmp_path / "cut/checkpoints/00000009/tensors.safetensors").write_bytes(b"torn")
+    parts = train("moco", digits, tmp_path / "cut")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "pirl_infonce", "vae"])
+def test_accumulation_equals_the_big_batch(name, digits, tmp_path):
+    """Without batch norm, in float64: the first steps' weights agree to rounding."""
+    changes = {"steps": 3, "precision": "fp64", "optimiser": SGD(lr=0.1, lr_batch=0)}
+    if name != "vae":
+        changes["net"] = CNN(width=8, norm=Norm(kind="none"))
+    one = train(name, digits, tmp_path / "one", **changes)
+    four = train(name, digits, tmp_path / "four", accumulate=4, **changes)
+    for key, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(four[key], value, rtol=1e-9, atol=1e-12)
+    assert any(not torch.equal(one[k], v) for k, v in train(name, digits, tmp_path / "other", **{
+        **changes, "steps": 2}).items())  # fmt: skip
+
+
+def test_running_statistics_move_once_a_step_however_it_is_cut(digits, tmp_path):
+    changes = {"steps": 2, "optimiser": SGD(lr=1e-9, lr_batch=0)}
+    tensors = train("simclr", digits, tmp_path / "a", accumulate=2, **changes)
+    counts = [v for k, v in tensors.items() if k.endswith("num_batches_tracked")]
+    assert all(int(c) == 4 for c in counts)  # two micro-batches a step, each once
+
+
+def test_a_loss_that_is_not_finite_names_itself(digits, tmp_path):
+    changes = {"optimiser": SGD(lr=1e30, lr_batch=0), "epochs": 20}
+    with pytest.raises(NoProgressError, match=r"VAE: the (loss|gradient) is not finite at step \d+"):
+        train("vae", digits, tmp_path / "a", **changes)
+
+
+def test_bf16_trains(digits, tmp_path):
+    train("moco", digits, tmp_path / "a", precision="bf16", steps=4)
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert rows and all(torch.isfinite(torch.tensor(r["train/loss"])) for r in rows if "train/loss" in r)
+
+
+def test_moving_average_is_what_is_exported(digits, tmp_path):
+    tensors = train("moco", digits, tmp_path / "a", ema=0.5, steps=4)
+    exported = load_file(tmp_path / "a/encoder.safetensors")
+    for name, value in exported.items():
+        assert torch.equal(value, tensors[f"average.{name}"])
+    assert any(not torch.equal(v, tensors[k]) for k, v in exported.items() if k in tensors)
+
+
+def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):
+    with pytest.raises(ConfigError, match="128"):
+        train("moco", digits, tmp_path / "a", batch=256)
+
+
+def test_learning_rate_by_hand():
+    _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=64, warmup_epochs=1)
+    assert settings.peak_lr() == pytest.approx(0.03 * 64 / 256)
+    rates = [optim.rate(settings, s, 100, 10) for s in range(100)]
+    assert rates[0] == pytest.approx(settings.peak_lr() / 10)
+    assert rates[9] == rates[10] == max(rates) == pytest.approx(settings.peak_lr())
+    assert rates[55] == pytest.approx(settings.peak_lr() / 2)
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
