@@ -34,3 +34,7 @@ def digits(tmp_path_factory, world) -> Path:
     out = tmp_path_factory.mktemp("digits")
     pack.run(Pack(), 0, {}, out, world)
     return out
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="SIGKILLs of the quick start (more than 3: all of it)")

@@ -1,0 +1,28 @@
+"""What of a run folder must be equal, byte for byte, between two runs of the same config."""
+
+import hashlib
+import json
+from pathlib import Path
+
+WALL = {"started", "finished", "seconds", "host", "cpu", "pid", "placed", "versions", "git"}
+
+
+def content(root: Path) -> dict[str, str]:
+    """Digest of every file of the finished run, but for wall times: event files, timings, host fields."""
+    found = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = str(path.relative_to(root))
+        if "tfevents" in name or name.endswith(("timings.jsonl", ".log", ".lock")):
+            continue
+        data = path.read_bytes()
+        if path.name == "artifact.json":
+            body = json.loads(data)
+            data = json.dumps({k: v for k, v in body.items() if k not in WALL}, sort_keys=True).encode()
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Files that are missing from one or differ."""
+    one, two = content(a), content(b)
+    return [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]

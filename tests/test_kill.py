@@ -1,0 +1,63 @@
+"""SIGKILL at random moments, the command repeated: the artifacts of an undisturbed run.
+
+Three moments of a shortened quick start here; the whole of it with `pytest tests/test_kill.py --kills 10`.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import differences
+
+ROOT = Path(__file__).parent.parent
+SHORT = ["moco.epochs=8", "pirl.epochs=4", "vae.epochs=4", "moco.save_epochs=2", "pirl.save_epochs=1"]
+
+
+def start(root: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipeline", "run", str(ROOT / "configs/quickstart.yaml"), f"root={root}", *more]
+    return subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(root: Path, *more: str) -> tuple[str, float]:
+    begun = time.monotonic()
+    process = start(root, *more)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output, time.monotonic() - begun
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(7200)
+def test_killed_at_random_moments(tmp_path, request):
+    kills = request.config.getoption("--kills")
+    changes = SHORT if kills <= 3 else []
+    _, took = finish(tmp_path / "whole", *changes)
+    draw = random.Random(kills)
+    for i in range(kills):
+        process = start(tmp_path / "killed", *changes)
+        time.sleep(draw.uniform(0.1, 0.7) * took)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        print(f"kill {i + 1} of {kills}")
+    finish(tmp_path / "killed", *changes)
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+    output, _ = finish(tmp_path / "killed", *changes)
+    assert "nothing to do" in output
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_here_and_tasks_make_the_same_bytes(tmp_path):
+    changes = ["moco.epochs=4", "pirl.epochs=2", "vae.epochs=2"]
+    finish(tmp_path / "here", *changes, "--here")
+    finish(tmp_path / "tasks", *changes)
+    assert differences(tmp_path / "here", tmp_path / "tasks") == []
