@@ -1,0 +1,113 @@
+"""Online dictionary learning (Mairal, Bach, Ponce & Sapiro 2010, algorithms 1 and 2) from sums over signals.
+
+After each batch of codes z: A <- beta A + sum z z' / n, B <- beta B + sum y z' / n, then one sweep over the atoms,
+each moved to its minimiser of 1/2 tr(D'D A) - tr(D'B) with the others held, and scaled to norm 1.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pipeline import keyed
+
+WINDOW = 10  # batches over which an atom must be used to stay
+RARE = 50  # an atom used less than 1 / RARE as often as the even share of 1 / k of the signals is dead
+
+
+@dataclass
+class Dictionary:
+    """An optimum in the making; all tensors in float64, on the CPU, and all of its state.
+
+    ``atoms`` [p, k] with unit columns; ``a`` [k, k], ``b`` [p, k]: the discounted sums; ``used`` [k]: times each atom
+    was used in this window; ``seen``: signals (0-d int64); ``batches`` (0-d int64); ``replaced`` (0-d int64).
+    """
+
+    atoms: Tensor
+    a: Tensor
+    b: Tensor
+    used: Tensor
+    seen: Tensor
+    batches: Tensor
+    replaced: Tensor
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors by name: `Dictionary(**state)` is the same one."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
+    """Atoms are signals [N, p], drawn by key, each to norm 1; noise fills in where there are too few that are not 0."""
+    p = signals.shape[1]
+    alive = signals[signals.norm(dim=1) > 0].double()
+    chosen = alive[torch.from_numpy(keyed.permute(range(min(atoms, len(alive))), len(alive), seed, "atoms"))]
+    noise = torch.from_numpy(keyed.normal(p, seed, "atoms", torch.arange(atoms - len(chosen)).numpy()))
+    d = torch.cat([chosen, noise]).T
+    zero = torch.zeros((), dtype=torch.int64)
+    return Dictionary(
+        atoms=d / d.norm(dim=0),
+        a=d.new_zeros(atoms, atoms),
+        b=d.new_zeros(p, atoms),
+        used=torch.zeros(atoms, dtype=torch.int64),
+        seen=zero,
+        batches=zero.clone(),
+        replaced=zero.clone(),
+    )
+
+
+def discount(seen: int, batch: int) -> float:
+    """Beta for the batch that follows ``seen`` signals: (theta + 1 - n) / (theta + 1), as of Mairal et al., sec. 3.4.3.
+
+    theta = t n in the first n batches and n^2 + t - n afterwards: early sums, of poor codes, fade.
+    """
+    t = seen // batch + 1
+    theta = t * batch if t < batch else batch**2 + t - batch
+    return (theta + 1 - batch) / (theta + 1)
+
+
+def update(now: Dictionary, signals: Tensor, z: Tensor) -> None:
+    """Takes in one batch, signals [n, p] with codes z [n, k], and moves the atoms. In place."""
+    y, z = signals.double(), z.double()
+    n = len(y)
+    beta = discount(int(now.seen), n)
+    now.a.mul_(beta).add_(z.T @ z / n)
+    now.b.mul_(beta).add_(y.T @ z / n)
+    now.used += (z != 0).sum(0)
+    now.seen += n
+    now.batches += 1
+    sweep(now.atoms, now.a, now.b)
+    if int(now.batches) % WINDOW == 0:
+        dead = now.used * RARE * now.used.numel() < n * WINDOW
+        if dead.any():
+            replace(now, dead, y, z)
+        now.used.zero_()
+
+
+def sweep(atoms: Tensor, a: Tensor, b: Tensor) -> None:
+    """One pass of block coordinate descent over the columns: u = d_j + (b_j - D a_j) / a_jj, d_j = u / ||u||.
+
+    Atoms of no weight stay where they are. In place.
+    """
+    rows, weights, goals = atoms.T.contiguous().numpy(), a.numpy(), b.T.contiguous().numpy()
+    for j, weight in enumerate(weights.diagonal().tolist()):
+        if weight <= 0:
+            continue
+        u = rows[j] + (goals[j] - weights[j] @ rows) / weight
+        norm = float((u @ u) ** 0.5)
+        if norm > 0:
+            rows[j] = u / norm
+    atoms.copy_(torch.from_numpy(rows).T)
+
+
+def replace(now: Dictionary, dead: Tensor, y: Tensor, z: Tensor) -> None:
+    """Dead atoms become what the batch's worst-reconstructed signals lack, the worst first; their sums are cleared."""
+    residual = y - z @ now.atoms.T
+    lack = residual.norm(dim=1)
+    worst = lack.argsort(descending=True, stable=True)[: int(dead.sum())]
+    worst = worst[lack[worst] > 0]
+    where = dead.nonzero()[: len(worst), 0]
+    now.atoms[:, where] = (residual[worst] / lack[worst, None]).T
+    now.a[where] = 0
+    now.a[:, where] = 0
+    now.b[:, where] = 0
+    now.replaced += len(where)

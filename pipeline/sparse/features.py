@@ -1,0 +1,142 @@
+"""Features from sparse codes (Coates & Ng 2011): patches, contrast, whitening, codes, signs apart, summed over cells."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.sparse import solvers
+
+CONTRAST = 10 / 255**2  # added to a patch's variance; Coates' 10 is for pixels of 0 to 255
+WHITEN = 0.1  # added to the eigenvalues of the patches' covariance, after the contrast is normalised
+CHUNK = 1 << 26  # numbers of one intermediate map held at a time
+
+
+def normalise(patches: Tensor) -> Tensor:
+    """Patches [N, p] of pixels in [0, 1]: (x - mean) / sqrt(variance + CONTRAST), each by itself, variance over p - 1."""
+    variance, mean = torch.var_mean(patches, 1, keepdim=True)
+    return (patches - mean) / (variance + CONTRAST).sqrt()
+
+
+def whitening(signals: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [p] and ZCA matrix V (L + WHITEN)^-1/2 V' [p, p] of signals [N, p], in float64."""
+    x = signals.double()
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / max(1, len(x) - 1))
+    return mean, (vectors / (values.clamp_min(0) + WHITEN).sqrt()) @ vectors.T
+
+
+def unit(signals: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals [N, p] to norm 1, and their norms [N, 1]; zeros stay."""
+    norm = signals.norm(dim=1, keepdim=True)
+    return signals / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm
+
+
+class Coder(nn.Module):
+    """Whitened signals -> codes, by one of three encoders of one dictionary.
+
+    threshold: shrink(D'x, alpha), the features of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista:
+    a trained network's guess at that.
+    """
+
+    mean: Tensor
+    zca: Tensor
+    dictionary: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        zca: Tensor,
+        dictionary: Tensor,
+        kind: Literal["threshold", "lasso", "lista"] = "threshold",
+        *,
+        threshold: float = 0.25,
+        penalty: float = 0.15,
+        tolerance: float = solvers.TOLERANCE,
+        lista: nn.Module | None = None,
+    ):
+        super().__init__()
+        for name, value in (("mean", mean), ("zca", zca), ("dictionary", dictionary)):
+            self.register_buffer(name, value.detach().float().clone())
+        self.kind, self.threshold, self.penalty, self.tolerance, self.lista = kind, threshold, penalty, tolerance, lista
+
+    def whiten(self, signals: Tensor) -> Tensor:
+        return (signals - self.mean) @ self.zca
+
+    def filters(self) -> tuple[Tensor, Tensor]:
+        """Whitening folded into the atoms: D'(W (x - mean)) = F'x - bias; F [p, k], bias [k]."""
+        folded = self.zca @ self.dictionary
+        return folded, self.mean @ folded
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Signals [N, p], not whitened -> codes [N, k]."""
+        if self.kind == "threshold":
+            folded, bias = self.filters()
+            return solvers.shrink(signals @ folded - bias, self.threshold)
+        ones, norm = unit(self.whiten(signals))
+        if self.kind == "lista":
+            assert self.lista is not None
+            return norm * self.lista(ones)
+        return norm * solvers.encode(ones, self.dictionary, self.penalty, self.tolerance).z
+
+
+def split(codes: Tensor) -> Tensor:
+    """Signs apart: [..., k] -> [..., 2k], max(z, 0) and max(-z, 0)."""
+    return torch.cat([codes.clamp_min(0), (-codes).clamp_min(0)], -1)
+
+
+class SparseFeatures(nn.Module):
+    """Images [B, C, H, W] in [0, 1] -> features [B, 2 atoms pool^2]: codes of all patches, signs apart, summed over
+    pool x pool cells (feature-major: each feature's cells side by side)."""
+
+    def __init__(self, coder: Coder, patch: int, pool: int):
+        super().__init__()
+        self.coder, self.patch, self.pool = coder, patch, pool
+
+    @property
+    def features(self) -> int:
+        return 2 * self.coder.dictionary.shape[1] * self.pool**2
+
+    def forward(self, images: Tensor) -> Tensor:
+        side = images.shape[-1] - self.patch + 1
+        at_once = max(1, CHUNK // (side * side * max(self.coder.dictionary.shape)))
+        return torch.cat([self._features(part) for part in images.split(at_once)])
+
+    def _features(self, images: Tensor) -> Tensor:
+        maps = self._responses(images) if self.coder.kind == "threshold" else self._codes(images)
+        return torch.stack([self._pooled(maps.clamp_min(0)), self._pooled((-maps).clamp_min(0))], 1).flatten(1)
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        """[B, k, h, w] -> sums over cells [B, k, pool, pool]; edges at the nearest whole position."""
+        rows, columns = (_edges(side, self.pool) for side in maps.shape[-2:])
+        strips = [maps[..., a:b, :].sum(-2) for a, b in rows]
+        return torch.stack([torch.stack([s[..., a:b].sum(-1) for a, b in columns], -1) for s in strips], -2)
+
+    def _codes(self, images: Tensor) -> Tensor:
+        """Codes of every patch, as maps [B, k, h, w]."""
+        height, width = (side - self.patch + 1 for side in images.shape[-2:])
+        patches = F.unfold(images, self.patch).transpose(1, 2).flatten(0, 1)
+        z = self.coder(normalise(patches))
+        return z.view(len(images), height, width, -1).permute(0, 3, 1, 2)
+
+    def _responses(self, images: Tensor) -> Tensor:
+        """The same for thresholds without making patches: one convolution, since normalising a patch is affine.
+
+        F'((x - m 1) / s) = (F - mean F)'x / s with the patch's own mean m and deviation s.
+        """
+        folded, bias = self.coder.filters()
+        channels, p = images.shape[1], len(folded)
+        kernels = (folded - folded.mean(0)).T.reshape(-1, channels, self.patch, self.patch)
+        # Centred per image first: the variance below is a difference of two sums, and small ones must survive it.
+        images = images - images.mean((1, 2, 3), keepdim=True)
+        box = images.new_ones(1, channels, self.patch, self.patch) / p
+        mean = F.conv2d(images, box)
+        variance = (F.conv2d(images.square(), box) - mean.square()).clamp_min(0) * (p / (p - 1))
+        maps = F.conv2d(images, kernels) / (variance + CONTRAST).sqrt() - bias.view(-1, 1, 1)
+        return solvers.shrink(maps, self.coder.threshold)
+
+
+def _edges(side: int, cells: int) -> list[tuple[int, int]]:
+    at = [round(i * side / cells) for i in range(cells + 1)]
+    return list(zip(at, at[1:], strict=False))

@@ -1,0 +1,194 @@
+"""The lasso, solved and certified: P(z) = 1/2 ||y - D z||^2 + penalty ||z||_1 for each signal y.
+
+Notation: D [p, k] has unit columns, G = D'D, q = D'y, c = D'(y - D z) = q - G z. A code is optimal where c_j = penalty
+sign(z_j) on its support and |c_j| <= penalty off it. The duality gap bounds how far P(z) is from its minimum; a code
+counts as solved once its gap is at most tolerance ||y||^2.
+
+Three solvers: ISTA and FISTA (Beck & Teboulle 2009) on batches, for GPUs and as references, and coordinate descent on
+working sets, one signal at a time, for CPUs: what it returns for a signal depends on that signal alone, to the bit.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4
+MARGIN = 0.95  # the gap is estimated in the signals' precision while iterating, and certified in float64 at the end
+
+
+class Codes(NamedTuple):
+    """``z`` [N, k] in the signals' dtype; ``gap`` [N] float64, P(z) - min P is at most this; ``violation`` [N] float64,
+    largest breach of the optimality conditions; ``iterations`` [N] int64: steps, or sweeps over the working set."""
+
+    z: Tensor
+    gap: Tensor
+    violation: Tensor
+    iterations: Tensor
+
+
+def half(lecture: float) -> float:
+    """The penalty of the energy with 1/2 that has the same codes as the lecture's ||y - D z||^2 + lecture ||z||_1.
+
+    The lecture's energy is then twice P.
+    """
+    return lecture / 2
+
+
+def shrink(x: Tensor, threshold: float | Tensor) -> Tensor:
+    """sign(x) max(|x| - threshold, 0)."""
+    return x.sign() * (x.abs() - threshold).clamp_min(0)
+
+
+def energy(signals: Tensor, dictionary: Tensor, z: Tensor, penalty: float) -> Tensor:
+    """P(z) of each signal [N]."""
+    return 0.5 * (signals - z @ dictionary.T).square().sum(1) + penalty * z.abs().sum(1)
+
+
+def largest_penalty(signals: Tensor, dictionary: Tensor) -> Tensor:
+    """||D'y||_inf of each signal [N]: at this penalty and above its code is 0."""
+    return (signals @ dictionary).abs().amax(1)
+
+
+def curvature(dictionary: Tensor) -> Tensor:
+    """Largest eigenvalue of D'D, 0-d: the inverse of the step size. Exact, since too small a value diverges."""
+    rows = dictionary if dictionary.shape[0] < dictionary.shape[1] else dictionary.T
+    return torch.linalg.eigvalsh((rows @ rows.T).double())[-1].to(dictionary.dtype)
+
+
+def certify(signals: Tensor, dictionary: Tensor, z: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Duality gap and violation of any codes, from scratch in float64 -> ([N], [N])."""
+    y, d, z = signals.double(), dictionary.double(), z.double()
+    q = y @ d
+    return _certificate(y.square().sum(1), q, (y - z @ d.T) @ d, z, penalty)
+
+
+def _certificate(yy: Tensor, q: Tensor, c: Tensor, z: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Gap and violation from c = q - G z, without a residual: y'r = y'y - q'z and r'r = y'r - c'z.
+
+    The dual point is the multiple s r of the residual that is feasible, |D'(s r)| <= penalty, and best.
+    """
+    yr = yy - (q * z).sum(1)
+    rr = (yr - (c * z).sum(1)).clamp_min(0)
+    limit = penalty / c.abs().amax(1).clamp_min(torch.finfo(c.dtype).tiny)
+    s = torch.where(rr > 0, yr / rr, torch.zeros_like(rr)).clamp(-limit, limit)
+    gap = (0.5 * rr + penalty * z.abs().sum(1) - s * yr + 0.5 * s.square() * rr).clamp_min(0)
+    off = (c.abs() - penalty).clamp_min(0)
+    violation = torch.where(z != 0, (c - penalty * z.sign()).abs(), off).amax(1)
+    return gap, violation
+
+
+class Iterate(NamedTuple):
+    """``z`` and the extrapolated point ``x`` [N, k], their correlations ``c`` and ``cx``, momentum ``t`` [N, 1]."""
+
+    z: Tensor
+    c: Tensor
+    x: Tensor
+    cx: Tensor
+    t: Tensor
+
+
+def begin(q: Tensor) -> Iterate:
+    """From z = 0, where c = q."""
+    zero = torch.zeros_like(q)
+    return Iterate(zero, q, zero, q, torch.ones_like(q[:, :1]))
+
+
+def advance(at: Iterate, gram: Tensor, q: Tensor, penalty: float, step: Tensor, momentum: bool) -> Iterate:
+    """One step of ISTA, or of FISTA with ``momentum``: one product with G, whose result also certifies.
+
+    z+ = shrink(x + step D'(y - D x), step penalty); t+ = (1 + sqrt(1 + 4 t^2)) / 2; x+ = z+ + (t - 1) / t+ (z+ - z).
+    A signal whose step turned against its momentum starts it anew (O'Donoghue & Candes 2015, gradient test).
+    """
+    z = shrink(at.x + step * at.cx, step * penalty)
+    c = q - z @ gram
+    if not momentum:
+        return Iterate(z, c, z, c, at.t)
+    back = ((at.x - z) * (z - at.z)).sum(1, keepdim=True) > 0
+    t = torch.where(back, 1.0, at.t)
+    after = 0.5 * (1 + torch.sqrt(1 + 4 * t.square()))
+    weight = (t - 1) / after
+    # c is affine in z, so that of x needs no product of its own.
+    return Iterate(z, c, z + weight * (z - at.z), c + weight * (c - at.c), after)
+
+
+def _descent(
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float, limit: int, momentum: bool
+) -> Codes:
+    n, k = len(signals), dictionary.shape[1]
+    gram, q = dictionary.T @ dictionary, signals @ dictionary
+    step = 1 / curvature(dictionary).clamp_min(torch.finfo(q.dtype).tiny)
+    yy = signals.square().sum(1)
+    z = q.new_zeros(n, k)
+    iterations = torch.zeros(n, dtype=torch.int64, device=q.device)
+    rows, at = torch.arange(n, device=q.device), begin(q)
+    for i in range(limit + 1):
+        gap, _ = _certificate(yy[rows], q[rows], at.c, at.z, penalty)
+        left = gap > MARGIN * tolerance * yy[rows]
+        done = ~left | (i == limit)
+        if done.any():  # signals that are solved leave the batch
+            z[rows[done]], iterations[rows[done]] = at.z[done], i
+            rows, at = rows[~done], Iterate(*(x[~done] for x in at))
+        if not len(rows):
+            break
+        at = advance(at, gram, q[rows], penalty, step, momentum)
+    return Codes(z, *certify(signals, dictionary, z, penalty), iterations)
+
+
+def ista(signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000) -> Codes:
+    """Codes of signals [N, p] by iterated shrinkage; at most ``limit`` steps a signal."""
+    return _descent(signals, dictionary, penalty, tolerance, limit, momentum=False)
+
+
+def fista(signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000) -> Codes:
+    """The same with momentum, restarted signal by signal."""
+    return _descent(signals, dictionary, penalty, tolerance, limit, momentum=True)
+
+
+def encode(
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000
+) -> Codes:
+    """Codes of signals [N, p], solved to a gap of tolerance ||y||^2 and certified in float64.
+
+    On a CPU by coordinate descent (numba, on torch's number of threads); on a GPU, and where numba is not installed,
+    by FISTA.
+    """
+    if signals.device.type != "cpu" or find_spec("numba") is None:
+        return fista(signals, dictionary, penalty, tolerance, limit)
+    return descend(signals, dictionary, penalty, tolerance, limit)
+
+
+CHUNK = 256  # signals handed to a thread at a time
+
+
+def descend(
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000
+) -> Codes:
+    """Coordinate descent on working sets, each signal by itself; at most ``limit`` sweeps a signal."""
+    n, k = len(signals), dictionary.shape[1]
+    d = dictionary.double()
+    gram, d = (d.T @ d).numpy(), d.contiguous().numpy()
+    y = signals.detach().contiguous().numpy()
+    z = torch.zeros(n, k, dtype=signals.dtype)
+    gap, violation = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    iterations = torch.zeros(n, dtype=torch.int64)
+    solve = partial(_kernel(), y, d, gram, penalty, tolerance, limit)
+    outputs = (z.numpy(), gap.numpy(), violation.numpy(), iterations.numpy())
+    starts = range(0, n, CHUNK)
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads <= 1:
+        solve(0, n, *outputs)
+    else:  # the kernel gives the interpreter's lock away, so plain threads do
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda a: solve(a, min(n, a + CHUNK), *outputs), starts))
+    return Codes(z, gap, violation, iterations)
+
+
+@cache
+def _kernel():
+    from pipeline.sparse.descent import solve
+
+    return solve
