@@ -1,0 +1,196 @@
+"""Stages as Ray tasks, and groups of Ray Train workers: the only file that imports ray.
+
+The cluster is the one that RAY_ADDRESS names; where none is named, a local one starts with the run and ends with it.
+Bulky data goes through files: a task is given its settings and folders, and answers with its metrics.
+"""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline import runner
+from pipeline.errors import ClusterError, NoProgressError, PipelineError
+from pipeline.runner import Job
+from pipeline.settings.stages import Place
+
+ENV = {  # read by ray when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker would start through `uv run` again
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a stage that asks no GPU sees none
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # 60 by default: too short for a cold shared file system
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_task_oom_retries": "2",  # endless by default
+}
+for _name, _value in ENV.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
+
+ATTEMPTS = 3  # of a stage whose process died; a stage goes on from its last checkpoint
+ROOT = str(Path(__file__).parents[2])
+
+
+class Cluster:
+    """A connection to a Ray cluster. Install signal handlers after making one: ray replaces those it finds."""
+
+    def __init__(self) -> None:
+        self.address = os.environ.get("RAY_ADDRESS")
+        try:
+            if self.address:
+                self._join(self.address)
+            else:
+                self._start()
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            where = f"RAY_ADDRESS={self.address}" if self.address else "a local one"
+            raise ClusterError(
+                f"no Ray cluster: {where} does not answer ({first_line(error)}); check that it runs, and that "
+                f"RAY_AUTH_MODE and RAY_AUTH_TOKEN here are those it was started with"
+            ) from error
+
+    def _join(self, address: str) -> None:
+        # Inside a Ray job the package is in the job's own working directory, which its workers are given already.
+        inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
+        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
+
+    def _start(self) -> None:
+        # A token of its own: ray would else write one into the home, and change what later clusters there expect.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        # By the environment and not by runtime_env, which would make the workers started ahead unusable.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *(p for p in paths if p and p != ROOT)])
+        usable = len(os.sched_getaffinity(0))
+        ray.init(
+            "local",  # never "auto", which joins whatever cluster of whomever it finds
+            num_cpus=usable if usable < (os.cpu_count() or 1) else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        for _ in range(int(ray.cluster_resources().get("CPU", 1))):
+            _warm.remote()
+
+    def submit(self, job: Job) -> Any:
+        """Starts a stage; returns its handle. Raises ClusterError where the cluster can never hold it."""
+        place, threads = job.settings.place, job.settings.threads
+        copies = place.workers if place.on == "workers" else 1
+        refuse_unfit(job.name, need(place, threads), copies)
+        if place.on == "workers":
+            return _train.remote(job, ENV)
+        return _task.options(
+            num_cpus=threads, num_gpus=place.gpus, memory=need(place, threads)["memory"], max_retries=ATTEMPTS - 1
+        ).remote(job)
+
+    def wait(self, handles: list[Any], timeout: float | None = None) -> tuple[Any, Any] | None:
+        """The first handle that is done, with what its stage returned or the exception it ended with.
+
+        None where ``timeout`` seconds pass before.
+        """
+        done, _ = ray.wait(handles, num_returns=1, timeout=timeout)
+        if not done:
+            return None
+        try:
+            return done[0], ray.get(done[0])
+        except RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if not isinstance(cause, Exception):
+                return done[0], error
+            cause.__cause__ = error  # its text is the traceback on the worker
+            return done[0], cause
+        except (WorkerCrashedError, OutOfMemoryError) as error:
+            return done[0], died(first_line(error))
+        except RayError as error:
+            return done[0], ClusterError(f"the Ray cluster lost the stage: {first_line(error)}; run the command again")
+
+    def close(self) -> None:
+        """Leaves the cluster; a local one ends."""
+        ray.shutdown()
+
+
+def need(place: Place, threads: int) -> dict[str, float]:
+    """What a task, or each worker, takes from a node: CPUs, GPUs, bytes."""
+    return {"CPU": threads, "GPU": place.gpus, "memory": int(place.memory_gb * 2**30)}
+
+
+def refuse_unfit(name: str, ask: dict[str, float], copies: int) -> None:
+    """Raises ClusterError unless the nodes, all else gone, hold ``copies`` of ``ask``: ray would wait without end."""
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    room = sum(min(int(node.get(k, 0) // v) for k, v in ask.items() if v) for node in nodes)
+    if room < copies:
+        found = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
+        raise ClusterError(
+            f"{name} asks {copies} x ({ask['CPU']:g} CPU, {ask['GPU']:g} GPU, {ask['memory'] / 2**30:g} GB) and the "
+            f"cluster's {len(nodes)} node(s) have {found}: lower {name}.threads, {name}.place.workers or "
+            f"{name}.place.gpus, or name a larger cluster by RAY_ADDRESS"
+        )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def died(how: str) -> NoProgressError:
+    return NoProgressError(
+        f"the stage's process died {ATTEMPTS} times ({how}): most often for want of memory; lower its batch, or ask "
+        f"more by place.memory_gb"
+    )
+
+
+@ray.remote(num_cpus=1)
+def _warm() -> None:
+    """Imports what takes seconds, in each worker at the same time, before the first stage needs it."""
+    import accelerate  # noqa: F401
+    import torch  # noqa: F401
+
+
+@ray.remote(num_cpus=1)
+def _task(job: Job) -> Any:
+    return runner.work(job)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _train(job: Job, env: dict[str, str]) -> Any:
+    """Runs a stage on a group of workers, and again on a new group where a process of it died."""
+    os.environ.update(env)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    place = job.settings.place
+    scratch = Path(job.out).parent / ".ray"  # Ray Train's own records, none of which a stage needs
+    trainer_settings = {
+        "scaling_config": ScalingConfig(
+            num_workers=place.workers,
+            use_gpu=place.gpus > 0,
+            resources_per_worker={k: v for k, v in need(place, job.settings.threads).items() if v},
+        ),
+        "run_config": RunConfig(
+            name=Path(job.out).name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+        ),
+    }
+    how = ""
+    try:
+        for _ in range(ATTEMPTS):
+            try:
+                return TorchTrainer(lambda: runner.work(job), **trainer_settings).fit().return_value
+            except WorkerGroupError as error:
+                failures = list(error.worker_failures.values())
+                for failure in failures:
+                    if isinstance(failure, PipelineError):
+                        raise failure from None
+                lost = [f for f in failures if isinstance(f, RayError)]
+                if not lost:  # a rank's RuntimeError is often only the echo of what another one met
+                    raise min(failures, key=lambda f: isinstance(f, RuntimeError)) from None
+                how = first_line(lost[0])
+            except TrainingFailedError as error:
+                raise ClusterError(f"the workers of {job.name} did not start: {first_line(error)}") from None
+        raise died(how)
+    finally:
+        shutil.rmtree(scratch / Path(job.out).name, ignore_errors=True)
