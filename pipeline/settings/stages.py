@@ -83,8 +83,13 @@ class Codes(Stage):
     data: ShardsRef
     encoder: EncoderRef | None = None
     """Code this encoder's features instead of patches."""
-    patch: Count = 5
+    side: Count | None = None
+    """Side in pixels to which images are cut; none: the packed images' (which must then be square and equal)."""
+    patch: Annotated[int, Field(ge=2)] = 5
     """Side of a patch in pixels."""
+    pad: Annotated[int, Field(ge=0)] = 2
+    """Zeros around the image in pixels: characters touch their border, and half a patch of it is worth a point of
+    accuracy on digits. Coates & Ng: 0."""
     atoms: Count = 128
     penalty: Annotated[float, Field(gt=0)] = 0.15
     """Lambda of 1/2 ||y - D z||^2 + lambda ||z||_1 at ||y|| = 1; half of the lecture's, whose energy has no 1/2."""
@@ -96,7 +101,7 @@ class Codes(Stage):
     """What is pooled into features: soft threshold of D'x (Coates & Ng 2011), the lasso's code, or LISTA's."""
     threshold: Annotated[float, Field(ge=0)] = 0.25
     pool: Count = 2
-    """Cells on a side over which the codes are summed."""
+    """Cells on a side over which the codes are summed; not for an encoder's features."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     """Duality gap at which a code counts as solved (||y|| = 1)."""
     lista: LISTA = LISTA()

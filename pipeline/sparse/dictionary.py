@@ -37,7 +37,7 @@ class Dictionary:
 
 
 def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
-    """Atoms are signals [N, p], drawn by key, each to norm 1; noise fills in where there are too few that are not 0."""
+    """Atoms are signals [N, p], drawn by key, each to norm 1; noise where too few are not 0."""
     p = signals.shape[1]
     alive = signals[signals.norm(dim=1) > 0].double()
     chosen = alive[torch.from_numpy(keyed.permute(range(min(atoms, len(alive))), len(alive), seed, "atoms"))]
@@ -56,7 +56,7 @@ def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
 
 
 def discount(seen: int, batch: int) -> float:
-    """Beta for the batch that follows ``seen`` signals: (theta + 1 - n) / (theta + 1), as of Mairal et al., sec. 3.4.3.
+    """Beta for the batch after ``seen`` signals (Mairal et al., sec. 3.4.3): (theta + 1 - n) / (theta + 1), where
 
     theta = t n in the first n batches and n^2 + t - n afterwards: early sums, of poor codes, fade.
     """

@@ -1,12 +1,14 @@
-"""Features from sparse codes (Coates & Ng 2011): patches, contrast, whitening, codes, signs apart, summed over cells."""
+"""Features from sparse codes (Coates & Ng 2011): patches, contrast, whitening, codes, signs apart, sums over cells."""
 
-from typing import Literal
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.settings.stages import Codes
 from pipeline.sparse import solvers
+from pipeline.sparse.lista import LISTA
 
 CONTRAST = 10 / 255**2  # added to a patch's variance; Coates' 10 is for pixels of 0 to 255
 WHITEN = 0.1  # added to the eigenvalues of the patches' covariance, after the contrast is normalised
@@ -14,7 +16,7 @@ CHUNK = 1 << 26  # numbers of one intermediate map held at a time
 
 
 def normalise(patches: Tensor) -> Tensor:
-    """Patches [N, p] of pixels in [0, 1]: (x - mean) / sqrt(variance + CONTRAST), each by itself, variance over p - 1."""
+    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + CONTRAST), each by itself; variance over p - 1."""
     variance, mean = torch.var_mean(patches, 1, keepdim=True)
     return (patches - mean) / (variance + CONTRAST).sqrt()
 
@@ -34,32 +36,24 @@ def unit(signals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Coder(nn.Module):
-    """Whitened signals -> codes, by one of three encoders of one dictionary.
+    """Signals -> codes of the whitened signals, by one of three encoders of one dictionary.
 
-    threshold: shrink(D'x, alpha), the features of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista:
-    a trained network's guess at that.
+    threshold: shrink(D'x, alpha), of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista: a trained
+    network's guess at that. ``mean`` [p], ``zca`` [p, p], ``dictionary`` [p, k].
     """
 
     mean: Tensor
     zca: Tensor
     dictionary: Tensor
 
-    def __init__(
-        self,
-        mean: Tensor,
-        zca: Tensor,
-        dictionary: Tensor,
-        kind: Literal["threshold", "lasso", "lista"] = "threshold",
-        *,
-        threshold: float = 0.25,
-        penalty: float = 0.15,
-        tolerance: float = solvers.TOLERANCE,
-        lista: nn.Module | None = None,
-    ):
+    def __init__(self, settings: Codes, mean: Tensor, zca: Tensor, dictionary: Tensor):
         super().__init__()
         for name, value in (("mean", mean), ("zca", zca), ("dictionary", dictionary)):
             self.register_buffer(name, value.detach().float().clone())
-        self.kind, self.threshold, self.penalty, self.tolerance, self.lista = kind, threshold, penalty, tolerance, lista
+        self.settings = settings
+        chosen = settings.lista
+        if settings.features == "lista":
+            self.lista = LISTA(self.dictionary, settings.penalty, chosen.layers, chosen.tied)
 
     def whiten(self, signals: Tensor) -> Tensor:
         return (signals - self.mean) @ self.zca
@@ -71,14 +65,14 @@ class Coder(nn.Module):
 
     def forward(self, signals: Tensor) -> Tensor:
         """Signals [N, p], not whitened -> codes [N, k]."""
-        if self.kind == "threshold":
+        chosen = self.settings
+        if chosen.features == "threshold":
             folded, bias = self.filters()
-            return solvers.shrink(signals @ folded - bias, self.threshold)
+            return solvers.shrink(signals @ folded - bias, chosen.threshold)
         ones, norm = unit(self.whiten(signals))
-        if self.kind == "lista":
-            assert self.lista is not None
+        if chosen.features == "lista":
             return norm * self.lista(ones)
-        return norm * solvers.encode(ones, self.dictionary, self.penalty, self.tolerance).z
+        return norm * solvers.encode(ones, self.dictionary, chosen.penalty, chosen.tolerance).z
 
 
 def split(codes: Tensor) -> Tensor:
@@ -86,38 +80,40 @@ def split(codes: Tensor) -> Tensor:
     return torch.cat([codes.clamp_min(0), (-codes).clamp_min(0)], -1)
 
 
+def patches(images: Tensor, side: int, pad: int) -> Tensor:
+    """All patches of images [B, C, H, W] in [0, 1], contrast normalised -> [B positions, C side^2], row by row."""
+    return normalise(F.unfold(images, side, padding=pad).transpose(1, 2).flatten(0, 1))
+
+
 class SparseFeatures(nn.Module):
     """Images [B, C, H, W] in [0, 1] -> features [B, 2 atoms pool^2]: codes of all patches, signs apart, summed over
-    pool x pool cells (feature-major: each feature's cells side by side)."""
+    pool x pool cells."""
 
-    def __init__(self, coder: Coder, patch: int, pool: int):
+    def __init__(self, coder: Coder):
         super().__init__()
-        self.coder, self.patch, self.pool = coder, patch, pool
-
-    @property
-    def features(self) -> int:
-        return 2 * self.coder.dictionary.shape[1] * self.pool**2
+        self.coder, self.settings = coder, coder.settings
+        self.features = 2 * coder.settings.atoms * coder.settings.pool**2
 
     def forward(self, images: Tensor) -> Tensor:
-        side = images.shape[-1] - self.patch + 1
-        at_once = max(1, CHUNK // (side * side * max(self.coder.dictionary.shape)))
+        positions = (images.shape[-1] + 2 * self.settings.pad - self.settings.patch + 1) ** 2
+        at_once = max(1, CHUNK // (positions * max(self.coder.dictionary.shape)))
         return torch.cat([self._features(part) for part in images.split(at_once)])
 
     def _features(self, images: Tensor) -> Tensor:
-        maps = self._responses(images) if self.coder.kind == "threshold" else self._codes(images)
+        maps = self._responses(images) if self.settings.features == "threshold" else self._codes(images)
         return torch.stack([self._pooled(maps.clamp_min(0)), self._pooled((-maps).clamp_min(0))], 1).flatten(1)
 
     def _pooled(self, maps: Tensor) -> Tensor:
-        """[B, k, h, w] -> sums over cells [B, k, pool, pool]; edges at the nearest whole position."""
-        rows, columns = (_edges(side, self.pool) for side in maps.shape[-2:])
+        """[B, k, h, w] -> sums over cells [B, k, pool, pool]; a cell's edges at the nearest whole position."""
+        rows, columns = (_edges(side, self.settings.pool) for side in maps.shape[-2:])
         strips = [maps[..., a:b, :].sum(-2) for a, b in rows]
         return torch.stack([torch.stack([s[..., a:b].sum(-1) for a, b in columns], -1) for s in strips], -2)
 
     def _codes(self, images: Tensor) -> Tensor:
         """Codes of every patch, as maps [B, k, h, w]."""
-        height, width = (side - self.patch + 1 for side in images.shape[-2:])
-        patches = F.unfold(images, self.patch).transpose(1, 2).flatten(0, 1)
-        z = self.coder(normalise(patches))
+        size, pad = self.settings.patch, self.settings.pad
+        height, width = (side + 2 * pad - size + 1 for side in images.shape[-2:])
+        z = self.coder(patches(images, size, pad))
         return z.view(len(images), height, width, -1).permute(0, 3, 1, 2)
 
     def _responses(self, images: Tensor) -> Tensor:
@@ -125,18 +121,36 @@ class SparseFeatures(nn.Module):
 
         F'((x - m 1) / s) = (F - mean F)'x / s with the patch's own mean m and deviation s.
         """
+        size, pad = self.settings.patch, self.settings.pad
+        images = F.pad(images, (pad, pad, pad, pad))
         folded, bias = self.coder.filters()
         channels, p = images.shape[1], len(folded)
-        kernels = (folded - folded.mean(0)).T.reshape(-1, channels, self.patch, self.patch)
+        kernels = (folded - folded.mean(0)).T.reshape(-1, channels, size, size)
         # Centred per image first: the variance below is a difference of two sums, and small ones must survive it.
         images = images - images.mean((1, 2, 3), keepdim=True)
-        box = images.new_ones(1, channels, self.patch, self.patch) / p
+        box = images.new_ones(1, channels, size, size) / p
         mean = F.conv2d(images, box)
         variance = (F.conv2d(images.square(), box) - mean.square()).clamp_min(0) * (p / (p - 1))
         maps = F.conv2d(images, kernels) / (variance + CONTRAST).sqrt() - bias.view(-1, 1, 1)
-        return solvers.shrink(maps, self.coder.threshold)
+        return solvers.shrink(maps, self.settings.threshold)
 
 
 def _edges(side: int, cells: int) -> list[tuple[int, int]]:
-    at = [round(i * side / cells) for i in range(cells + 1)]
-    return list(zip(at, at[1:], strict=False))
+    return list(pairwise(round(i * side / cells) for i in range(cells + 1)))
+
+
+class CodedFeatures(nn.Module):
+    """Images -> another encoder's features [B, p] -> their codes, signs apart [B, 2 atoms]."""
+
+    def __init__(self, encoder: nn.Module, coder: Coder):
+        super().__init__()
+        self.encoder, self.coder = encoder, coder
+        self.features = 2 * coder.settings.atoms
+
+    def forward(self, images: Tensor) -> Tensor:
+        return split(self.coder(self.encoder(images)))
+
+
+def blank(settings: Codes, size: int) -> Coder:
+    """A coder of signals of ``size`` numbers whose tensors are yet to be loaded."""
+    return Coder(settings, torch.zeros(size), torch.eye(size), torch.eye(size, settings.atoms))

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-4
-MARGIN = 0.95  # the gap is estimated in the signals' precision while iterating, and certified in float64 at the end
+LIMIT = 10000  # steps or sweeps a signal
+MARGIN = 0.95  # a gap is estimated in the signals' precision while iterating, and certified in float64 at the end
 
 
 class Codes(NamedTuple):
-    """``z`` [N, k] in the signals' dtype; ``gap`` [N] float64, P(z) - min P is at most this; ``violation`` [N] float64,
-    largest breach of the optimality conditions; ``iterations`` [N] int64: steps, or sweeps over the working set."""
+    """``z`` [N, k] in the signals' dtype; ``gap`` [N] float64: P(z) - min P is at most this; ``violation`` [N] float64:
+    largest breach of the conditions of optimality; ``iterations`` [N] int64: steps, or sweeps over a working set."""
 
     z: Tensor
     gap: Tensor
@@ -138,18 +139,22 @@ def _descent(
     return Codes(z, *certify(signals, dictionary, z, penalty), iterations)
 
 
-def ista(signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000) -> Codes:
+def ista(
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
+) -> Codes:
     """Codes of signals [N, p] by iterated shrinkage; at most ``limit`` steps a signal."""
     return _descent(signals, dictionary, penalty, tolerance, limit, momentum=False)
 
 
-def fista(signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000) -> Codes:
+def fista(
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
+) -> Codes:
     """The same with momentum, restarted signal by signal."""
     return _descent(signals, dictionary, penalty, tolerance, limit, momentum=True)
 
 
 def encode(
-    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
     """Codes of signals [N, p], solved to a gap of tolerance ||y||^2 and certified in float64.
 
@@ -165,7 +170,7 @@ CHUNK = 256  # signals handed to a thread at a time
 
 
 def descend(
-    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = 10000
+    signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
     """Coordinate descent on working sets, each signal by itself; at most ``limit`` sweeps a signal."""
     n, k = len(signals), dictionary.shape[1]
