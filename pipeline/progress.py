@@ -1,0 +1,33 @@
+"""How far a running stage is: one tiny file in its folder, which whoever watches reads.
+
+A file, since the stage may run in another process or on another machine than the one that shows it.
+"""
+
+import json
+import os
+from pathlib import Path
+
+NAME = "progress.json"
+
+
+def report(out: Path, step: int, total: int, text: str = "") -> None:
+    """Says that ``step`` of ``total`` is done; ``text``: a few words, such as the loss. Whole or not at all."""
+    part = out / f".{NAME}.{os.getpid()}"
+    part.write_text(json.dumps({"step": step, "total": total, "text": text}))
+    part.replace(out / NAME)
+
+
+def read(out: Path) -> tuple[int, int, str] | None:
+    """(step, total, text) as last reported, or None."""
+    try:
+        said = json.loads((out / NAME).read_text())
+        return int(said["step"]), int(said["total"]), str(said["text"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def clear(out: Path) -> None:
+    """Forgets: a finished artifact has no progress."""
+    (out / NAME).unlink(missing_ok=True)
+    for part in out.glob(f".{NAME}.*"):
+        part.unlink(missing_ok=True)
