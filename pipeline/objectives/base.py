@@ -43,9 +43,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """``loss``: 0-d, this rank's mean. ``low`` [B]: energies of data or positives; ``high`` [B, K]: of what is pushed
-    up, [B, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``: detached rows
-    of the whole micro-batch over all ranks, in order, for `Objective.commit`."""
+    """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
+    two, 2B, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no negative of
+    the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``: detached
+    rows of the whole micro-batch over all ranks, in order, for `Objective.commit`."""
 
     loss: Tensor
     low: Tensor
@@ -59,8 +60,8 @@ class Objective(nn.Module):
     but for batch norm's running statistics."""
 
     recipe: ClassVar[str]
-    """"two" random views, "jigsaw": image and nine patches, or the "image" itself in [0, 1]."""
-    coupled: ClassVar[bool] = False
+    """"two" random views, "jigsaw": image and nine patches, the "image" itself in [0, 1], or "signals"."""
+    coupled: bool = False
     """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -1,0 +1,128 @@
+"""Batch norm whose statistics come from blocks of the global batch, whatever number of ranks it lies on."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.errors import ConfigError
+from pipeline.settings.nets import Norm
+from pipeline.world import World
+
+
+class BatchNorm(_BatchNorm):
+    """Batch norm (arXiv 1502.03167) of [B, C, ...] over blocks of the global batch by position.
+
+    One block is the usual batch norm over all ranks; as many blocks as ranks, each rank by itself; any other number,
+    MoCo's split batch norm on one device. Every rank's share is cut into the fewest pieces that lie in one block each;
+    (mean, sum of squared deviations) of all pieces are gathered and joined by Chan's formula, which loses no digits.
+    Running statistics take the mean over the blocks, with the unbiased variance as torch has it, and stay the same on
+    every rank. ``strided``: block b holds the positions p with p mod blocks = b instead of a run of them, so that the
+    companions of a sample are others (MoCo's shuffle, without moving an image).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        blocks: int = 1,
+        world: World | None = None,
+        *,
+        strided: bool = False,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+    ):
+        super().__init__(features, eps, momentum, affine)
+        self.blocks, self.strided = blocks, strided
+        self.rank, self.size = (world.rank, world.size) if world else (0, 1)
+        # A function, not the world: a deep copy of the module shares it, and so lives in the same world.
+        self._gather: Callable[[Tensor], Tensor] = lambda x: world.gather(x) if world else x
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm takes [B, C, ...], not {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or (self.blocks == 1 and self.size == 1):
+            return super().forward(input)
+        self._check_input_dim(input)
+        pieces = self._cut(input)
+        x = pieces.float() if pieces.dtype in (torch.bfloat16, torch.float16) else pieces
+        over = [1, *range(3, x.ndim)]  # x: [pieces, images, C, ...]
+
+        def spread(rows: Tensor) -> Tensor:
+            """[pieces, C] or [1, C] to stand beside x."""
+            return rows.view(len(rows), 1, self.num_features, *[1] * (x.ndim - 3))
+
+        mean = x.mean(over)
+        squares = (x - spread(mean)).square().sum(over)
+        mean, variance, count = self._join(self._gather(torch.stack([mean, squares], 1)), x[0, :, :1].numel())
+        self._track(mean.detach().mean(0), variance.detach().mean(0) * count / (count - 1))
+        block = self._block(len(x)).to(x.device)
+        y = (x - spread(mean[block])) * spread((variance[block] + self.eps).rsqrt())
+        if self.affine:
+            y = y * spread(self.weight[None]) + spread(self.bias[None])
+        return (y.transpose(0, 1) if self.strided else y).reshape(input.shape).to(input.dtype)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """[n, C, ...] -> [pieces, n / pieces, C, ...], each piece inside one block."""
+        pieces = self.blocks if self.strided else self.blocks // math.gcd(self.blocks, self.size)
+        if len(x) % pieces:
+            raise ConfigError(
+                f"batch norm in {self.blocks} blocks on {self.size} ranks: each rank's {len(x)} images of a "
+                f"micro-batch cannot be cut into {pieces} equal parts; change norm.splits, batch or accumulate"
+            )
+        if self.strided:
+            return x.unflatten(0, (len(x) // pieces, pieces)).transpose(0, 1)
+        return x.unflatten(0, (pieces, len(x) // pieces))
+
+    def _join(self, pieces: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
+        """All ranks' pieces, [n, 2, C] of ``count`` values a channel -> mean and biased variance [blocks, C], values a
+        block and channel."""
+        parts = len(pieces) // self.blocks
+        if self.strided:  # piece b of each rank belongs to block b
+            pieces = pieces.unflatten(0, (parts, self.blocks)).transpose(0, 1)
+        else:
+            pieces = pieces.unflatten(0, (self.blocks, parts))
+        means, squares = pieces.unbind(2)
+        mean = means.mean(1)
+        squares = squares.sum(1) + count * (means - mean[:, None]).square().sum(1)
+        if count * parts < 2:
+            raise ConfigError(
+                f"batch norm in {self.blocks} blocks: a block has one value a channel, which has no variance; "
+                f"use larger batches or fewer norm.splits"
+            )
+        return mean, squares / (count * parts), count * parts
+
+    def _block(self, pieces: int) -> Tensor:
+        """The block that each of this rank's pieces lies in."""
+        mine = torch.arange(pieces)
+        return mine if self.strided else (self.rank * pieces + mine) * self.blocks // (self.size * pieces)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics (buffers [C]) towards this batch's."""
+        share = self.momentum or 0.0
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            running.lerp_(new.to(running.dtype), share)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+
+
+def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
+    """The norm that the settings name, as a function of the number of channels."""
+    if settings.kind == "none":
+        return lambda channels: nn.GroupNorm(math.gcd(settings.groups, channels), channels)
+    ranks = world.size if world else 1
+    blocks = {"global": 1, "split": settings.splits, "local": ranks}[settings.kind]
+    return lambda channels: BatchNorm(channels, blocks, world)
+
+
+def stride(module: nn.Module) -> None:
+    """Gives every batch norm inside strided blocks, so that a key's companions are not its query's (see BatchNorm)."""
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            part.strided = True

@@ -1,0 +1,171 @@
+"""Autoencoders: the energy of an image is what its way through a narrow latent loses."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from pipeline import keyed
+from pipeline.image import Image
+from pipeline.nets import decoders, seeded
+from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.objectives.energies import full
+from pipeline.settings import objectives as chosen
+from pipeline.settings.nets import Net
+from pipeline.world import World
+
+
+class Mean(nn.Module):
+    """The first ``latent`` outputs of an encoder: what is probed and exported of an autoencoder."""
+
+    def __init__(self, net: nn.Module, latent: int):
+        super().__init__()
+        self.net, self.features = net, latent
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> [B, latent]."""
+        return self.net(images)[:, : self.features]
+
+
+class AE(Objective):
+    """Autoencoder (Rumelhart, Hinton & Williams 1986): E(y) = || y - Dec(Enc(y)) ||^2, summed over pixels.
+
+    Nothing is pushed up: the volume of low energy is limited by the width of the latent.
+    """
+
+    recipe = "image"
+    outputs = 1
+    """Numbers the encoder gives for each latent unit."""
+
+    def __init__(
+        self, settings: chosen.Generative, net: Net | None, image: Image, samples: int, world: World, seed: int
+    ):
+        super().__init__()
+        self.settings, self.world, self.image = settings, world, image
+        self.latent = settings.net.latent
+        with seeded(seed, "init", "autoencoder"):
+            encoder = decoders.encoder(settings.net, image, self.outputs * self.latent)
+            self.decoder = decoders.decoder(settings.net, image)
+        self.mean = Mean(encoder, self.latent)
+
+    def code(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> latent [B, latent]."""
+        return self.mean(images)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent [B, latent] -> images [B, C, H, W], in [0, 1] but for what an unbounded decoder overshoots."""
+        return self.decoder(z)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return self.decode(self.code(images))
+
+    def corrupt(self, batch: Batch) -> Tensor:
+        """What the encoder is shown of the batch's images."""
+        return batch.views[0]
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> energies [B] and codes [B, latent]."""
+        z = self.code(self.corrupt(batch))
+        error = full(batch.views[0]) - full(self.decode(z))
+        return error.square().flatten(1).sum(1), full(z)
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        low, z = embedded
+        return Step(low.mean(), low, low.new_empty(len(low), 0), {"energy/volume": directions(z.detach())})
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.mean
+
+
+class DAE(AE):
+    """Denoising autoencoder (Vincent et al. 2008): E = || y - Dec(Enc(y + noise)) ||^2, noise drawn afresh.
+
+    Pulled back from everywhere around the data, whatever the width of the latent.
+    """
+
+    settings: chosen.DAE
+
+    def corrupt(self, batch: Batch) -> Tensor:
+        images = batch.views[0]
+        return images + self.settings.noise * batch.normal("noise", *images.shape[1:])
+
+
+class VAE(AE):
+    """Variational autoencoder (Kingma & Welling 2014, arXiv 1312.6114, eq. 3): E = - ELBO = - log p(x|z) + KL.
+
+    Summed over pixels and units, mean over the batch; KL_j = (V - log V - 1 + mu^2) / 2 (eq. 10). beta may rise during
+    training (``warmup``) and units below ``free_bits``, in the mean over the global batch, are not pressed (Kingma et
+    al. 2016, arXiv 1606.04934, eq. 15); the energies in ``low`` have beta 1 and all of the KL.
+    """
+
+    settings: chosen.VAE
+    outputs = 2
+
+    def __init__(self, settings: chosen.VAE, net: Net | None, image: Image, samples: int, world: World, seed: int):
+        super().__init__(settings, net, image, samples, world, seed)
+        self.coupled = settings.free_bits > 0  # they look at the mean over the batch
+        if settings.likelihood == "gaussian":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1], [B, C, H, W] -> mean and log variance of q(z|x), [B, latent] each, at least fp32."""
+        mean, logvar = full(self.mean.net(images)).chunk(2, 1)
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent [B, latent] -> mean of p(x|z), [B, C, H, W]."""
+        out = self.decoder(z)
+        return torch.sigmoid(out) if self.settings.likelihood == "bernoulli" else out
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Means of p(x|z) at draws of the prior: [count, C, H, W]."""
+        some = next(self.decoder.parameters())
+        z = keyed.normal(self.latent, seed, np.arange(count), "sample")
+        return self.decode(torch.from_numpy(z).to(some))
+
+    def surprise(self, images: Tensor, z: Tensor) -> Tensor:
+        """- log p(x|z), summed over pixels -> [B], at least fp32."""
+        out = full(self.decoder(z))
+        if self.settings.likelihood == "bernoulli":
+            nats = binary_cross_entropy_with_logits(out, full(images), reduction="none")
+        else:
+            log_sigma = self.log_sigma.clamp(min=-6)  # a constant pixel would have no bound
+            error = (full(images) - out) * torch.exp(-log_sigma)
+            nats = 0.5 * error.square() + log_sigma + 0.5 * math.log(2 * math.pi)
+        return nats.flatten(1).sum(1)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> - log p(x|z) [B], mean and log variance [B, latent]."""
+        mean, logvar = self.encode(batch.views[0])
+        z = mean + torch.exp(0.5 * logvar) * batch.normal("epsilon", self.latent)
+        return self.surprise(batch.views[0], z), mean, logvar
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        recon, mean, logvar = embedded
+        kl = 0.5 * (logvar.exp() - logvar - 1 + mean.square())  # [B, latent]
+        low = recon + kl.sum(1)
+        pressed = kl.mean(0)
+        if self.settings.free_bits:
+            pressed = (self.world.sum(pressed) / self.world.size).clamp(min=self.settings.free_bits)
+        beta = self.settings.beta
+        if self.settings.warmup:
+            beta *= min(1.0, batch.progress / self.settings.warmup)
+        scalars = {
+            "vae/elbo": -low.detach().mean(),
+            "vae/recon": recon.detach().mean(),
+            "vae/kl": kl.detach().sum(1).mean(),
+            "vae/active_units": (mean.detach().var(0, correction=0) > 0.01).to(low.dtype).sum(),
+            "energy/volume": kl.detach().sum(1).mean(),
+        }
+        return Step(recon.mean() + beta * pressed.sum(), low, low.new_empty(len(low), 0), scalars)
+
+
+@torch.no_grad()
+def directions(z: Tensor) -> Tensor:
+    """How many directions of latent space the codes [B, latent] fill: (tr C)^2 / tr C^2 of their covariance, 0-d."""
+    centred = z - z.mean(0)
+    covariance = torch.einsum("bi,bj->ij", centred, centred)
+    return covariance.trace().square() / covariance.square().sum().clamp(min=torch.finfo(z.dtype).tiny)

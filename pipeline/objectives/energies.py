@@ -1,0 +1,67 @@
+"""What the contrastive objectives share: energies in full precision, the losses over them, and what is watched."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+
+def full(x: Tensor) -> Tensor:
+    """At least fp32: energies and losses are never halved, whatever autocast says."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, at least fp32."""
+    return normalize(full(x), dim=-1)
+
+
+def infonce(low: Tensor, high: Tensor) -> Tensor:
+    """low + log(e^-low + sum_j e^-high_j) for low [B], high [B, K] (infinite where masked) -> [B].
+
+    - log of the positive's share in the softmax (van den Oord et al., arXiv 1807.03748, eq. 4).
+    """
+    return low + torch.cat([low[:, None], high], 1).neg().logsumexp(1)
+
+
+def nce(low: Tensor, high: Tensor) -> Tensor:
+    """- log h+ - sum_j log(1 - h_j), with h the softmax over the positive and all negatives -> [B] (PIRL, eq. 3-4).
+
+    In logarithms throughout. Only the largest h_j can be near 1: its 1 - h is summed from all the others, the rest is
+    safe in log1p.
+    """
+    logits = torch.cat([low[:, None], high], 1).neg()
+    total = logits.logsumexp(1, keepdim=True)
+    share = logits - total
+    top = high.argmin(1, keepdim=True) + 1
+    others = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True) - total
+    safe = share.scatter(1, top, -torch.inf)[:, 1:]
+    return -(share[:, 0] + others[:, 0] + torch.log1p(-safe.exp()).sum(1))
+
+
+def binary_nce(low: Tensor, high: Tensor, log_partition: Tensor, log_odds: float) -> Tensor:
+    """- log sigmoid of data's, - sum log(1 - sigmoid) of noise's log-odds -> [B] (NPID, arXiv 1805.01978, eq. 7).
+
+    The log-odds of an energy E are - E - ``log_partition`` [B] - ``log_odds``, the last being log(K / samples).
+    """
+    shift = log_partition + log_odds
+    return softplus(low + shift) + softplus(-high - shift[:, None]).sum(1)
+
+
+@torch.no_grad()
+def watch(rows: Tensor, low: Tensor, high: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Scalars of unit rows [B, d] with positives' energies low [R] and negatives' high [R, K].
+
+    accuracy: positives ranked first; alignment: mean squared distance to the positive; uniformity: log of the mean of
+    e^(-2 squared distance) over pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions, 1/sqrt(d) if spread
+    over the sphere, 0 if collapsed.
+    """
+    some = rows[:256]  # pairs grow with the square
+    n = len(some)
+    apart = 2 - 2 * some @ some.T
+    apart.fill_diagonal_(torch.inf)
+    return {
+        "learn/accuracy": (low[:, None] < high).all(1).to(low.dtype).mean(),
+        "learn/alignment": (2 + 2 * temperature * low).mean(),
+        "learn/uniformity": (-2 * apart).flatten().logsumexp(0) - torch.log(apart.new_tensor(max(1, n * (n - 1)))),
+        "learn/std": rows.std(0, correction=0).mean(),
+    }

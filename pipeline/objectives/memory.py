@@ -1,0 +1,86 @@
+"""What contrastive objectives remember between steps: a ring of recent keys, or a row for every sample.
+
+Both are plain buffers, saved with the objective and the same on every rank; only `commit` writes to them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pipeline import keyed
+
+
+def unit_rows(count: int, dim: int, *words: Any) -> Tensor:
+    """Random directions, a function of the words alone -> [count, dim], each of length 1."""
+    return normalize(torch.randn(count, dim, generator=keyed.generator(*words)), dim=1)
+
+
+class Queue(nn.Module):
+    """A ring of the newest ``size`` keys, each with its sample's id and the step that made it.
+
+    Slots never written hold random directions, as MoCo starts, with id and step -1.
+    """
+
+    keys: Tensor
+    ids: Tensor
+    steps: Tensor
+    next: Tensor
+
+    def __init__(self, size: int, dim: int, seed: int):
+        super().__init__()
+        self.register_buffer("keys", unit_rows(size, dim, seed, "init", "queue"))
+        self.register_buffer("ids", torch.full((size,), -1))
+        self.register_buffer("steps", torch.full((size,), -1))
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def write(self, keys: Tensor, ids: Tensor, step: int) -> None:
+        """Puts keys [n, dim] of samples ids [n] after the newest, over the oldest; of n > size the last ones stay."""
+        size, n = len(self.ids), len(ids)
+        kept = min(n, size)
+        slots = (self.next + torch.arange(n - kept, n, device=self.next.device)) % size
+        self.keys[slots] = keys[n - kept :].to(self.keys.dtype)
+        self.ids[slots] = ids[n - kept :]
+        self.steps[slots] = step
+        self.next.add_(n).remainder_(size)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Which slots are no negatives of samples ids [B]: their own image's keys, and slots never written -> bool
+        [B, size]."""
+        return (ids[:, None] == self.ids) | (self.steps < 0)
+
+    def age(self, step: int) -> Tensor:
+        """Mean age in steps of the keys written so far, 0-d."""
+        written = self.steps >= 0
+        return ((step - self.steps) * written).sum() / written.sum().clamp(min=1)
+
+
+class Bank(nn.Module):
+    """A unit row for every sample, by id, and the step that last wrote it (-1: still random)."""
+
+    rows: Tensor
+    last_step: Tensor
+
+    def __init__(self, samples: int, dim: int, seed: int):
+        super().__init__()
+        self.register_buffer("rows", unit_rows(samples, dim, seed, "init", "bank"))
+        self.register_buffer("last_step", torch.full((samples,), -1))
+
+    @torch.no_grad()
+    def write(self, values: Tensor, ids: Tensor, step: int, momentum: float) -> None:
+        """row <- normalise(momentum row + (1 - momentum) value) for values [n, dim] of samples ids [n].
+
+        Values of a sample that is there more than once are averaged first, so that their order cannot matter.
+        """
+        same = (ids[:, None] == ids).to(self.rows.dtype)
+        values = (same @ values.to(self.rows.dtype)) / same.sum(1, keepdim=True)
+        # Repeated ids write equal rows, so it does not matter which write is last.
+        self.rows[ids] = normalize(torch.lerp(values, self.rows[ids], momentum), dim=1)
+        self.last_step[ids] = step
+
+    def age(self, step: int) -> Tensor:
+        """Mean age in steps of the rows written so far, 0-d."""
+        written = self.last_step >= 0
+        return ((step - self.last_step) * written).sum() / written.sum().clamp(min=1)

@@ -1,0 +1,102 @@
+"""PIRL (Misra & van der Maaten 2020, arXiv 1912.01991): an image and its shuffled patches, against a memory of all."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import keyed
+from pipeline.image import Image
+from pipeline.nets import heads, seeded, trunks
+from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.objectives.energies import binary_nce, infonce, nce, unit, watch
+from pipeline.objectives.memory import Bank
+from pipeline.settings.nets import Net
+from pipeline.settings.objectives import PIRL as Settings
+from pipeline.world import World
+
+
+class PIRL(Objective):
+    """Eq. 5: L = weight L(m_I, g(patches)) + (1 - weight) L(m_I, f(image)), with m_I the image's row in the bank.
+
+    L is by default the noise contrastive estimator of eq. 3-4 over rows drawn once a step for the whole batch. Both
+    terms meet the row, never each other. The row moves towards f(image) in `commit`.
+    """
+
+    recipe = "jigsaw"
+    log_partition: Tensor
+
+    def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
+        super().__init__()
+        self.settings, self.world, self.samples = settings, world, samples
+        self.trunk = trunks.build(net, image, world, seed)
+        with seeded(seed, "init", "head"):
+            self.f = heads.build(settings.head, self.trunk.features)
+            self.g = heads.PatchHead(settings.head, self.trunk.features, settings.jigsaw.cells**2)
+        self.bank = Bank(samples, settings.head.dim, seed)
+        # Of image and patches, for binary_nce; not a number until the first commit.
+        self.register_buffer("log_partition", torch.full((2,), torch.nan))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> unit rows of the image and of its patches, [B, 2, dim]."""
+        image, patches = batch.views
+        f = unit(self.f(self.trunk(image)))
+        g = unit(self.g(trunks.embed_patches(self.trunk, patches)))
+        return (torch.stack([f, g], 1),)
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        """low [2B], high [2B, K]: a row for each image, then one for its patches; infinite for the own row."""
+        (rows,) = embedded
+        chosen = self.settings
+        with torch.autocast(rows.device.type, enabled=False):
+            drawn = self.negatives(batch)
+            others = self.bank.rows if drawn is None else self.bank.rows[drawn]
+            low = -(rows * self.bank.rows[batch.ids][:, None]).sum(2).flatten() / chosen.temperature
+            high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
+            own = batch.ids.repeat_interleave(2)[:, None] == (
+                torch.arange(self.samples, device=batch.ids.device) if drawn is None else drawn
+            )
+            if chosen.mask_own:
+                high = high.masked_fill(own, torch.inf)
+            pending = {"rows": self.world.gather(rows.detach()[:, 0]), "ids": self.world.gather(batch.ids)}
+            if chosen.loss == "binary_nce":
+                pending["log_partition"] = estimate = self._estimate(low.detach(), high.detach())
+                fixed = torch.where(self.log_partition.isnan(), estimate[0], self.log_partition)
+                odds = math.log(len(others) / self.samples)
+                losses = binary_nce(low, high, fixed.repeat(len(rows)), odds)
+            else:
+                losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
+            weights = losses.new_tensor([1 - chosen.weight, chosen.weight])
+            scalars = watch(rows.detach()[:, 0], low.detach(), high.detach(), chosen.temperature)
+            scalars["learn/queue_age"] = self.bank.age(batch.step).to(low.dtype)
+            scalars["learn/own_share"] = own.to(low.dtype).mean()
+            return Step((losses.view(-1, 2) * weights).sum(1).mean(), low, high, scalars, pending)
+
+    def negatives(self, batch: Batch) -> Tensor | None:
+        """Ids of the rows that a step's whole global batch is held against, without repetition; none: all rows."""
+        count = self.settings.negatives
+        if count == 0 or count >= self.samples:
+            return None
+        drawn = keyed.permute(np.arange(count), self.samples, batch.seed, batch.step, "negatives")
+        return torch.from_numpy(drawn).to(batch.ids.device)
+
+    def _estimate(self, low: Tensor, high: Tensor) -> Tensor:
+        """log(samples x mean e^-E) over the global batch's positives and negatives, of image and patches -> [1, 2]."""
+        logits = torch.cat([low[:, None], high], 1).neg().unflatten(0, (-1, 2))
+        seen = torch.isfinite(logits)
+        total = self.world.sum(torch.stack([logits.exp().sum((0, 2)), seen.to(low.dtype).sum((0, 2))]))
+        return (math.log(self.samples) + torch.log(total[0] / total[1]))[None]
+
+    @torch.no_grad()
+    def commit(self, pending: dict[str, Tensor], batch_step: int) -> None:
+        """Moves the batch's rows [n, dim] of ids [n]; fixes binary_nce's partition the first time."""
+        self.bank.write(pending["rows"], pending["ids"], batch_step, self.settings.momentum)
+        if "log_partition" in pending:
+            estimates = pending["log_partition"]
+            mean = estimates.logsumexp(0) - math.log(len(estimates))
+            self.log_partition.copy_(torch.where(self.log_partition.isnan(), mean, self.log_partition))
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.trunk

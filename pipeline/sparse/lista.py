@@ -1,0 +1,51 @@
+"""LISTA: a network shaped like a few steps of ISTA, trained to predict the sparse code (Gregor & LeCun, ICML 2010)."""
+
+import torch
+from torch import Tensor, nn
+
+
+def shrink(z: Tensor, theta: Tensor) -> Tensor:
+    """Soft threshold: sign(z) max(|z| - theta, 0)."""
+    return torch.sign(z) * torch.relu(z.abs() - theta)
+
+
+class LISTA(nn.Module):
+    """z <- shrink(We y + S z, theta), from z = 0; at first exactly ISTA on 1/2 ||y - D z||^2 + penalty ||z||_1.
+
+    We = D'/L, S = I - D'D/L, theta = penalty/L, with L the largest eigenvalue of D'D. ``dictionary``: [p, k] with the
+    atoms as columns. Untied: each layer has its own We, S and theta; tied: all share one. theta stays positive as a
+    softplus. The first layer has no S, since z is 0 there.
+    """
+
+    dictionary: Tensor
+
+    def __init__(self, dictionary: Tensor, penalty: float, layers: int = 3, tied: bool = False):
+        super().__init__()
+        self.penalty, self.layers = penalty, layers
+        own = 1 if tied else layers
+        gram = dictionary.double().T @ dictionary.double()
+        bound = torch.linalg.eigvalsh(gram)[-1]
+        encode = (dictionary.double().T / bound).to(dictionary)
+        inhibit = (torch.eye(len(gram), device=gram.device) - gram / bound).to(dictionary)
+        theta = torch.log(torch.expm1(penalty / bound)).to(dictionary)
+        self.register_buffer("dictionary", dictionary.detach().clone())
+        self.encode = nn.ParameterList(encode.clone() for _ in range(own))
+        self.inhibit = nn.ParameterList(inhibit.clone() for _ in range(min(own, layers - 1) if tied else layers - 1))
+        self.theta = nn.ParameterList(theta.expand(len(gram)).clone() for _ in range(own))
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Signals [B, p] -> codes [B, k]."""
+        z = None
+        for i in range(self.layers):
+            at = i % len(self.encode)
+            drive = signals @ self.encode[at].T
+            if z is not None:
+                drive = drive + z @ self.inhibit[(i - 1) % len(self.inhibit)].T
+            z = shrink(drive, nn.functional.softplus(self.theta[at]))
+        assert z is not None
+        return z
+
+    def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
+        """1/2 ||y - D z||^2 + penalty ||z||_1 of each signal -> [B]."""
+        error = signals - codes @ self.dictionary.T
+        return 0.5 * error.square().sum(1) + self.penalty * codes.abs().sum(1)
