@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import runner
 from pipeline.errors import ClusterError, NoProgressError, PipelineError
+from pipeline.placement import here
 from pipeline.runner import Job
 from pipeline.settings.stages import Place
 
@@ -141,6 +141,11 @@ def died(how: str) -> NoProgressError:
     )
 
 
+def unasked() -> bool:
+    """No signal reaches a worker: it is asked to stop by the job's stop file."""
+    return False
+
+
 @ray.remote(num_cpus=1)
 def _warm() -> None:
     """Imports what takes seconds, in each worker at the same time, before the first stage needs it."""
@@ -150,7 +155,7 @@ def _warm() -> None:
 
 @ray.remote(num_cpus=1)
 def _task(job: Job) -> Any:
-    return runner.work(job)
+    return here.run_stage(job, unasked)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -179,7 +184,7 @@ def _train(job: Job, env: dict[str, str]) -> Any:
     try:
         for _ in range(ATTEMPTS):
             try:
-                return TorchTrainer(lambda: runner.work(job), **trainer_settings).fit().return_value
+                return TorchTrainer(lambda: here.run_stage(job, unasked), **trainer_settings).fit().return_value
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 for failure in failures:

@@ -1,0 +1,39 @@
+"""What a scheduler starts: `pipeline run`, with its run folder where it outlives the job.
+
+    ray job submit --working-dir . -- python jobs/run.py CONFIG [stage.key=value ...] [--only STAGE ...]
+    python jobs/run.py --root CONFIG ...     only prints the run folder, or what is wrong with the config
+
+A relative root is taken below PIPELINE_ROOT, else below the home folder: a Ray job's own folder vanishes with it.
+TERM or USR2: save, exit 75. `ray job stop` kills after 3 s unless the job's env_vars raise RAY_JOB_STOP_WAIT_TIME_S.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli, config
+from pipeline.errors import PipelineError
+from pipeline.placement import slurm
+
+
+def main(words: list[str]) -> int:
+    told = words[:1] == ["--root"]
+    words = words[told:]
+    try:
+        slurm.adopt()
+        options = cli.parse(cli.run_parser(), words)
+        overrides = [w for w in options.overrides + options.only if "=" in w]
+        root = Path(os.environ.get("PIPELINE_ROOT") or Path.home(), config.load(options.config, overrides).root)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    if told:
+        print(root)
+        return 0
+    return cli.main(["run", *words, f"root={root}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

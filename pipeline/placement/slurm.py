@@ -1,0 +1,78 @@
+"""Ranks that srun started, and the brake on a job that requeues itself.
+
+    adopt()                                     SLURM_* -> RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+    python -m pipeline.placement.slurm FOLDER   exit 0: requeue; 70: this job has stopped getting anywhere
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from pipeline.errors import NoProgressError, PipelineError
+
+IDLE = 2
+"""Attempts in a row that may end where the one before them ended; a node may be taken away before the first step."""
+ATTEMPTS = 100
+
+
+def adopt() -> None:
+    """Gives the ranks of an srun step of several tasks the names that every launcher's ranks go by.
+
+    Leaves alone what another launcher has set, a step of one task, and the batch shell (which has SLURM_PROCID too,
+    but no step).
+    """
+    env = os.environ
+    size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "RANK" in env or size == 1:
+        return
+    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], str(size)
+    local = int(env["SLURM_LOCALID"])
+    devices = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    env["LOCAL_RANK"] = str(local % len(devices) if devices else local)  # --gpus-per-task shows each task its own only
+    one = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
+    env.setdefault("MASTER_ADDR", "127.0.0.1" if one else first_host(env["SLURM_STEP_NODELIST"]))
+    env.setdefault("MASTER_PORT", str(port(int(env["SLURM_JOB_ID"]))))
+
+
+def first_host(nodes: str) -> str:
+    """First name of a Slurm node list: "gpu[07-09,12],login1" -> "gpu07"."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).split(",")[0]
+
+
+def port(job: int) -> int:
+    """A port of the job's own, below those the kernel gives out."""
+    return 20000 + job % 10000
+
+
+def progress(root: Path) -> list[str]:
+    """What has been made under a run folder: finished artifacts and each training's newest checkpoint."""
+    done = [str(p.relative_to(root)) for p in root.glob("*/artifact.json")]
+    return sorted(done + [str(max(p.glob("[0-9]*"), default=p).relative_to(root)) for p in root.glob("*/checkpoints")])
+
+
+def brake(root: Path, job: str) -> None:
+    """Notes how far ``job`` came; raises NoProgressError where it came no farther than before, IDLE times in a row,
+    or has been tried ATTEMPTS times."""
+    note = root / f".slurm-{job}.json"
+    before = json.loads(note.read_text()) if note.exists() else {"progress": None, "idle": 0, "attempts": 0}
+    now = progress(root)
+    idle = before["idle"] + 1 if now == before["progress"] else 0
+    attempts = before["attempts"] + 1
+    root.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"progress": now, "idle": idle, "attempts": attempts}))
+    if idle >= IDLE or attempts >= ATTEMPTS:
+        newest = ", ".join(now) or "nothing"
+        raise NoProgressError(
+            f"job {job} is not requeued: {attempts} attempts, the last {idle + 1} of which ended at the same place "
+            f"({newest} in {root}); give it more time (--time, or a longer lead in --signal), then submit it again"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        brake(Path(sys.argv[1]), os.environ["SLURM_JOB_ID"])
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
