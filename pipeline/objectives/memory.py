@@ -47,9 +47,10 @@ class Queue(nn.Module):
         self.next.add_(n).remainder_(size)
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Which slots are no negatives of samples ids [B]: their own image's keys, and slots never written -> bool
-        [B, size]."""
-        return (ids[:, None] == self.ids) | (self.steps < 0)
+        """Which slots are no negatives of samples ids [B] -> bool [B, size]: their own image's keys, and slots never
+        written, but for the first step, which has no others."""
+        empty = self.steps < 0
+        return (ids[:, None] == self.ids) | (empty & ~empty.all())
 
     def age(self, step: int) -> Tensor:
         """Mean age in steps of the keys written so far, 0-d."""

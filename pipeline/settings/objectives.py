@@ -36,7 +36,8 @@ class MoCo(Settings):
     symmetric: bool = False
     """Both views query both: the mean of the two losses, both key sets enqueued after both."""
     mask_own: bool = True
-    """A key of the query's own image is never its negative; false: as in the paper."""
+    """A key of the query's own image is never its negative, nor a random row the queue started with; false: both are,
+    as in the paper."""
     head: Head = Head()
 
 
@@ -68,6 +69,7 @@ class PIRL(Settings):
     negatives: int = 32000
     """Rows of the bank drawn a step, shared by the batch; 0: all rows, exactly."""
     mask_own: bool = True
+    """The image's own row is never its negative; false: it may be drawn, as in the paper."""
     head: Head = Head(hidden=0)
     """Of f and, per patch, of g; g then joins its patches by one more linear layer."""
     jigsaw: Jigsaw = Jigsaw()

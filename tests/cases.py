@@ -1,0 +1,76 @@
+"""Every objective, small, with a batch for it: what the contract suite and the runs on several ranks go through."""
+
+import torch
+from torch import Tensor
+
+from pipeline import keyed, objectives
+from pipeline.image import Image
+from pipeline.objectives.base import Batch, Objective
+from pipeline.objectives.lista import LISTA
+from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, MoCo, SimCLR
+from pipeline.settings.objectives import LISTA as LISTASettings
+
+IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
+SAMPLES = 64
+HEAD = Head(hidden=12, dim=6)
+NARROW = Bottleneck(latent=4, width=16)
+CASES = {
+    "simclr": SimCLR(head=HEAD, temperature=0.5),
+    "moco": MoCo(queue=20, momentum=0.9, head=HEAD),
+    "moco_symmetric": MoCo(queue=21, momentum=0.9, symmetric=True, head=HEAD),
+    "moco_paper": MoCo(queue=20, temperature=0.07, mask_own=False, head=Head(hidden=0, dim=6)),
+    "pirl": PIRL(negatives=16, temperature=0.5, head=Head(hidden=0, dim=6)),
+    "pirl_infonce": PIRL(loss="infonce", negatives=0, temperature=0.5, weight=0.3, head=HEAD),
+    "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
+    "ae": AE(net=NARROW),
+    "dae": DAE(net=Bottleneck(latent=4, width=16, shape="conv")),
+    "vae": VAE(net=NARROW, warmup=0.5),
+    "vae_gaussian": VAE(net=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
+    "lista_energy": LISTASettings(),
+    "lista_code": LISTASettings(loss="code", tied=True),
+}
+CONTRASTIVE = [name for name in CASES if name.startswith(("simclr", "moco", "pirl"))]
+
+
+def dictionary() -> Tensor:
+    """Unit atoms as columns, [10, 24]."""
+    return torch.nn.functional.normalize(random(10, 24, seed="atoms"), dim=0)
+
+
+def random(*shape: int, seed: int | str = 0) -> Tensor:
+    """Standard normal float64 numbers."""
+    count = int(torch.Size(shape).numel())
+    return torch.from_numpy(keyed.normal(count, "cases", seed)).reshape(shape)
+
+
+def make(name: str, world, norm: str = "global", seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
+    """The named objective in training mode."""
+    settings = CASES[name]
+    if isinstance(settings, LISTASettings):
+        return LISTA(settings, dictionary().to(dtype), 0.2).train()
+    net = CNN(width=8, depth=2, norm=Norm(kind=norm, splits=4))  # type: ignore[arg-type]
+    return objectives.build(settings, net, IMAGE, SAMPLES, world, seed).to(dtype).train()
+
+
+def batch(
+    objective: Objective, ids: list[int], step: int = 0, dtype: torch.dtype = torch.float64, progress: float = 0.25
+) -> Batch:
+    """Views of samples ids: a function of id and step alone, so that any cut of a batch gives the same."""
+    images = torch.stack([random(1, 8, 8, seed=i) for i in ids]).mul(0.3).add(0.5).clamp(0, 1)
+    other = images + 0.2 * torch.stack([random(1, 8, 8, seed=1000 * (step + 1) + i) for i in ids])
+    patches = torch.stack([random(9, 1, 4, 4, seed=-i - 1) for i in ids])
+    signals = torch.stack([random(10, seed=i) for i in ids])
+    codes = torch.stack([random(24, seed=i) for i in ids])
+    views = {"two": (images, other), "jigsaw": (images, patches), "image": (images,), "signals": (signals, codes)}
+    chosen = tuple(v.to(dtype) for v in views[objective.recipe])
+    return Batch(chosen, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
+
+
+def warm(objective: Objective, steps: int = 3, dtype: torch.dtype = torch.float64) -> Objective:
+    """A few steps' worth of memory: keys, rows and running statistics that are no longer the first ones."""
+    for step in range(steps):
+        with torch.no_grad():
+            result = objective(batch(objective, [(5 * step + i) % SAMPLES for i in range(8)], step, dtype))
+        objective.commit(result.pending, step)
+    return objective

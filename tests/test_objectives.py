@@ -1,0 +1,253 @@
+"""The contract that every objective keeps, checked on all of them."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.base import Batch
+from pipeline.settings.stages import Pretrain
+from pipeline.settings.training import Adam
+from pipeline.training import loop, optim
+from tests.cases import CASES, CONTRASTIVE, IMAGE, SAMPLES, batch, make, warm
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+WRITTEN = {  # what commit may change, by the start of its name
+    "moco": ("key_trunk.", "key_head.", "queue."),
+    "pirl": ("bank.", "log_partition"),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+IDS = [3, 1, 12, 25, 9, 30, 17, 6]
+
+
+def state(objective) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in objective.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], objective) -> set[str]:
+    now = objective.state_dict()
+    assert set(now) == set(before)
+    return {
+        k
+        for k, v in before.items()
+        if not torch.equal(
+            v,
+            now[k],
+        )
+        and not (v.isnan() & now[k].isnan()).all()
+    }
+
+
+def gradients(objective) -> dict[str, Tensor]:
+    return {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
+
+
+@EVERY
+def test_forward_is_pure(name, world):
+    """The same state and batch give the same answer, and leave nothing behind but batch norm's statistics."""
+    objective = warm(make(name, world))
+    before, numbers = state(objective), torch.random.get_rng_state()
+    first, second = (objective(batch(objective, IDS, 3)) for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.low, second.low) and torch.equal(first.high, second.high)
+    assert all(torch.equal(first.pending[k], second.pending[k]) for k in first.pending)
+    assert {k.rsplit(".", 1)[-1] for k in changed(before, objective)} <= set(STATISTICS)
+    assert torch.equal(numbers, torch.random.get_rng_state())
+
+
+@EVERY
+def test_commit_changes_what_it_declares(name, world):
+    objective = warm(make(name, world))
+    result = objective(batch(objective, IDS, 3))
+    with torch.no_grad():
+        for p in objective.encoder.parameters():
+            p.add_(0.01)  # an optimiser's step
+    before = state(objective)
+    objective.commit(result.pending, 3)
+    touched = changed(before, objective)
+    kind = CASES[name].kind
+    assert all(k.startswith(WRITTEN.get(kind, ())) for k in touched)
+    assert bool(touched) == (kind in WRITTEN)
+    assert not any(k.endswith(STATISTICS) for k in touched)
+
+
+@EVERY
+def test_saved_and_loaded_it_goes_on_bit_for_bit(name, world):
+    objective, other = warm(make(name, world)), make(name, world, seed=1)
+    other.load_state_dict(state(objective))
+    for step in (3, 4):
+        results = [o(batch(o, IDS, step)) for o in (objective, other)]
+        assert torch.equal(results[0].loss, results[1].loss)
+        for o, r in zip((objective, other), results, strict=True):
+            o.commit(r.pending, step)
+    assert not changed(state(objective), other)
+
+
+@EVERY
+def test_the_loss_falls_with_low_and_with_rising_high(name, world):
+    objective = warm(make(name, world))
+    if CASES[name].kind == "lista" and CASES[name].loss == "code":
+        pytest.skip("trained on the distance to a code, not on the energy")
+    result = objective(batch(objective, IDS, 3))
+    if result.high.numel() == 0:
+        assert result.high.shape == (len(result.low), 0) and "energy/volume" in result.scalars
+        if "vae" not in name:
+            (low,) = torch.autograd.grad(result.loss, [result.low])
+            assert (low > 0).all()
+        return
+    low, high = torch.autograd.grad(result.loss, [result.low, result.high])
+    seen = torch.isfinite(result.high)
+    assert (low > 0).all() and (high[seen] < 0).all() and (high[~seen] == 0).all()
+
+
+@EVERY
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulation_equals_the_big_batch(name, pieces, world):
+    """Without batch norm: the same gradient and pending rows from one batch or several, whatever is coupled."""
+    whole, cut = (warm(make(name, world, norm="none")) for _ in range(2))
+    size = len(IDS) // pieces
+    one = loop.backward(whole, whole, [batch(whole, IDS, 3)])
+    many = loop.backward(cut, cut, [batch(cut, IDS[i : i + size], 3) for i in range(0, len(IDS), size)])
+    torch.testing.assert_close(many.loss, one.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(cut), gradients(whole), rtol=1e-9, atol=1e-13)
+    for o, r in ((whole, one), (cut, many)):
+        o.commit(r.pending, 3)
+    for k, v in whole.state_dict().items():
+        torch.testing.assert_close(cut.state_dict()[k], v, rtol=1e-12, atol=1e-14, msg=k, equal_nan=True)
+
+
+@EVERY
+def test_any_batch_size(name, world):
+    objective = make(name, world)
+    for step, size in enumerate((7, 2, 5, 30, 3)):
+        result = objective(batch(objective, list(range(step, step + size)), step))
+        assert result.low.shape[0] in (size, 2 * size)
+        assert torch.isfinite(result.loss)
+        objective.commit(result.pending, step)
+
+
+@EVERY
+def test_autocast_leaves_energies_and_loss_whole(name, world):
+    objective = warm(make(name, world, dtype=torch.float32), dtype=torch.float32)
+    exact = objective(batch(objective, IDS, 3, torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = objective(batch(objective, IDS, 3, torch.float32))
+    result.loss.backward()
+    assert result.loss.dtype == result.low.dtype == result.high.dtype == torch.float32
+    assert all(v.dtype != torch.bfloat16 for v in result.pending.values())
+    assert torch.isfinite(result.loss)
+    assert all(torch.isfinite(g).all() for g in gradients(objective).values())
+    torch.testing.assert_close(result.loss, exact.loss, rtol=0.05, atol=0.05)
+
+
+@EVERY
+def test_double_precision_throughout(name, world):
+    objective = make(name, world)
+    result = objective(batch(objective, IDS))
+    assert result.loss.dtype == result.low.dtype == result.high.dtype == torch.float64
+    assert all(v.dtype in (torch.float64, torch.int64) for v in objective.state_dict().values())
+
+
+@EVERY
+def test_learns_64_images_by_heart(name, world):
+    objective = make(name, world, dtype=torch.float32)
+    ids = list(range(64))
+    settings = Pretrain(data="x", optimiser=Adam(lr=3e-3))
+    optimiser, losses = optim.build(objective, settings), []
+    for step in range(50):
+        result = objective(batch(objective, ids, dtype=torch.float32))
+        result.loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        objective.commit(result.pending, step)
+        losses.append(float(result.loss.detach()))
+    start = losses[2:5] if name.startswith("moco") else losses[:3]  # once the queue has keys
+    assert sum(losses[-3:]) < 0.97 * sum(start)
+
+
+@EVERY
+def test_step_is_made_of_detached_scalars_and_whole_pending(name, world):
+    objective = warm(make(name, world))
+    result = objective(batch(objective, IDS, 3))
+    assert result.loss.shape == () and result.loss.requires_grad
+    for tag, value in result.scalars.items():
+        assert re.fullmatch(r"(learn|vae|energy|codes)/[a-z_]+", tag)
+        assert value.shape == () and not value.requires_grad and torch.isfinite(value), tag
+        assert value.dtype == torch.float64, tag
+    assert not any(v.requires_grad for v in result.pending.values())
+    wanted = {"learn/accuracy", "learn/alignment", "learn/uniformity", "learn/std"}
+    if name in CONTRASTIVE:
+        assert wanted <= set(result.scalars)
+        assert ("learn/queue_age" in result.scalars) == (name != "simclr")
+
+
+@EVERY
+def test_what_is_not_finite_shows_in_the_loss(name, world):
+    objective = warm(make(name, world))
+    good = batch(objective, IDS, 3)
+    for view in range(1 if CASES[name].kind == "lista" else len(good.views)):
+        views = [v.clone() for v in good.views]
+        views[view][2].flatten()[0] = float("nan")
+        bad = Batch(tuple(views), good.ids, good.step, good.epoch, good.seed)
+        assert not torch.isfinite(objective(bad).loss)
+
+
+@EVERY
+def test_encoder_maps_images_to_rows_of_its_width(name, world):
+    objective = make(name, world)
+    encoder = objective.encoder.eval()
+    if CASES[name].kind == "lista":
+        assert encoder(torch.zeros(5, 10, dtype=torch.float64)).shape == (5, 24)
+        return
+    images = torch.rand(5, IMAGE.channels, IMAGE.side, IMAGE.side, dtype=torch.float64)
+    assert encoder(images).shape == (5, encoder.features)
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+@EVERY
+def test_first_weights_depend_on_the_seed_alone(name, world):
+    if CASES[name].kind == "lista":
+        pytest.skip("starts at ISTA, whatever the seed")
+    torch.manual_seed(1)
+    one = state(make(name, world, seed=5))
+    torch.manual_seed(2)
+    assert not changed(one, make(name, world, seed=5))
+    assert changed(one, make(name, world, seed=6))
+
+
+@pytest.mark.parametrize("name", [n for n in CONTRASTIVE if n != "moco_paper"])
+def test_an_image_is_never_its_own_negative(name, world):
+    objective = make(name, world)
+    for step in range(4):
+        ids = [0, 4, 4, 7, 0, 11]  # some twice in one batch, all in memory from the second step on
+        b = batch(objective, ids, step)
+        result = objective(b)
+        own = b.ids.repeat_interleave(len(result.low) // len(ids))[:, None] == negatives(objective, b)
+        assert torch.isinf(result.high[own]).all()
+        objective.commit(result.pending, step)
+    assert own.any() or name == "pirl"
+
+
+def negatives(objective, b: Batch) -> Tensor:
+    """Ids of the columns of ``high``."""
+    kind = type(objective).__name__
+    if kind == "SimCLR":
+        return b.ids.repeat_interleave(2)
+    if kind == "MoCo":
+        return objective.queue.ids
+    drawn = objective.negatives(b)
+    return torch.arange(SAMPLES) if drawn is None else drawn
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_page_names_its_source(kind):
+    page = inspect.getdoc(OBJECTIVES[kind]) + (inspect.getdoc(inspect.getmodule(OBJECTIVES[kind])) or "")
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|(19|20)\d\d", page), "names no paper"
+    assert "eq." in page or "E(" in page or "E =" in page, "gives no equation"
+
+
+def test_the_suite_holds_every_objective():
+    assert {s.kind for s in CASES.values()} == set(OBJECTIVES)
