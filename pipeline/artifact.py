@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -177,9 +178,11 @@ def differences(recorded: dict[str, str]) -> str:
 
 def commit() -> str | None:
     """The git commit of this code, "-dirty" where files differ from it; None outside a work tree."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        told = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", *options], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return told.stdout.strip() or None
@@ -309,10 +312,8 @@ class Lock:
         except FileNotFoundError:
             return False  # released just now: the next try creates it
         with file:
-            try:
+            with suppress(OSError):  # a file system without such locks: what follows is then only nearly exclusive
                 fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without such locks: what follows is then only nearly exclusive
-                pass
             owner, age = self.owner()
             try:
                 same = os.stat(self.path).st_ino == os.fstat(file.fileno()).st_ino

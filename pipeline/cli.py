@@ -12,7 +12,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, PipelineError
 
@@ -33,7 +33,7 @@ def run_parser() -> Parser:
     parser = Parser(prog="pipeline run", description=RUN, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.epochs=100 seed=3 root=/scratch")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.epochs=100 seed=3 root=/tmp")
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE",
                         help="these stages, and what they still need; nothing else")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what there is to do, and do nothing")
@@ -62,22 +62,41 @@ def run(words: Sequence[str]) -> int:
     overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
     names = [w for w in options.only if "=" not in w]
     from pipeline import config, runner
+    from pipeline import show as tables
 
     cfg = config.load(options.config, overrides)
     planned = runner.plan(cfg, options.here)
     chosen = runner.only(planned, names) if names else planned
     if options.dry_run:
-        from pipeline import show
-
-        show.dry_run(planned, chosen)
+        tables.dry_run(planned, chosen)
         return 0
-    code = runner.execute(planned, chosen)
-    if code == 0:
-        from pipeline import show
+    quiet = os.environ.get("RANK", "0") != "0"
+    cluster = open_cluster(chosen, quiet)
+    try:
+        from pipeline.placement import here
 
-        show.results([p.folder for p in chosen])
+        with tables.Watch(quiet) as watch:
+            code = runner.execute(planned, chosen, watch, here, cluster)
+    finally:
+        if cluster is not None:
+            cluster.close()
+    if code == 0 and not quiet:
+        tables.results([p.folder for p in chosen])
         print(f"tensorboard --logdir {cfg.root}")
     return code
+
+
+def open_cluster(chosen: Sequence[Any], quiet: bool) -> Any:
+    """Ray's cluster if a stage that is to be done runs there, and a line saying so."""
+    away = [p for p in chosen if not p.done and p.place != "here"]
+    if not away:
+        return None
+    from pipeline.placement.ray import Cluster
+
+    where = os.environ.get("RAY_ADDRESS", "a local one, which ends with this command")
+    if not quiet:
+        print(f"Ray cluster: {where}; --here runs every stage in this process", flush=True)
+    return Cluster()
 
 
 def show(words: Sequence[str]) -> int:

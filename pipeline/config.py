@@ -6,20 +6,17 @@ line, or the override, that holds it.
 
 import difflib
 import json
-import math
 import re
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipeline.document import Document, brief, nearest, parse, read
 from pipeline.errors import ConfigError
-from pipeline.settings import stages as kinds
 from pipeline.settings.base import Edge, Range, Settings
 from pipeline.settings.stages import MAKES, AnyStage, Pack, Stage
 from pipeline.settings.training import Training
@@ -43,239 +40,107 @@ class Config(Top):
     stages: dict[str, AnyStage]
 
 
-# ------------------------------------------------------------------------------------------------------------ the file
-class Yaml(yaml.SafeLoader):
-    """YAML 1.2's scalars: `on` and `no` are words, 1e-3 is a number, 12:30 is a string."""
-
-    yaml_implicit_resolvers: dict = {}
-
-
-def number(loader: Yaml, node: yaml.ScalarNode) -> float | str:
-    value = float(str(node.value))
-    return value if math.isfinite(value) else str(node.value)  # 1e999 is no number that a setting can have
-
-
-for tag, pattern, starts in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("merge", r"<<", ["<"]),
-):
-    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), starts)
-Yaml.add_constructor("tag:yaml.org,2002:float", number)
-
-
-@dataclass
-class Source:
-    """What was read, and where each key of it stands. ``lines``: by path of keys; ``given``: overrides by path."""
-
-    file: str
-    data: dict[str, Any] = field(default_factory=dict)
-    lines: dict[tuple, int] = field(default_factory=dict)
-    given: dict[tuple, str] = field(default_factory=dict)
-    mistakes: list[str] = field(default_factory=list)
-
-    def where(self, path: tuple) -> str:
-        """The override or the line that the key, or the nearest one above it, comes from."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.given:
-                return f"override {self.given[path[:length]]}"
-            if path[:length] in self.lines:
-                return f"{self.file}:{self.lines[path[:length]]}"
-        return self.file
-
-    def wrong(self, path: tuple, text: str) -> None:
-        self.mistakes.append(f"{self.where(path)}: {dotted(path)}: {text}" if path else f"{self.file}: {text}")
-
-
-def dotted(path: tuple) -> str:
-    """A key as an override names it: stages by their own names."""
-    return ".".join(str(part) for part in (path[1:] if path[0] == "stages" and len(path) > 1 else path))
-
-
-def nearest(found: Any, known: Iterable[str], listed: str = "expected one of") -> str:
-    """"; did you mean "x"?", or the list of what is known where nothing is near."""
-    names = [str(k) for k in known]
-    close = difflib.get_close_matches(str(found).lower(), names, 1, 0.6)
-    if close:
-        return f'; did you mean "{close[0]}"?'
-    return f"; {listed} {', '.join(names)}" if names else ""
-
-
-def read(path: str) -> Source:
-    """Parses the file. Raises ConfigError where it is not there or not YAML; notes keys that stand there twice."""
-    file = Path(path)
-    if file.is_dir():
-        raise ConfigError(f"{path}: is a folder; expected a YAML file{beside(file / 'config.yaml')}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{beside(file)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    source = Source(path)
-    try:
-        loader = Yaml(text)
-        node = loader.get_single_node()
-        if node is not None:
-            note_lines(node, (), source, set())
-        value = loader.construct_document(node) if node is not None else None
-        json.dumps(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{parse_error(error)}") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: holds what a config cannot: {error}") from None
-    if not isinstance(value, dict):
-        found = "nothing" if value is None else show(value)
-        raise ConfigError(f"{path}: found {found}; expected keys seed, root and stages")
-    source.data = value
-    return source
-
-
-def parse_error(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{place}: not YAML: {getattr(error, 'problem', None) or error}"
-
-
-def beside(file: Path) -> str:
-    """"; did you mean "configs/quickstart.yaml"?" for a file that is not there: the nearest YAML file there or in
-    configs/."""
-    folders = dict.fromkeys([file.parent, Path("configs"), Path(".")])
-    files = {p.name: p for f in reversed(folders) if f.is_dir() for p in sorted(f.glob("*.y*ml"))}
-    close = difflib.get_close_matches(file.name, files, 1, 0.5)
-    if close:
-        return f'; did you mean "{files[close[0]]}"?'
-    return f"; there are {', '.join(str(p) for p in list(files.values())[:8])}" if files else ""
-
-
-def note_lines(node: yaml.Node, path: tuple, source: Source, above: set[int]) -> None:
-    if id(node) in above:
-        raise ValueError(f"line {node.start_mark.line + 1} contains itself")
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            name = str(key.value)
-            here = (*path, name)
-            source.lines[here] = key.start_mark.line + 1
-            if name in seen and name != "<<":
-                source.wrong(here, f'the key "{name}" stands here a second time; leave one')
-            seen.add(name)
-            note_lines(value, here, source, above | {id(node)})
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            source.lines[(*path, i)] = value.start_mark.line + 1
-            note_lines(value, (*path, i), source, above | {id(node)})
-
-
 # ----------------------------------------------------------------------------------------------------------- overrides
-def override(source: Source, text: str) -> None:
+def override(document: Document, text: str) -> None:
     """Sets one `stage.key=value`, `seed=value` or `root=value` in what was read; a value is YAML."""
+    stages = document.data.get("stages")
+    names = list(stages) if isinstance(stages, dict) else []
     name, equals, value = text.partition("=")
-    path = tuple(name.strip().split("."))
-    if not equals or not all(re.fullmatch(r"\w+", part) for part in path):
-        stages = source.data.get("stages")
-        first = next(iter(stages), "stage") if isinstance(stages, dict) else "stage"
-        raise_to = f"expected key=value such as seed=3 or {first}.threads=2"
-        source.mistakes.append(f'override "{text}": {raise_to}')
-        return
+    parts = name.strip().removeprefix("stages.").split(".")
     try:
-        loader = Yaml(value)
-        node = loader.get_single_node()
-        parsed = loader.construct_document(node) if node is not None else None
-        json.dumps(parsed)
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        source.mistakes.append(f'override "{text}": the value{parse_error(error)}')  # type: ignore[arg-type]
-        return
-    stages = source.data.get("stages")
-    if path[0] == "stages" and len(path) > 1:
-        path = path[1:]
-    elif len(path) == 1 and path[0] in Top.model_fields:
-        source.data[path[0]] = parsed
-        source.given[path] = text
-        return
-    if not isinstance(stages, dict) or path[0] not in stages:
-        known = [*(stages if isinstance(stages, dict) else ()), *Top.model_fields]
-        source.mistakes.append(f'override "{text}": no stage "{path[0]}"{nearest(path[0], known)}')
-        return
-    place = source.data
-    for part in (whole := ("stages", *path))[:-1]:
-        if not isinstance(place.get(part, {}), dict):
-            source.mistakes.append(f'override "{text}": {part} is {show(place[part])}, which has no keys')
-            return
-        place[part] = dict(place.get(part, {}))  # a copy: an anchor's other users keep theirs
-        place = place[part]
-    place[whole[-1]] = parsed
-    source.given[whole] = text
+        if not equals or not all(re.fullmatch(r"\w+", part) for part in parts):
+            raise ValueError(f" expected key=value, such as seed=3 or {[*names, 'stage'][0]}.threads=2")
+        parsed = parse(value)
+        if name in Top.model_fields:
+            put(document.data, [name], parsed)
+            document.given[(name,)] = text
+        elif parts[0] in names:
+            put(document.data, ["stages", *parts], parsed)
+            document.given[("stages", *parts)] = text
+        else:
+            raise ValueError(f' no stage "{parts[0]}"{nearest(parts[0], [*names, *Top.model_fields])}')
+    except ValueError as error:
+        document.mistakes.append(f'override "{text}":{error}')
+
+
+def put(group: dict, path: list[str], value: Any) -> None:
+    """Sets a value deep in nested groups; makes those that are not there."""
+    for part in path[:-1]:
+        below = group.get(part, {})
+        if not isinstance(below, dict):
+            raise ValueError(f" {part} is {brief(below)}, which has no keys")
+        group[part] = dict(below)  # a copy: where a YAML alias shares this group, the others keep theirs
+        group = group[part]
+    group[path[-1]] = value
 
 
 # ---------------------------------------------------------------------------------------------------------- validation
 def load(path: str, overrides: Iterable[str] = ()) -> Config:
     """The config of a file with overrides applied. Raises ConfigError with one line per mistake."""
-    source = read(path)
+    document = read(path)
     for text in overrides:
-        override(source, text)
-    for key in source.data.keys() - Config.model_fields.keys():
-        hint = nearest(key, Config.model_fields)
-        source.wrong((str(key),), f'unknown key "{key}"{hint}')
-    top = check(Top, {k: v for k, v in source.data.items() if k in Top.model_fields}, (), source)
-    stages = check_stages(source)
-    if source.mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(source.mistakes)))
-    assert isinstance(top, Top)
+        override(document, text)
+    for key in document.data:
+        if key not in Config.model_fields:
+            document.wrong((str(key),), f'unknown key "{key}"{nearest(key, Config.model_fields)}')
+    top = check(TypeAdapter(Top), {k: v for k, v in document.data.items() if k in Top.model_fields}, Top, (), document)
+    stages = check_stages(document)
+    if document.mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(document.mistakes)))
     return Config.model_construct(seed=top.seed, root=top.root, stages=stages)
 
 
-def check_stages(source: Source) -> dict[str, Any]:
-    raw = source.data.get("stages")
+def check_stages(document: Document) -> dict[str, Any]:
+    raw = document.data.get("stages")
     if not isinstance(raw, dict) or not raw:
-        found = f"found {show(raw)}" if "stages" in source.data else "missing"
-        source.wrong(("stages",), f"{found}; expected stages by name, such as shards: {{kind: pack, source: digits}}")
+        found = f"found {brief(raw)}" if "stages" in document.data else "missing"
+        document.wrong(("stages",), f"{found}; expected stages by name, such as {{shards: {{kind: pack}}}}")
         return {}
-    stages = {}
+    stages, adapter = {}, TypeAdapter(AnyStage)
     for name, body in raw.items():
         path = ("stages", name)
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            source.wrong(path, f'a stage cannot be named "{name}"; expected small letters, digits and _')
+            document.wrong(path, f'a stage cannot be named "{name}"; expected small letters, digits and _')
         elif name in Config.model_fields:
-            source.wrong(path, f'a stage cannot be named "{name}": that is a key of the config itself')
-        stage = check(AnyStage, body, path, source)
+            document.wrong(path, f'a stage cannot be named "{name}": that is a key of the config itself')
+        stage = check(adapter, body, AnyStage, path, document)
         if stage is not None:
             stages[name] = stage
     for name, stage in stages.items():
-        check_edges(name, stage, raw, source)
-        check_numbers(stage, ("stages", name), source)
-    check_cycles(stages, source)
+        check_edges(name, stage, raw, document)
+        check_numbers(stage, ("stages", name), document)
+    check_cycles(stages, document)
     return stages
 
 
-def check(model: Any, body: Any, path: tuple, source: Source) -> Any:
-    """An instance of the model, or None after noting what is wrong with it."""
+def check(adapter: TypeAdapter, body: Any, annotation: Any, path: tuple, document: Document) -> Any:
+    """The settings that a body stands for, or None after noting what is wrong with it. By way of JSON, whose strict
+    mode takes no word for a number and no number for a word, but a list for a tuple."""
     try:
-        filled = fill(body, model)
-        return TypeAdapter(model).validate_json(json.dumps(filled), strict=True)
+        return adapter.validate_json(json.dumps(fill(body, annotation)), strict=True)
     except ValidationError as error:
         for one in error.errors(include_url=False):
-            describe(one, model, body, path, source)
+            describe(one, annotation, path, document)
         return None
 
 
-def fill(body: Any, model: Any) -> Any:
+def fill(body: Any, annotation: Any) -> Any:
     """A partly given group starts from the default of its field: PIRL's `head: {dim: 64}` keeps PIRL's hidden: 0, and
     `objective: {queue: 512}` is of the default kind."""
-    model = chosen(model, body)
+    kind = body.get("kind") if isinstance(body, dict) else None
+    options = members(annotation)
+    model = options[0] if len(options) == 1 else next((m for m in options if kind in tags(m)), None)
     if model is None or not isinstance(body, dict):
         return body
     filled = dict(body)
     for name, info in model.model_fields.items():
         given, default = body.get(name), info.default
+        if isinstance(given, dict) and isinstance(default, Settings):
+            usual = {"kind": getattr(default, "kind", None)} if tags(type(default)) else {}
+            if given.get("kind", usual.get("kind")) == usual.get("kind"):
+                given = usual | default.model_dump(mode="json", exclude_unset=True) | given
         if isinstance(given, dict):
-            if isinstance(default, Settings):
-                kind = {"kind": default.kind} if "kind" in type(default).model_fields else {}  # type: ignore[attr-defined]
-                if given.get("kind", kind.get("kind")) == kind.get("kind"):
-                    given = kind | default.model_dump(mode="json", exclude_unset=True) | given
-            filled[name] = fill(given, info.annotation if not info.metadata else info.annotation)
+            filled[name] = fill(given, info.annotation)
     return filled
 
 
@@ -292,61 +157,39 @@ def tags(model: type[Settings]) -> tuple[str, ...]:
     return get_args(info.annotation) if info else ()
 
 
-def chosen(annotation: Any, body: Any) -> type[Settings] | None:
-    """The class of a type that a body is meant for: the only one, or the one of its kind."""
-    options = members(annotation)
-    if len(options) == 1:
-        return options[0]
-    kind = body.get("kind") if isinstance(body, dict) else None
-    return next((m for m in options if kind in tags(m)), None)
-
-
-def describe(error: Any, model: Any, body: Any, path: tuple, source: Source) -> None:
-    """One of pydantic's errors in the user's words: its location without the union's tags, and the nearest name."""
-    annotation, at, here = model, body, list(path)
-    location = list(error["loc"])
+def describe(error: Any, annotation: Any, path: tuple, document: Document) -> None:
+    """One of pydantic's errors in the user's words. Its location names keys and, at each union, the kind that was
+    chosen: the kinds lead to the class, and are left out of what is shown."""
+    owner, location = None, list(error["loc"])
     while location:
-        options = members(annotation)
-        if len(options) > 1 and not is_sequence(annotation):
-            owner = chosen(annotation, at) or chosen(annotation, fill_kind(at, location[0]))
-            location.pop(0)
-            annotation = owner
-            continue
         part = location.pop(0)
-        owner = options[0] if options else None
+        options = members(annotation)
+        if len(options) > 1 and isinstance(part, str):
+            annotation = owner = next(m for m in options if part in tags(m))
+            continue
+        owner = options[0] if options else owner
         info = owner.model_fields.get(str(part)) if owner else None
-        if error["type"] == "extra_forbidden" and not location:
-            source.wrong((*here, part), f'unknown key "{part}"{hint_key(str(part), owner, path, model)}')
-            return
-        annotation = info.annotation if info else annotation
-        at = at.get(part) if isinstance(at, dict) else None
-        here.append(part)
-    source.wrong(tuple(here), reason(error, annotation))
+        annotation, path = info.annotation if info else None, (*path, part)
+    if error["type"] == "extra_forbidden" and owner is not None:
+        document.wrong(path, f'unknown key "{path[-1]}"{hint_key(str(path[-1]), owner)}')
+    elif error["type"].startswith("union_tag"):
+        document.wrong((*path, "kind"), reason(error, annotation))
+    else:
+        document.wrong(path, reason(error, annotation))
 
 
-def fill_kind(body: Any, tag: Any) -> dict:
-    return {"kind": tag}
-
-
-def is_sequence(annotation: Any) -> bool:
-    return get_origin(annotation) in (tuple, list)
-
-
-def hint_key(key: str, owner: type[Settings] | None, path: tuple, model: Any) -> str:
+def hint_key(key: str, owner: type[Settings]) -> str:
     """Where an unknown key may belong: a near name, the same name one group down, or another kind that has it."""
-    if owner is None:
-        return ""
     fields = list(owner.model_fields)
-    close = difflib.get_close_matches(key.lower(), fields, 1, 0.6)
-    if close:
-        return f'; did you mean "{close[0]}"?'
-    below = [f"{n}.{key}" for n, i in owner.model_fields.items() for m in members(i.annotation) if key in m.model_fields]
-    if below:
-        return f'; did you mean "{below[0]}"?'
+    if difflib.get_close_matches(key.lower(), fields, 1, 0.6):
+        return nearest(key, fields)
+    for name, info in owner.model_fields.items():
+        if any(key in m.model_fields for m in members(info.annotation)):
+            return f'; did you mean "{name}.{key}"?'
     for rival in rivals(owner):
         if key in rival.model_fields:
-            return f"; kind {tags(rival)[0]} has it, {tags(owner)[0]} has {', '.join(fields)}"
-    return f"; expected one of {', '.join(fields)}"
+            return f"; kind {tags(rival)[0]} has it, kind {tags(owner)[0]} has {', '.join(fields)}"
+    return nearest(key, fields)
 
 
 def rivals(owner: type[Settings]) -> list[type[Settings]]:
@@ -356,45 +199,34 @@ def rivals(owner: type[Settings]) -> list[type[Settings]]:
 
 
 WORDS = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "int_parsing": "a whole number",
-    "float_type": "a number", "bool_type": "true or false", "string_type": "text", "tuple_type": "a list [..]",
-    "model_type": "keys {..}", "model_attributes_type": "keys {..}", "dict_type": "keys {..}",
-    "list_type": "a list [..]",
-}  # fmt: skip
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "tuple_type": "expected a list [..]",
+    "model_type": "expected keys {..}",
+    "model_attributes_type": "expected keys {..}",
+}
 
 
 def reason(error: Any, annotation: Any) -> str:
     """What was found and what was expected."""
     kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
-    if kind == "missing":
-        return "missing" + (f"; expected one of {', '.join(all_tags(annotation))}" if all_tags(annotation) else "")
-    if kind == "union_tag_not_found":
-        return f"kind is missing; expected one of {', '.join(all_tags(annotation))}"
+    known = [tag for m in members(annotation) for tag in tags(m)]
+    if kind in ("missing", "union_tag_not_found"):
+        return "missing" + (f"; expected one of {', '.join(known)}" if known else "; it has no default")
     if kind == "union_tag_invalid":
-        return f'unknown kind "{context["tag"]}"{nearest(context["tag"], all_tags(annotation))}'
+        return f'unknown kind "{context["tag"]}"{nearest(context["tag"], known)}'
     if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", context.get("expected", ""))
-        return f"found {show(found)}{nearest(found, options)}" + listed(found, options)
-    if kind in WORDS:
-        return f"found {show(found)}; expected {WORDS[kind]}"
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return f"found {brief(found)}{nearest(found, known)}"
     if kind == "string_pattern_mismatch":
-        return f"found {show(found)}; expected the name of a stage"
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    return message if kind == "value_error" else f"found {show(found)}; {message[:1].lower()}{message[1:]}"
-
-
-def listed(found: Any, options: list[str]) -> str:
-    near = difflib.get_close_matches(str(found).lower(), options, 1, 0.6)
-    return f" (one of {', '.join(options)})" if near and len(options) > 1 else ""
-
-
-def all_tags(annotation: Any) -> list[str]:
-    return [tag for m in members(annotation) for tag in tags(m)]
-
-
-def show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+        return f"found {brief(found)}; expected the name of a stage"
+    if kind == "value_error":
+        return str(context["error"])
+    message = str(error["msg"]).replace("Input should be", "expected")
+    return f"found {brief(found)}; {WORDS.get(kind) or message[:1].lower() + message[1:]}"
 
 
 # ------------------------------------------------------------------------------------------------- what crosses stages
@@ -422,19 +254,19 @@ def needs(stage: Stage) -> list[str]:
     return list(dict.fromkeys(ref for _, _, ref in edges(stage)))
 
 
-def check_edges(name: str, stage: Stage, raw: dict, source: Source) -> None:
+def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     kind_of = {n: b.get("kind") if isinstance(b, dict) else None for n, b in raw.items()}
     for key, edge, ref in edges(stage):
         makers = [n for n in raw if MAKES.get(str(kind_of[n])) == edge.needs and n != name]
         path = ("stages", name, key)
         if ref not in raw:
-            source.wrong(path, f'no stage "{ref}"{nearest(ref, makers)}')
+            document.wrong(path, f'no stage "{ref}"{nearest(ref, makers)}')
         elif kind_of[ref] in MAKES and MAKES[str(kind_of[ref])] != edge.needs:
             makes = MAKES[str(kind_of[ref])]
-            source.wrong(path, f'"{ref}" makes {article(makes)}; expected {article(edge.needs)}{offer(makers)}')
+            document.wrong(path, f'"{ref}" makes {article(makes)}; expected {article(edge.needs)}{offer(makers)}')
     refs = getattr(stage, "encoders", ())
     for ref in {r for r in refs if refs.count(r) > 1}:
-        source.wrong(("stages", name, "encoders"), f'"{ref}" is listed twice; leave one')
+        document.wrong(("stages", name, "encoders"), f'"{ref}" is listed twice; leave one')
 
 
 def article(made: str) -> str:
@@ -445,63 +277,63 @@ def offer(makers: list[str]) -> str:
     return f", such as {' or '.join(makers)}" if makers else ", and no stage makes that"
 
 
-def check_cycles(stages: dict[str, Stage], source: Source) -> None:
+def check_cycles(stages: dict[str, Stage], document: Document) -> None:
     try:
         TopologicalSorter({n: [r for r in needs(s) if r in stages] for n, s in stages.items()}).prepare()
     except CycleError as error:
         ring = list(reversed(error.args[1]))
-        source.wrong(("stages", ring[0]), f"needs itself: {' needs '.join(ring)}; break the circle")
+        document.wrong(("stages", ring[0]), f"needs itself: {' needs '.join(ring)}; break the circle")
 
 
-def check_numbers(stage: Any, path: tuple, source: Source) -> None:
+def check_numbers(stage: Any, path: tuple, document: Document) -> None:
     """What one field alone cannot tell."""
-    place = stage.place
-    if isinstance(stage, Training):
+    place, trained = stage.place, isinstance(stage, Training)
+    if trained:
         share = stage.accumulate * place.workers
         if stage.batch % share:
-            source.wrong((*path, "batch"), (
+            document.wrong((*path, "batch"), (
                 f"{stage.batch} does not divide over {place.workers} workers x {stage.accumulate} micro-batches; "
                 f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
             ))  # fmt: skip
         if stage.train_examples is not None and stage.train_examples < stage.batch:
-            source.wrong((*path, "train_examples"), (
+            document.wrong((*path, "train_examples"), (
                 f"{stage.train_examples} is less than one batch of {stage.batch}; lower batch or raise it"
             ))  # fmt: skip
     elif place.on == "workers" and place.workers > 1:
-        source.wrong((*path, "place", "workers"), f"found {place.workers}; a {stage.kind} stage is one process")
+        document.wrong((*path, "place", "workers"), f"found {place.workers}; a {stage.kind} stage is one process")
     if place.workers > 1 and place.on != "workers":
-        source.wrong((*path, "place", "workers"), f"{place.workers} has no effect with on: {place.on}; set on: workers")
+        document.wrong((*path, "place", "workers"), f"has no effect with on: {place.on}; set on: workers")
     if stage.seed is not None and stage.seed < 0:
-        source.wrong((*path, "seed"), f"found {stage.seed}; expected 0 or more")
-    check_ranges(stage, path, source)
+        document.wrong((*path, "seed"), f"found {stage.seed}; expected 0 or more")
+    check_ranges(stage, path, document)
     if isinstance(stage, Pack):
-        check_source(stage, path, source)
+        check_source(stage, path, document)
 
 
-def check_ranges(group: Settings, path: tuple, source: Source) -> None:
+def check_ranges(group: Settings, path: tuple, document: Document) -> None:
     for name, info in type(group).model_fields.items():
         value = getattr(group, name)
         if info.annotation == Range and not 0 < value[0] <= value[1]:
-            source.wrong((*path, name), f"found {show(value)}; expected [low, high] with 0 < low <= high")
+            document.wrong((*path, name), f"found {brief(value)}; expected [low, high] with 0 < low <= high")
         if isinstance(value, Settings):
-            check_ranges(value, (*path, name), source)
+            check_ranges(value, (*path, name), document)
 
 
-def check_source(stage: Pack, path: tuple, source: Source) -> None:
+def check_source(stage: Pack, path: tuple, document: Document) -> None:
     """Whether a pack's source can be there: the data itself is looked at when it is packed."""
     from pipeline import artifact
 
     scheme, colon, where = stage.source.partition(":")
     at = (*path, "source")
     if scheme + colon not in SOURCES:
-        source.wrong(at, f"found {show(stage.source)}{nearest(scheme + colon, SOURCES)}")
+        document.wrong(at, f"found {brief(stage.source)}{nearest(scheme + colon, SOURCES)}")
     elif scheme != "digits" and not where:
-        source.wrong(at, f"found {show(stage.source)}; expected something after the colon")
+        document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
     elif scheme == "folder" and not Path(where).expanduser().is_dir():
         what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
-        source.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")
+        document.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")
     elif scheme == "wds" and not artifact.tars(where):
-        source.wrong(at, f"no file matches {where}{sibling(Path(where).expanduser())}")
+        document.wrong(at, f"no file matches {where}{sibling(Path(where).expanduser())}")
 
 
 def sibling(path: Path) -> str:
@@ -512,6 +344,3 @@ def sibling(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1, 0.5)
     return f'; did you mean "{path.parent / close[0]}"?' if close else f"; {path.parent} has no {path.name}"
-
-
-__all__ = ["Config", "ConfigError", "kinds", "load", "nearest", "needs"]

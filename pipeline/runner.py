@@ -9,19 +9,21 @@ import errno
 import importlib
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, config, progress
+from pipeline import artifact, config
 from pipeline.errors import ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.settings.stages import Stage
+
+if TYPE_CHECKING:
+    from pipeline.show import Watch
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ def plan(cfg: "config.Config", here: bool = False) -> list[Planned]:
 
 def placement(stage: Stage, here: bool) -> str:
     """Where a stage runs: as its settings say; auto: a Ray task where ray can be imported, else here. A process of a
-    launcher's world, or of a cluster's workers, runs everything itself."""
-    if here or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    launcher's world runs everything itself."""
+    if here or int(os.environ.get("WORLD_SIZE", "1")) > 1 or stage.place.on == "here":
         return "here"
+    if find_spec("ray"):
+        return "task" if stage.place.on == "auto" else stage.place.on
     if stage.place.on == "auto":
-        return "task" if find_spec("ray") else "here"
-    return stage.place.on
+        return "here"
+    raise ConfigError(f"place.on: {stage.place.on} needs Ray, which is not installed; install ray, or add --here")
 
 
 def only(planned: list[Planned], names: Iterable[str]) -> list[Planned]:
@@ -121,77 +125,73 @@ def job(p: Planned, planned: list[Planned]) -> Job:
 
 
 # ---------------------------------------------------------------------------------------------------------------- work
-def work(job: Job, make_world: Callable[..., Any], asked: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Runs one stage under its key's lock and writes its artifact; returns the metrics. Called by every process of
-    the stage's world; ``make_world(threads, stop)`` joins it, such as `World`. ``asked``: whether this process was
-    told to stop, beside the job's stop file. Raises nothing but PipelineError.
-
-    A fault that is not the user's leaves its traceback in the folder's error.log and one line to show.
+def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable[[], bool] = lambda: False) -> Any:
+    """Runs one stage under its key's lock, writes its artifact and returns its metrics. Called by every process of
+    the stage's world, which ``make_world(threads, stop)`` joins (`World` by default). ``asked``: whether this process
+    was told to stop, beside the job's stop file. An error leaves its traceback in the folder's error.log.
     """
     out = Path(job.out)
 
     def stop() -> bool:
         return asked() or os.path.exists(job.stop_file)
 
+    def say(text: str) -> None:
+        print(f"{job.name}: {text}", flush=True)
+
     try:
-        if Path(job.cwd).is_dir():
+        if os.path.isdir(job.cwd):
             os.chdir(job.cwd)
+        if make_world is None:
+            from pipeline.world import World as make_world
         world = make_world(job.settings.threads, stop)
-        with artifact.Lock(out, said(job), stop) if world.main else nullcontext() as lock:
+        with artifact.Lock(out, say, stop) if world.main else nullcontext() as lock:
             record = world.share(artifact.done(out, job.key) if world.main else None)
             if record is not None:  # by the process that this one waited for
                 return record["metrics"]
-            if world.main:
-                changed = artifact.begin(out)
-                if changed:
-                    said(job)(f"goes on with other versions than it began with: {changed}")
+            if lock is not None and (changed := artifact.begin(out)):
+                say(f"goes on with other versions than it began with: {changed}")
             stage = importlib.import_module(f"pipeline.stages.{job.kind}")
             inputs = {name: Path(folder) for name, folder in job.inputs.items()}
             metrics = stage.run(job.settings, job.seed, inputs, out, world)
             if lock is not None:
                 if not lock.held():
-                    raise PipelineError(f"{job.name}: another process took over {out} while this one slept")
+                    raise PipelineError(f"another process took {out} while this one slept; the same command goes on")
                 facts = job.facts | {"threads": job.settings.threads, "processes": world.size}
                 metrics = artifact.finish(out, facts, metrics)["metrics"]
             return world.share(metrics)
-    except Stopped as stopped:
-        raise Stopped(f"{job.name}: {stopped}") from None
-    except PipelineError as error:
-        log(out, error)
-        raise type(error)(f"{job.name}: {error}") from None
     except Exception as error:
-        raise explained(job, error) from None
+        if not isinstance(error, Stopped):
+            log(out, error)
+        raise
+
+
+def log(out: Path, error: Exception) -> None:
+    """Appends the traceback to the folder's error.log, if the disk takes it."""
+    with suppress(OSError), (out / artifact.LOG).open("a") as file:
+        traceback.print_exception(error, file=file)
 
 
 def explained(job: Job, error: Exception) -> PipelineError:
-    """A full disk in one line; anything else is a fault of ours, and its traceback goes to the log."""
+    """An error of a stage as the one line that is shown: a user's as it is, a full disk in words, any other as a
+    fault of ours with the place of its traceback."""
+    where = shown(Path(job.out))
+    if isinstance(error, PipelineError):
+        text = str(error)
+        return type(error)(text if text.startswith(job.name) else f"{job.name}: {text}")
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):
         return NoProgressError(
-            f"{job.name}: no space left on the disk of {job.out}: free some, then run the same command again"
+            f"{job.name}: no space left on the disk of {where}: free some, then run the same command again"
         )
-    where = log(Path(job.out), error)
-    return PipelineError(f"{job.name}: a fault of ours, {type(error).__name__}: {first(error)} (traceback in {where})")
+    what = (str(error).strip() or "no message").splitlines()[0]
+    return PipelineError(
+        f"{job.name}: a fault of ours, {type(error).__name__}: {what} (traceback in {where / artifact.LOG})"
+    )
 
 
-def first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
-
-
-def log(out: Path, error: Exception) -> Path:
-    """Appends the traceback to the folder's error.log, where that can be written."""
-    path = out / artifact.LOG
-    try:
-        with path.open("a") as file:
-            traceback.print_exception(error, file=file)
-    except OSError:
-        traceback.print_exception(error, file=sys.stderr)
-    return path
-
-
-def said(job: Job) -> Callable[[str], None]:
-    return lambda text: print(f"{job.name}: {text}", flush=True)
+def shown(path: Path) -> Path:
+    """A path as the user would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 # ------------------------------------------------------------------------------------------------------------- execute
@@ -223,29 +223,85 @@ class Stop:
             signal.signal(number, signal.SIG_IGN if self.asked else before)
 
 
-def execute(planned: list[Planned], chosen: list[Planned], say: Callable[[str], None] = print) -> int:
-    """Runs what is not done of ``chosen``, each stage once those it needs are done. Returns the exit code.
+def execute(planned: list[Planned], chosen: list[Planned], watch: "Watch", here: Any, cluster: Any = None) -> int:
+    """Runs what is not done of ``chosen``, each stage once those it needs are done, and returns the exit code.
 
-    After a failure no new stage starts; those in flight finish.
+    ``here`` runs stages of this process, one after another (`placement.here`); ``cluster`` the others, side by side
+    (`placement.ray.Cluster`). After a failure or a signal no new stage starts; those in flight finish, or save.
     """
-    waiting = {p.name: p for p in chosen if not p.done}
     for p in chosen:
         if p.done:
-            say(f"{p.name}: done already, {p.folder}")
-    finished = {p.name for p in planned if p.done}
+            record = artifact.read(p.folder) or {}
+            changed = artifact.differences(record.get("versions", {}))
+            watch.say(f"{p.name}: done already, {p.folder}" + (f", with {changed}" if changed else ""))
+    jobs = {p.name: job(p, planned) for p in chosen if not p.done}
+    away = {p.name for p in chosen if p.place != "here"}
     with Stop() as stop:
-        for name, p in waiting.items():
-            if stop():
-                say(f"stopped before {name}; the same command goes on")
-                return Stopped.code
-            from pipeline.placement import here
+        return Run(jobs, away, {p.name for p in planned if p.done}, stop, watch).all(here, cluster)
 
-            say(f"{name}: runs here, {p.folder}")
-            try:
-                here.run_stage(job(p, planned), stop)
-            except PipelineError as error:
-                say(str(error))
-                return error.code
-            finished.add(name)
-            say(f"{name}: done")
-    return 0
+
+class Run:
+    """The stages of one command that wait, run and have ended. ``away``: names of those that a cluster runs."""
+
+    def __init__(self, jobs: dict[str, Job], away: set[str], done: set[str], stop: Stop, watch: "Watch"):
+        self.waiting, self.away, self.done, self.stop, self.watch = dict(jobs), away, done, stop, watch
+        self.flying: dict[Any, Job] = {}
+        self.codes: list[int] = []
+
+    def all(self, here: Any, cluster: Any) -> int:
+        stopping = here.together(self.stop)
+        while True:
+            halted = stopping() or bool(self.codes)
+            ready = [] if halted else [j for j in self.waiting.values() if self.done.issuperset(j.inputs)]
+            for one in [j for j in ready if j.name in self.away]:
+                self.launch(one, cluster)
+            local = next((j for j in ready if j.name not in self.away), None)
+            if local is not None:
+                self.begin(local)
+                try:
+                    self.end(local, here.run_stage(local, self.stop))
+                except Exception as error:
+                    self.end(local, error)
+            elif self.flying:
+                self.land(cluster)
+            elif not [j for j in ready if j.name in self.waiting]:
+                break
+        failed = [code for code in self.codes if code != Stopped.code]
+        if failed or (self.codes and not self.waiting):
+            return failed[0] if failed else Stopped.code
+        if not self.waiting:
+            return 0
+        self.watch.say(f"stopped before {', '.join(self.waiting)}; the same command goes on")
+        return Stopped.code
+
+    def begin(self, one: Job) -> None:
+        del self.waiting[one.name]
+        Path(one.stop_file).unlink(missing_ok=True)
+        self.watch.add(one.name, Path(one.out))
+
+    def launch(self, one: Job, cluster: Any) -> None:
+        self.begin(one)
+        try:
+            self.flying[cluster.submit(one)] = one
+        except PipelineError as error:
+            self.end(one, error)
+
+    def land(self, cluster: Any) -> None:
+        """Waits a little for a task to end; hands a signal on to those that have not."""
+        if self.stop():
+            for one in self.flying.values():
+                with suppress(OSError):
+                    Path(one.stop_file).touch()
+        ended = cluster.wait(list(self.flying), timeout=0.5)
+        if ended is not None:
+            self.end(self.flying.pop(ended[0]), ended[1])
+
+    def end(self, one: Job, result: Any) -> None:
+        self.watch.remove(one.name)
+        if not isinstance(result, Exception):
+            self.done.add(one.name)
+            self.watch.say(f"{one.name}: done, {shown(Path(one.out))}")
+            return
+        error = explained(one, result)
+        self.codes.append(error.code)
+        self.watch.fail(str(error))

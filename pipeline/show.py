@@ -1,21 +1,176 @@
-"""Tables in the terminal: what there is to do, and what came out."""
+"""The terminal: a line per running stage, and tables of what there is to do and of what came out."""
 
+import sys
+import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifact
+from pipeline import artifact, progress
+from pipeline.errors import ConfigError
+
+PLAIN = 10.0
+"""Seconds between two lines of a running stage where there is no terminal."""
 
 
-def results(folders: list[Path]) -> None:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], note: str = "") -> None:
+    """Prints a table, with rich where it is installed."""
+    columns, body = list(columns), [[str(cell) for cell in row] for row in rows]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        lines = [columns, *body]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        print(title)
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    else:
+        drawn = Table(title=title, title_justify="left", title_style="bold")
+        for column in columns:
+            drawn.add_column(column, overflow="fold")
+        for row in body:
+            drawn.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(drawn)
+    if note:
+        print(note)
+
+
+# ------------------------------------------------------------------------------------------------------------- watch
+class Watch:
+    """What running stages report: a moving line for each on a terminal, else a plain line now and then.
+
+    ``quiet``: says nothing but errors, as ranks other than the first do.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.running: dict[str, tuple[Path, Any]] = {}
+        self.told: dict[str, tuple[float, int]] = {}
+        self.bars = None if quiet or not sys.stdout.isatty() else bars()
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self.poll, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        if self.bars is not None:
+            self.bars.start()
+        if not self.quiet:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        if self.bars is not None:
+            self.bars.stop()
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+    def fail(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def add(self, name: str, out: Path) -> None:
+        with self.lock:
+            bar = None if self.bars is None else self.bars.add_task(name, total=None, text="")
+            self.running[name], self.told[name] = (out, bar), (time.monotonic(), -1)
+        if self.bars is None:
+            self.say(f"{name}: starts")
+
+    def remove(self, name: str) -> None:
+        with self.lock:
+            _, bar = self.running.pop(name, (None, None))
+            if self.bars is not None and bar is not None:
+                self.bars.remove_task(bar)
+
+    def poll(self) -> None:
+        while not self.over.wait(0.5):
+            with self.lock:
+                for name, (out, bar) in self.running.items():
+                    said = progress.read(out)
+                    if said is not None:
+                        self.move(name, bar, *said)
+
+    def move(self, name: str, bar: Any, step: int, total: int, text: str) -> None:
+        if self.bars is not None:
+            self.bars.update(bar, completed=step, total=total, text=text)
+            return
+        when, last = self.told[name]
+        if step != last and time.monotonic() - when >= PLAIN:
+            self.told[name] = (time.monotonic(), step)
+            self.say(f"{name}: {step} of {total}" + (f", {text}" if text else ""))
+
+
+def bars() -> Any:
+    """rich's progress, or None where rich is not installed."""
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    name, text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    return Progress(name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+def show(runs: str) -> None:
+    """Every finished artifact below a folder, and the results of its probes."""
+    folder = Path(runs)
+    if not folder.is_dir():
+        raise ConfigError(f"{runs}: no such folder; expected the root of some runs, or one artifact's folder")
+    found = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]
+    records = sorted(((artifact.read(path) or {}, path) for path in found), key=lambda pair: pair[0]["finished"])
+    if not records:
+        print(f"{runs}: nothing is finished yet")
+        return
+    facts = ("stage", "kind", "folder", "finished", "seconds")
+    rows = [[*({**r, "folder": p.name}[f] for f in facts), some(r["metrics"])] for r, p in records]
+    table(runs, [*facts, "metrics"], rows)
+    results([path for _, path in records])
+
+
+def some(metrics: dict[str, Any]) -> str:
+    """The plain numbers among metrics, as many as fit a line."""
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    return ", ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:6])
+
+
+def results(folders: Iterable[Path]) -> None:
+    """A table for each probe among the folders, with its protocol."""
     for folder in folders:
         record = artifact.read(folder)
-        if record:
-            print(folder, record["metrics"])
+        if record and record["kind"] == "probe":
+            rows = record["metrics"].get("rows", {})
+            table(
+                f"{record['stage']}  ({folder})",
+                ["encoder", "linear", f"linear, {record['settings']['per_class']} a class", "kNN"],
+                [[n, percent(row, "linear_top1"), spread(row), percent(row, "knn_top1")] for n, row in rows.items()],
+                protocol(record),
+            )
 
 
-def show(runs: str) -> None:
-    results(sorted(p.parent for p in Path(runs).glob(f"*/{artifact.NAME}")))
+def percent(row: dict[str, float], key: str) -> str:
+    return f"{100 * row[key]:.2f} %" if row.get(key) is not None else "-"
 
 
-def dry_run(planned, chosen) -> None:
+def spread(row: dict[str, float]) -> str:
+    told = percent(row, "linear_10_per_class")
+    deviation = row.get("linear_10_per_class_sd")
+    return told if deviation is None else f"{told[:-2]} ± {100 * deviation:.2f} %"
+
+
+def protocol(record: dict[str, Any]) -> str:
+    """How the numbers were come by: none is shown without it."""
+    settings = record["settings"]
+    return (
+        f"top-1 on the test split, seed {record['seed']}; {settings['per_class']} labels a class: mean ± sd of "
+        f"{settings['draws']} draws; kNN: {settings['neighbours']} neighbours, temperature {settings['temperature']}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- dry run
+def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     for p in chosen:
         print(p.name, p.kind, p.folder, "done" if p.done else "to do", p.place)

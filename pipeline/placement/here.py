@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from pipeline import runner
 from pipeline.errors import PipelineError
+from pipeline.runner import Job
 
-TOGETHER = ("pretrain", "generate")
+SHARED = ("pretrain", "generate", "codes")
 """Kinds that every rank works on; the others are rank 0's alone."""
 
 
@@ -15,30 +17,37 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def run_stage(job: "runner.Job", asked: Callable[[], bool]) -> dict:
-    """Runs one stage and returns its metrics, the same on every rank. ``asked``: whether this process was signalled."""
+def together(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether any rank was asked to stop: the same answer on all, since none may go on without the others."""
+    if size() == 1:
+        return stop
     from pipeline.world import World
 
-    if size() == 1 or job.kind in TOGETHER:
-        return runner.work(job, World, asked)
-    together = World(job.settings.threads)
-    told = None
-    if together.main:
+    return World(1, stop).stopping
+
+
+def run_stage(job: Job, asked: Callable[[], bool]) -> Any:
+    """Runs one stage and returns its metrics, the same on every rank; ``asked``: whether this one was signalled."""
+    if size() == 1 or job.kind in SHARED:
+        return runner.work(job, asked=asked)
+    from pipeline.world import World
+
+    world, told = World(1), None
+    if world.main:
         try:
             told = runner.work(job, alone, asked)
-        except PipelineError as error:
-            told = error
-    told = together.share(told)
+        except Exception as error:
+            told = runner.explained(job, error)
+    told = world.share(told)
     if isinstance(told, PipelineError):
         raise told
     return told
 
 
-def alone(threads: int, stop: Callable[[], bool]):
-    """This process as a world of one, so that no collective waits for the ranks that do not take part."""
+def alone(threads: int, stop: Callable[[], bool]) -> Any:
+    """This process as a world of one, so that no collective waits for ranks that do not take part."""
     from pipeline.world import World
 
-    world = World(threads, stop)
-    world.rank, world.size = 0, 1
-    world.barrier = lambda: None
+    world: Any = World(threads, stop)
+    world.rank, world.size, world.barrier = 0, 1, lambda: None
     return world

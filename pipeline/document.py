@@ -1,0 +1,153 @@
+"""What a config file holds and where: YAML with line numbers, and the mistakes found in it, each beside the nearest
+right name."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.2's scalars: `on` and `no` are words, 1e-3 is a number, 12:30 is a string."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+def number(loader: Yaml, node: yaml.ScalarNode) -> float | str:
+    value = float(str(node.value))
+    return value if math.isfinite(value) else str(node.value)  # 1e999 is no number that a setting can have
+
+
+for tag, pattern, starts in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), starts)
+Yaml.add_constructor("tag:yaml.org,2002:float", number)
+
+
+@dataclass
+class Document:
+    """What was read, and where each key of it stands. ``lines``: by path of keys; ``given``: overrides by path."""
+
+    file: str
+    data: dict[str, Any] = field(default_factory=dict)
+    lines: dict[tuple, int] = field(default_factory=dict)
+    given: dict[tuple, str] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+
+    def where(self, path: tuple) -> str:
+        """The override or the line that the key, or the nearest one above it, comes from."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.given:
+                return f"override {self.given[path[:length]]}"
+            if path[:length] in self.lines:
+                return f"{self.file}:{self.lines[path[:length]]}"
+        return self.file
+
+    def wrong(self, path: tuple, text: str) -> None:
+        self.mistakes.append(f"{self.where(path)}: {dotted(path)}: {text}" if path else f"{self.file}: {text}")
+
+
+def dotted(path: tuple) -> str:
+    """A key as an override names it: stages by their own names."""
+    return ".".join(str(part) for part in (path[1:] if path[0] == "stages" and len(path) > 1 else path))
+
+
+def nearest(found: Any, known: Iterable[str], listed: str = "expected one of") -> str:
+    """"; did you mean "x"?", or the list of what is known where nothing is near."""
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(found).lower(), names, 1, 0.6)
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    return f"; {listed} {', '.join(names)}" if names else ""
+
+
+def read(path: str) -> Document:
+    """Parses the file. Raises ConfigError where it is not there or not YAML; notes keys that stand there twice."""
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected a YAML file{beside(file / 'config.yaml')}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{beside(file)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    document = Document(path)
+    try:
+        value = parse(text, document)
+    except ValueError as error:
+        raise ConfigError(f"{path}{error}") from None
+    if not isinstance(value, dict):
+        found = "nothing" if value is None else brief(value)
+        raise ConfigError(f"{path}: found {found}; expected keys seed, root and stages")
+    document.data = value
+    return document
+
+
+def parse(text: str, document: Document | None = None) -> Any:
+    """The value that YAML text stands for: nothing but JSON's types. Raises ValueError with ":line:column: reason"."""
+    try:
+        loader = Yaml(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if document is not None:
+            note_lines(node, (), document, set())
+        value = loader.construct_document(node)
+        json.dumps(value)
+        return value
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f": holds what a config cannot: {error}") from None
+
+
+def beside(file: Path) -> str:
+    """"; did you mean "configs/quickstart.yaml"?" for a file that is not there: the nearest YAML file there or in
+    configs/."""
+    folders = dict.fromkeys([file.parent, Path("configs"), Path(".")])
+    files = {p.name: p for f in reversed(folders) if f.is_dir() for p in sorted(f.glob("*.y*ml"))}
+    close = difflib.get_close_matches(file.name, files, 1, 0.5)
+    if close:
+        return f'; did you mean "{files[close[0]]}"?'
+    return f"; there are {', '.join(str(p) for p in list(files.values())[:8])}" if files else ""
+
+
+def note_lines(node: yaml.Node, path: tuple, document: Document, above: set[int]) -> None:
+    if id(node) in above:
+        raise ValueError(f"line {node.start_mark.line + 1} contains itself")
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = str(key.value)
+            here = (*path, name)
+            document.lines[here] = key.start_mark.line + 1
+            if name in seen and name != "<<":
+                document.wrong(here, f'the key "{name}" stands here a second time; leave one')
+            seen.add(name)
+            note_lines(value, here, document, above | {id(node)})
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            document.lines[(*path, i)] = value.start_mark.line + 1
+            note_lines(value, (*path, i), document, above | {id(node)})
+
+
+def brief(value: Any) -> str:
+    """A value as it would be typed, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
