@@ -206,7 +206,6 @@ WORDS = {
     "string_type": "expected text",
     "tuple_type": "expected a list [..]",
     "model_type": "expected keys {..}",
-    "model_attributes_type": "expected keys {..}",
 }
 
 
@@ -225,7 +224,7 @@ def reason(error: Any, annotation: Any) -> str:
         return f"found {brief(found)}; expected the name of a stage"
     if kind == "value_error":
         return str(context["error"])
-    message = str(error["msg"]).replace("Input should be", "expected")
+    message = str(error["msg"]).replace("Input should be", "expected").replace("an object", "keys {..}")
     return f"found {brief(found)}; {WORDS.get(kind) or message[:1].lower() + message[1:]}"
 
 
