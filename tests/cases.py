@@ -13,6 +13,7 @@ from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
+GLOBAL = Norm()
 HEAD = Head(hidden=12, dim=6)
 NARROW = Bottleneck(latent=4, width=16)
 CASES = {
@@ -44,12 +45,12 @@ def random(*shape: int, seed: int | str = 0) -> Tensor:
     return torch.from_numpy(keyed.normal(count, "cases", seed)).reshape(shape)
 
 
-def make(name: str, world, norm: str = "global", seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
+def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
     """The named objective in training mode."""
     settings = CASES[name]
     if isinstance(settings, LISTASettings):
         return LISTA(settings, dictionary().to(dtype), 0.2).train()
-    net = CNN(width=8, depth=2, norm=Norm(kind=norm, splits=4))  # type: ignore[arg-type]
+    net = CNN(width=8, depth=2, norm=norm)
     return objectives.build(settings, net, IMAGE, SAMPLES, world, seed).to(dtype).train()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.base import Batch
+from pipeline.settings.nets import Norm
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
 from pipeline.training import loop, optim
@@ -107,7 +108,7 @@ def test_the_loss_falls_with_low_and_with_rising_high(name, world):
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulation_equals_the_big_batch(name, pieces, world):
     """Without batch norm: the same gradient and pending rows from one batch or several, whatever is coupled."""
-    whole, cut = (warm(make(name, world, norm="none")) for _ in range(2))
+    whole, cut = (warm(make(name, world, norm=Norm(kind="none"))) for _ in range(2))
     size = len(IDS) // pieces
     one = loop.backward(whole, whole, [batch(whole, IDS, 3)])
     many = loop.backward(cut, cut, [batch(cut, IDS[i : i + size], 3) for i in range(0, len(IDS), size)])

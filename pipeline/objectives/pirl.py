@@ -35,8 +35,8 @@ class PIRL(Objective):
             self.f = heads.build(settings.head, self.trunk.features)
             self.g = heads.PatchHead(settings.head, self.trunk.features, settings.jigsaw.cells**2)
         self.bank = Bank(samples, settings.head.dim, seed)
-        # Of image and patches, for binary_nce; not a number until the first commit.
-        self.register_buffer("log_partition", torch.full((2,), torch.nan))
+        if settings.loss == "binary_nce":  # of image and patches; not a number until the first commit
+            self.register_buffer("log_partition", torch.full((2,), torch.nan))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit rows of the image and of its patches, [B, 2, dim]."""

@@ -1,0 +1,64 @@
+"""Trains every objective a few steps on whatever ranks there are: `python -m tests.rank_worker FOLDER`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.settings.nets import Norm
+from pipeline.training import loop
+from pipeline.world import World
+from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
+
+GLOBAL = 8
+STEPS = 3
+NORMS = {
+    "global": Norm(),
+    "none": Norm(kind="none"),
+    "split": Norm(kind="split", splits=2),
+    "finer": Norm(kind="split", splits=4),
+    "local": Norm(kind="local"),
+}
+RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
+    **{name: (name, "global", 1, torch.float64) for name in CASES},
+    **{f"{name}_fp32": (name, "global", 1, torch.float32) for name in CASES},
+    **{f"{name}_{norm}": (name, norm, 1, torch.float64) for name in CONTRASTIVE for norm in ("split", "local")},
+    "simclr_finer": ("simclr", "finer", 1, torch.float64),
+    **{
+        f"{name}_cut": (name, "none", 2, torch.float64)
+        for name in ("simclr", "moco_symmetric", "pirl", "vae_gaussian")
+    },
+}
+
+
+def train(run: str, world: World) -> dict[str, Any]:
+    """This rank's share of a few steps -> the global loss of each, the first gradient, the state at the end."""
+    name, norm, pieces, dtype = RUNS[run]
+    objective = make(name, world, NORMS[norm], dtype=dtype)
+    model = world.wrap(objective)
+    optimiser = torch.optim.SGD(objective.parameters(), 0.05, momentum=0.9)
+    losses, first = [], {}
+    for step in range(STEPS):
+        size, share = GLOBAL // pieces, GLOBAL // pieces // world.size
+        starts = [piece * size + world.rank * share for piece in range(pieces)]
+        ids = [(5 * step + i) % SAMPLES for i in range(GLOBAL)]
+        result = loop.backward(model, objective, [batch(objective, ids[s : s + share], step, dtype) for s in starts])
+        losses.append(float(world.sum(result.loss) / world.size))
+        if step == 0:
+            first = {k: p.grad.clone() for k, p in objective.named_parameters() if p.grad is not None}
+        optimiser.step()
+        optimiser.zero_grad()
+        objective.commit(result.pending, step)
+    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    return {"losses": losses, "gradient": first, "state": state}
+
+
+def main(folder: Path) -> None:
+    world = World()
+    torch.save({run: train(run, world) for run in RUNS}, folder / f"{world.rank}-of-{world.size}.pt")
+    world.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,184 @@
+"""Norms, trunks, heads and decoders: against torch's own, and against loops over blocks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.image import Image
+from pipeline.nets import decoders, heads, norm, trunks
+from pipeline.nets.norm import BatchNorm
+from pipeline.settings.nets import CNN, Norm, ResNet
+from pipeline.settings.objectives import Bottleneck, Head
+from tests.cases import random
+
+GREY, COLOUR = Image(1, 8, (0.5,), (0.5,)), Image(3, 32, (0.5,) * 3, (0.5,) * 3)
+
+
+class Pretend:
+    """Many ranks, as far as batch norm can tell; nothing is gathered."""
+
+    rank, size = 0, 2
+
+    def gather(self, x):
+        return torch.cat([x, x])
+
+
+def blocks_by_hand(x, blocks, strided):
+    """Each block through torch's own batch norm -> outputs, in place."""
+    out = torch.empty_like(x)
+    for b in range(blocks):
+        mine = torch.arange(len(x))[b::blocks] if strided else torch.arange(len(x)).chunk(blocks)[b]
+        out[mine] = nn.functional.batch_norm(x[mine], None, None, training=True)
+    return out
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 3, 4)])
+def test_batch_norm_is_torchs_on_every_block(shape, blocks, strided):
+    x = (random(*shape) * 3 + 100).requires_grad_()
+    layer = BatchNorm(5, blocks, strided=strided).double()
+    weight = random(*shape, seed=1)
+    expected = blocks_by_hand(x, blocks, strided)
+    y = layer(x)
+    torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-11)
+    grads = [torch.autograd.grad((v * weight).sum(), x)[0] for v in (y, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
+def test_batch_norm_of_two_equal_halves_is_batch_norm_of_the_whole():
+    """Chan's formula on gathered halves; the running statistics as torch keeps them."""
+    half = random(6, 4, 3, 3) * 2 + 5
+    ours, torchs = BatchNorm(4, world=Pretend()).double(), nn.BatchNorm2d(4).double()  # type: ignore[arg-type]
+    for module in (ours, torchs):
+        module.load_state_dict({**module.state_dict(), "weight": random(4, seed=2), "bias": random(4, seed=3)})
+    whole = torch.cat([half, half])
+    torch.testing.assert_close(ours(half), torchs(whole)[:6], rtol=1e-12, atol=1e-12)
+    for key, value in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-12)
+    ours.eval(), torchs.eval()
+    torch.testing.assert_close(ours(half), torchs(half), rtol=1e-12, atol=1e-12)
+
+
+def test_chans_variance_keeps_its_digits():
+    """A mean ten thousand deviations away: E[x^2] - m^2 in fp32 would have none left."""
+    x = (random(64, 3) + 1e4).float()
+    layer = BatchNorm(3, world=Pretend())  # type: ignore[arg-type]
+    deviation = layer(x).std(0, correction=0)
+    torch.testing.assert_close(deviation, torch.ones(3), rtol=1e-4, atol=0)
+
+
+def test_running_statistics_of_blocks_are_their_mean():
+    x = random(8, 3)
+    layer = BatchNorm(3, 2).double()
+    layer(x)
+    halves = x.chunk(2)
+    torch.testing.assert_close(layer.running_mean, 0.1 * torch.stack([h.mean(0) for h in halves]).mean(0))
+    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * torch.stack([h.var(0) for h in halves]).mean(0))
+    assert layer.num_batches_tracked == 1
+
+
+def test_batch_norm_says_what_does_not_fit():
+    with pytest.raises(ConfigError, match="3 blocks on 1 ranks: each rank's 8 images"):
+        BatchNorm(4, 3)(torch.zeros(8, 4))
+    with pytest.raises(ConfigError, match="no variance"):
+        BatchNorm(4, 8)(torch.zeros(8, 4))
+
+
+def test_norm_kinds():
+    world = Pretend()
+    assert norm.layer(Norm(), world)(16).blocks == 1  # type: ignore[arg-type]
+    assert norm.layer(Norm(kind="split", splits=4), world)(16).blocks == 4  # type: ignore[arg-type]
+    assert norm.layer(Norm(kind="local"), world)(16).blocks == 2  # type: ignore[arg-type]
+    group = norm.layer(Norm(kind="none", groups=8), None)(12)
+    assert isinstance(group, nn.GroupNorm) and group.num_groups == 4
+    assert torch.equal(*(BatchNorm(4, b)(random(8, 4).float()) for b in (1, 1)))
+    assert not BatchNorm(4, affine=False).affine
+
+
+def test_batch_norm_in_bf16_keeps_statistics_in_fp32():
+    layer = BatchNorm(4, 2)
+    y = layer(random(8, 4).bfloat16())
+    assert y.dtype == torch.bfloat16 and layer.running_mean.dtype == torch.float32
+
+
+NETS = [CNN(), CNN(width=8, depth=1), CNN(norm=Norm(kind="none")), CNN(norm=Norm(kind="split", splits=2)), ResNet()]
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+def test_trunk_gives_its_features(net, image):
+    trunk = trunks.build(net, image)
+    assert trunk(torch.zeros(4, image.channels, image.side, image.side)).shape == (4, trunk.features)
+    patches = torch.zeros(2, 9, image.channels, 4, 4)
+    assert trunks.embed_patches(trunk, patches).shape == (2, 9, trunk.features)
+
+
+@pytest.mark.parametrize("net", [CNN(), ResNet()], ids=str)
+def test_trunk_starts_from_the_seed_alone(net):
+    torch.manual_seed(1)
+    numbers = torch.random.get_rng_state()
+    one, two, other = (trunks.build(net, GREY, None, seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(numbers, torch.random.get_rng_state())
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+    assert any(not torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_residual_network_is_torchvisions():
+    """At 64 pixels and more the same function of the same names."""
+    from torchvision.models import resnet18
+
+    peer = resnet18().eval()
+    peer.fc = nn.Identity()
+    trunk = trunks.build(ResNet(), Image(3, 64, (0.5,) * 3, (0.5,) * 3)).eval()
+    trunk.load_state_dict(peer.state_dict())
+    x = random(2, 3, 64, 64).float()
+    torch.testing.assert_close(trunk(x), peer(x))
+
+
+def test_small_stem_keeps_the_side():
+    trunk = trunks.build(ResNet(), COLOUR)
+    assert trunk.conv1.stride == (1, 1) and isinstance(trunk.maxpool, nn.Identity)
+    assert trunks.build(ResNet(kind="resnet50", stem="imagenet"), GREY).conv1.kernel_size == (7, 7)
+
+
+def test_a_copied_trunk_is_its_own():
+    trunk = trunks.build(CNN(), GREY)
+    again = copy.deepcopy(trunk)
+    again(random(4, 1, 8, 8).float())
+    assert all(int(b) == 0 for n, b in trunk.named_buffers() if n.endswith("tracked"))
+
+
+def test_patch_head_joins_in_the_order_given_and_does_not_mix_images():
+    head = heads.PatchHead(Head(hidden=0, dim=4), 6, 9).double()
+    x = random(3, 9, 6)
+    y = head(x)
+    by_hand = []
+    for image in x:
+        joined = torch.cat([head.each[0].weight @ patch + head.each[0].bias for patch in image])
+        by_hand.append(head.join.weight @ joined + head.join.bias)
+    torch.testing.assert_close(y, torch.stack(by_hand), rtol=1e-12, atol=1e-12)
+    changed = x.clone()
+    changed[1] += 1
+    assert torch.equal(head(changed)[[0, 2]], y[[0, 2]]) and not torch.equal(head(changed)[1], y[1])
+    assert not torch.allclose(head(x[:, torch.arange(8, -1, -1)]), y)
+
+
+def test_heads():
+    assert [type(m).__name__ for m in heads.build(Head(), 64)] == ["Linear", "ReLU", "Linear"]
+    assert [m.out_features for m in heads.build(Head(hidden=0, dim=7), 64)] == [7]
+
+
+@pytest.mark.parametrize("shape", ["mlp", "conv"])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("side", [7, 8, 28])
+def test_decoder_undoes_the_encoders_shape(shape, layers, side):
+    image = Image(3, side, (0.5,) * 3, (0.5,) * 3)
+    settings = Bottleneck(latent=5, width=32, layers=layers, shape=shape)
+    x = torch.zeros(2, 3, side, side)
+    z = decoders.encoder(settings, image, 10)(x)
+    assert z.shape == (2, 10)
+    assert decoders.decoder(settings, image)(z[:, :5]).shape == x.shape
