@@ -6,6 +6,7 @@ each moved to its minimiser of 1/2 tr(D'D A) - tr(D'B) with the others held, and
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,8 @@ def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
     """Atoms are signals [N, p], drawn by key, each to norm 1; noise where too few are not 0."""
     p = signals.shape[1]
     alive = signals[signals.norm(dim=1) > 0].double()
-    chosen = alive[torch.from_numpy(keyed.permute(range(min(atoms, len(alive))), len(alive), seed, "atoms"))]
-    noise = torch.from_numpy(keyed.normal(p, seed, "atoms", torch.arange(atoms - len(chosen)).numpy()))
+    chosen = alive[torch.from_numpy(keyed.permute(np.arange(min(atoms, len(alive))), len(alive), seed, "atoms"))]
+    noise = torch.from_numpy(keyed.normal(p, seed, "atoms", np.arange(atoms - len(chosen))))
     d = torch.cat([chosen, noise]).T
     zero = torch.zeros((), dtype=torch.int64)
     return Dictionary(

@@ -16,7 +16,7 @@ CHUNK = 1 << 26  # numbers of one intermediate map held at a time
 
 
 def normalise(patches: Tensor) -> Tensor:
-    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + CONTRAST), each by itself; variance over p - 1."""
+    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + CONTRAST), each with its own; over p - 1."""
     variance, mean = torch.var_mean(patches, 1, keepdim=True)
     return (patches - mean) / (variance + CONTRAST).sqrt()
 

@@ -19,7 +19,7 @@ from pipeline.settings.stages import Codes
 from pipeline.settings.training import Adam, Training
 from pipeline.sparse import dictionary, features, solvers
 from pipeline.sparse.dictionary import Dictionary
-from pipeline.sparse.features import Coder, CodedFeatures, SparseFeatures
+from pipeline.sparse.features import CodedFeatures, Coder, SparseFeatures
 from pipeline.training import checkpoint, loop
 from pipeline.world import World
 
@@ -28,7 +28,7 @@ LOG, SAVE = 10, 200  # batches between two points of the curve, and between two 
 HELD_OUT = 2048  # signals of the test split on which everything is measured
 CURVE = 50  # steps of ISTA and FISTA drawn
 LISTA_BATCH = 256
-REFERENCE = 1e-9  # tolerance of the codes that stand for the minimum
+TARGET = 1e-6  # tolerance of the codes that LISTA is taught, and that stand for the minimum
 
 
 def run(settings: Codes, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
@@ -77,7 +77,9 @@ class Signals:
         return features.normalise(cut.flatten(1).float() / 255)
 
 
-def learn(settings: Codes, seed: int, train: Signals, mean: Tensor, zca: Tensor, out: Path, world: World) -> Dictionary:
+def learn(
+    settings: Codes, seed: int, train: Signals, mean: Tensor, zca: Tensor, out: Path, world: World
+) -> Dictionary:
     """The dictionary after ``signals`` signals, ``batch`` at a time, going on from a checkpoint if there is one.
 
     Each rank codes its share; every rank then takes in the whole batch in the same order, so that the dictionary is
@@ -131,10 +133,11 @@ class Loaded(NamedTuple):
 
 
 class SignalFeed:
-    """Whitened signals for the loop, in the dictionary's order: batch t is places tB to (t+1)B."""
+    """Whitened signals for the loop, in the dictionary's order: batch t is places tB to (t+1)B. Where LISTA learns
+    from codes, the exact ones beside them."""
 
-    def __init__(self, train: Signals, coder: Coder, batch: int, total: int, world: World):
-        self.train, self.coder, self.batch, self.total, self.world = train, coder, batch, total, world
+    def __init__(self, settings: Codes, train: Signals, coder: Coder, batch: int, world: World):
+        self.settings, self.train, self.coder, self.batch, self.world = settings, train, coder, batch, world
         self.steps_per_epoch = max(1, train.patches.n // batch)
         self.seconds: dict[str, float] = {}
         self.bad = 0
@@ -142,10 +145,14 @@ class SignalFeed:
     def steps(self, start: int):
         """(step, epoch, this rank's one micro-batch) from ``start`` on."""
         mine = self.batch // self.world.size
-        for step in range(start, self.total):
+        for step in range(start, self.settings.lista_steps):
             index = step * self.batch + self.world.rank * mine + np.arange(mine)
             y = whitened(self.train, index, self.coder.mean, self.coder.zca)
-            yield step, step // self.steps_per_epoch, [Loaded((y,), torch.from_numpy(index).to(y.device))]
+            views = (y, self.exact(y)) if self.settings.lista.loss == "code" else (y,)
+            yield step, step // self.steps_per_epoch, [Loaded(views, torch.from_numpy(index).to(y.device))]
+
+    def exact(self, y: Tensor) -> Tensor:
+        return solvers.encode(y, self.coder.dictionary, self.settings.penalty, TARGET).z
 
 
 def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: Path, world: World) -> nn.Module:
@@ -155,7 +162,7 @@ def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: P
     world.barrier()
     training = Training(batch=LISTA_BATCH, steps=settings.lista_steps, optimiser=Adam(), snapshots=0)
     objective = LISTA(settings.lista, coder.dictionary, settings.penalty)
-    feed = SignalFeed(train, coder, LISTA_BATCH, settings.lista_steps, world)
+    feed = SignalFeed(settings, train, coder, LISTA_BATCH, world)
     loop.train(
         objective, feed, training, total=settings.lista_steps, seed=seed, out=out, world=world,
         export=lambda encoder, folder: None,
@@ -194,7 +201,7 @@ def measure(settings: Codes, test: Signals, coder: Coder, lista: nn.Module | Non
 def curves(settings: Codes, y: Tensor, d: Tensor, lista: Any, board: Board) -> dict[str, float]:
     """Excess energy (P(z_n) - min P) / min P after n steps of ISTA, of FISTA and n layers of LISTA, drawn with the
     step as abscissa -> each after as many steps as LISTA has layers."""
-    least = solvers.energy(y, d, solvers.encode(y.double(), d.double(), settings.penalty, REFERENCE).z.to(y), settings.penalty)
+    least = solvers.energy(y, d, solvers.encode(y, d, settings.penalty, TARGET).z, settings.penalty)
 
     def excess(z: Tensor) -> float:
         return float((solvers.energy(y, d, z, settings.penalty).sum() - least.sum()) / least.sum())
@@ -226,10 +233,9 @@ def atoms(d: Tensor, channels: int, side: int) -> np.ndarray:
 
 
 def strongest(test: Signals, index: np.ndarray, z: Tensor, rows: int = 16, columns: int = 9) -> np.ndarray:
-    """A row an atom, the most used first: the patches or images whose code gives it most weight -> one sheet, uint8."""
-    rows, columns = min(rows, z.shape[1]), min(columns, len(z))
-    top = z[:, :rows].abs().argsort(0, descending=True, stable=True)[:columns].T.flatten()
-    return sheets.tile(test.patches.take(index[top.numpy()]).float() / 255, columns)
+    """A row an atom, the most used first: the patches or images whose codes give it most weight -> one sheet."""
+    top = (-z[:, :rows].abs()).argsort(dim=0, stable=True)[:columns].T
+    return sheets.tile(test.patches.take(index[top.flatten().numpy()]).float() / 255, top.shape[1])
 
 
 def export(settings: Codes, train: Signals, coder: Coder, inputs: dict[str, Path], out: Path) -> None:
