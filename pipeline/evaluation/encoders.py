@@ -1,0 +1,101 @@
+"""Encoders as files: weights in safetensors, what they are in JSON; read back, uint8 images in, features out."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline import objectives
+from pipeline.errors import DataError
+from pipeline.image import Image
+from pipeline.nets import trunks
+from pipeline.settings.nets import Net
+from pipeline.settings.objectives import Generative
+from pipeline.settings.stages import Codes
+from pipeline.sparse import features as sparse
+
+WEIGHTS, SPEC = "encoder.safetensors", "encoder.json"
+
+
+class Encoder(nn.Module):
+    """A module as it is judged: uint8 images [B, C, H, W] -> float32 features [B, D]. ``normalised``: whether the
+    module takes pixels less their mean over their deviation, or in [0, 1]."""
+
+    def __init__(self, module: nn.Module, image: Image, normalised: bool):
+        super().__init__()
+        self.module, self.image, self.normalised = module, image, normalised
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float() / 255
+        if self.normalised:
+            mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.image.mean, self.image.std))
+            x = (x - mean) / std
+        return self.module(x).float()
+
+
+def describe(image: Image) -> dict[str, Any]:
+    """An Image as JSON."""
+    return asdict(image)
+
+
+def save(folder: Path, kind: str, module: nn.Module, spec: dict[str, Any]) -> None:
+    """Writes `encoder.safetensors` and `encoder.json` (last, so that a folder with it is whole)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    for name, write in (
+        (WEIGHTS, lambda p: save_file(tensors, p)),
+        (SPEC, lambda p: p.write_text(json.dumps({"kind": kind, **spec}, indent=1, sort_keys=True) + "\n")),
+    ):
+        part = folder / f".{name}.part"
+        write(part)
+        part.replace(folder / name)
+
+
+def load(folder: Path) -> Encoder:
+    """The encoder in a folder, in evaluation mode. Raises DataError where there is none, or a damaged one."""
+    try:
+        spec = json.loads((folder / SPEC).read_text())
+        weights = load_file(folder / WEIGHTS)
+        image = Image(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec["image"].items()})
+        module, normalised = rebuild(spec, image)
+        dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)
+        module.to(dtype).load_state_dict(weights)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{folder}: no encoder that can be read ({type(error).__name__}: {error})") from error
+    return Encoder(module.float(), image, normalised).eval().requires_grad_(False)
+
+
+def rebuild(spec: dict[str, Any], image: Image) -> tuple[nn.Module, bool]:
+    """The empty module of a spec, and whether it takes normalised images."""
+    if spec["kind"] == "trunk":
+        return trunks.build(TypeAdapter(Net).validate_python(spec["net"]), image), True
+    if spec["kind"] == "autoencoder":
+        settings = TypeAdapter(Generative).validate_python(spec["objective"])
+        made: Any = objectives.OBJECTIVES[settings.kind]
+        return made(settings, None, image, 0, None, 0).encoder, False
+    if spec["kind"] == "sparse":
+        return sparse.rebuild(Codes.model_validate(spec["codes"]), image), False
+    raise ValueError(f"kind {spec['kind']!r} is none of trunk, autoencoder, sparse")
+
+
+def untrained(net: Net, image: Image, seed: int) -> Encoder:
+    """A randomly initialised trunk: what an encoder is worth before it has learned."""
+    return Encoder(trunks.build(net, image, None, seed), image, True).eval().requires_grad_(False)
+
+
+class Pixels(nn.Module):
+    """The image itself as features: [B, C, H, W] -> [B, C H W]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def pixels(image: Image) -> Encoder:
+    return Encoder(Pixels(), image, False).eval()

@@ -1,0 +1,54 @@
+"""PIRL's nine patches (arXiv 1912.01991): a crop, a grid of cells, a jittered patch of each cell, shuffled."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from pipeline import keyed
+from pipeline.settings.objectives import Jigsaw
+
+
+def geometry(side: int, settings: Jigsaw) -> tuple[int, int]:
+    """Sides of a cell and of a patch, in pixels of the crop, for views of ``side`` pixels.
+
+    85 and 64 from 160 pixels on, as published; below, cells of a third of the side (never under 5) and patches of
+    three quarters of a cell: 10 and 8 at 32 pixels, 5 and 4 at 8.
+    """
+    cell = settings.cell or (85 if side >= 160 else max(5, side // 3))
+    return cell, settings.patch or (64 if cell == 85 else round(0.75 * cell))
+
+
+def shuffles(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
+    """The order in which each sample's patches are shown: a uniform permutation a row -> int64 [B, count]."""
+    return keyed.uniform(count, seed, epoch, ids, "patches", "order").argsort(1)
+
+
+def corners(seed: int, epoch: int, ids: np.ndarray, cells: int, cell: int, patch: int) -> np.ndarray:
+    """Upper left corner of every patch in the crop, row by row, jittered in its cell -> int64 [B, cells^2, 2] (y, x)."""
+    u = keyed.uniform(2 * cells * cells, seed, epoch, ids, "patches", "jitter").reshape(len(ids), -1, 2)
+    y, x = np.divmod(np.arange(cells * cells), cells)
+    return np.stack([y, x], 1) * cell + (u * (cell - patch + 1)).astype(np.int64)
+
+
+def cut(crop: Tensor, at: np.ndarray, order: np.ndarray, patch: int) -> Tensor:
+    """Patches of crops [B, C, S, S] at corners [B, P, 2], in the order given -> [B, P, C, patch, patch]."""
+    at = np.take_along_axis(at, order[..., None], 1)
+    corner = torch.from_numpy(at).to(crop.device)
+    run = torch.arange(patch, device=crop.device)
+    y = (corner[..., 0, None] + run)[..., None]  # [B, P, patch, 1]
+    x = (corner[..., 1, None] + run)[..., None, :]
+    b = torch.arange(len(crop), device=crop.device).view(-1, 1, 1, 1)
+    return crop.permute(0, 2, 3, 1)[b, y, x].permute(0, 1, 4, 2, 3)
+
+
+def enlarge(images: Tensor, scale: tuple[float, float], side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:
+    """A random square crop of ``scale`` of the area, resampled to ``side``: uint8 [B, C, H, W] -> [B, C, side, side]
+    in [0, 1]. For small images, which it enlarges."""
+    u = torch.from_numpy(keyed.uniform(3, seed, epoch, ids, "patches", "crop")).float().to(images.device)
+    extent = (scale[0] + (scale[1] - scale[0]) * u[:, 0]).sqrt()
+    run = (torch.arange(side, device=images.device) + 0.5) * (2 / side) - 1
+    centre = (2 * u[:, 1:] - 1) * (1 - extent)[:, None]
+    y, x = (extent[:, None] * run + centre[:, i, None] for i in (0, 1))
+    grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
+    return grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
