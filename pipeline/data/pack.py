@@ -1,0 +1,209 @@
+"""Images -> WebDataset tars with an index and a manifest: shuffled, checked, and the same bytes every time."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import keyed, progress
+from pipeline.data.index import MANIFEST, ROW, digest
+from pipeline.data.sources import Item, Source, open_source
+from pipeline.errors import DataError, Stopped
+from pipeline.settings.stages import Pack
+from pipeline.views.decode import decode
+from pipeline.world import World
+
+CHUNK = 256
+
+
+@dataclass
+class Checked:
+    """One image as it will be packed: bytes, extension, and what it adds to the statistics."""
+
+    data: bytes
+    ext: str
+    shape: tuple[int, int]
+    grey: bool
+    pixels: int
+    sums: np.ndarray
+    """Of the values in [0, 1] and of their squares, [2, 3]."""
+
+
+def pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
+    """Packs the source into ``out``: two passes over the images, so that no shard is written before all are known
+    to be good. Returns counts. Raises DataError past ``max_bad`` unreadable images, or where none is left."""
+    source = open_source(settings.source, settings.root)
+    with ThreadPoolExecutor(settings.threads) as pool:
+        bad: list[dict[str, str]] = []
+        splits = {}
+        stats = {}
+        for name, items in halves(source, settings.test, seed).items():
+            order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", name)
+            splits[name], stats[name] = write(name, [items[i] for i in order], settings, out, pool, bad, world)
+    if not stats["train"]["n"]:
+        raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
+    (out / "bad.jsonl").write_text("".join(json.dumps(b) + "\n" for b in bad))
+    manifest = describe(source, splits, stats, len(bad))
+    part = out / (MANIFEST + ".part")
+    part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    part.replace(out / MANIFEST)
+    counts = {f"{name}_images": stats[name]["n"] for name in splits}
+    return {**counts, "bad": len(bad), "classes": len(source.classes or []), "fingerprint": manifest["fingerprint"]}
+
+
+def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
+    """The source's own splits, or a stratified one: of each class, the first ``share`` in a keyed order is test."""
+    if any(item.split for item in source.items):
+        return {name: [i for i in source.items if i.split == name] for name in ("train", "test")}
+    labels = np.array([item.label for item in source.items])
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = keyed.permute(np.arange(len(members)), len(members), seed, "split", int(label))
+        held[members[order[: round(share * len(members))]]] = True
+    chosen = {True: [], False: []}
+    for item, test in zip(source.items, held.tolist(), strict=True):
+        chosen[test].append(item)
+    return {"train": chosen[False], "test": chosen[True]}
+
+
+def check(item: Item, short_side: int | None) -> Checked | str:
+    """Reads and decodes one image, shrinks it if asked -> what to pack, or what is wrong with it."""
+    try:
+        data = item.load()
+        pixels = decode(data, 3).numpy()
+    except (OSError, ValueError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    ext = kind(data)
+    if short_side and min(pixels.shape[1:]) > short_side:
+        data, pixels = shrink(pixels, short_side, ext)
+    grey = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
+    # Sums of whole numbers are exact in any order.
+    wide = pixels.reshape(3, -1).astype(np.int64)
+    sums = np.stack([wide.sum(1), (wide * wide).sum(1)])
+    return Checked(data, ext, (pixels.shape[1], pixels.shape[2]), grey, wide.shape[1], sums)
+
+
+def kind(data: bytes) -> str:
+    """The extension that a file's first bytes call for, whatever its name says."""
+    for head, ext in ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF", "gif"), (b"BM", "bmp")):
+        if data.startswith(head):
+            return ext
+    return "ppm" if data[:2] in (b"P2", b"P3", b"P5", b"P6") else "tif"
+
+
+def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
+    from PIL import Image
+
+    one = Image.fromarray(pixels.transpose(1, 2, 0))
+    scale = side / min(one.size)
+    small = one.resize((round(one.width * scale), round(one.height * scale)), Image.Resampling.LANCZOS, reducing_gap=3)
+    file = io.BytesIO()
+    if ext == "jpg":
+        small.save(file, "JPEG", quality=95)
+    else:
+        small.save(file, "PNG")
+    data = file.getvalue()
+    return data, decode(data, 3).numpy()
+
+
+def write(
+    split: str, items: list[Item], settings: Pack, out: Path, pool: ThreadPoolExecutor, bad: list, world: World
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shards of one split, in the order of ``items`` less the unreadable ones -> its manifest and statistics."""
+    shards: list[dict[str, Any]] = []
+    stats: dict[str, Any] = {"n": 0, "pixels": 0, "sums": np.zeros((2, 3), np.int64), "grey": True, "shapes": set()}
+    shard: Shard | None = None
+    for start in range(0, len(items), CHUNK):
+        if world.stopping():
+            raise Stopped("asked to stop while packing; the same command packs again")
+        chunk = items[start : start + CHUNK]
+        for item, found in zip(chunk, pool.map(lambda i: check(i, settings.short_side), chunk), strict=True):
+            if isinstance(found, str):
+                bad.append({"split": split, "image": item.name, "reason": found})
+                if len(bad) > settings.max_bad:
+                    first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
+                    raise DataError(
+                        f"{settings.source}: more than {settings.max_bad} unreadable images, the first: {first}; "
+                        f"mend them or raise max_bad"
+                    )
+                continue
+            if shard is None:
+                shard = Shard(out / f"{split}-{len(shards):06d}.tar")
+            shard.add(f"{stats['n']:09d}", found, item.label)
+            stats["n"] += 1
+            stats["pixels"] += found.pixels
+            stats["sums"] += found.sums
+            stats["grey"] &= found.grey
+            stats["shapes"].add(found.shape)
+            if len(shard.rows) == settings.shard_images:
+                shards.append(shard.close())
+                shard = None
+        progress.report(out, start + len(chunk), len(items), f"packing {split}")
+    if shard is not None:
+        shards.append(shard.close())
+    return {"images": stats["n"], "shards": shards}, stats
+
+
+class Shard:
+    """One tar being written under another name, and the table of what is in it."""
+
+    def __init__(self, path: Path):
+        self.path, self.part = path, path.with_suffix(".tar.part")
+        self.file = self.part.open("wb")
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.rows: list[tuple] = []
+
+    def add(self, key: str, image: Checked, label: int) -> None:
+        offset = self._member(f"{key}.{image.ext}", image.data)
+        self.rows.append((offset, len(image.data), zlib.crc32(image.data), label, image.ext.encode()))
+        if label >= 0:
+            self._member(f"{key}.cls", str(label).encode())
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)  # mtime 0, nobody's
+        info.size = len(data)
+        self.tar.addfile(info, io.BytesIO(data))
+        return self.tar.offset - -(-len(data) // 512) * 512
+
+    def close(self) -> dict[str, Any]:
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        table = self.path.with_suffix(".idx")
+        table.write_bytes(np.array(self.rows, ROW).tobytes())
+        shutil.move(self.part, self.path)
+        size = self.path.stat().st_size
+        return {"name": self.path.name, "images": len(self.rows), "bytes": size, "sha256": digest(self.path)}
+
+
+def describe(source: Source, splits: dict, stats: dict, bad: int) -> dict[str, Any]:
+    """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all."""
+    shapes = set.union(*(s["shapes"] for s in stats.values()))
+    height, width = shapes.pop() if len(shapes) == 1 else (None, None)
+    grey = all(s["grey"] for s in stats.values())
+    train = stats["train"]
+    mean = train["sums"][0] / (255 * train["pixels"])
+    std = np.sqrt(train["sums"][1] / (255**2 * train["pixels"]) - mean**2)
+    body = {
+        "version": 1,
+        "classes": source.classes,
+        "channels": 1 if grey else 3,
+        "height": height,
+        "width": width,
+        "mean": mean[: 1 if grey else 3].tolist(),
+        "std": std[: 1 if grey else 3].tolist(),
+        "splits": splits,
+        "bad": bad,
+    }
+    return body | {"fingerprint": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}

@@ -1,0 +1,146 @@
+"""Where images come from: a list of items, each with its split, its class and a way to its bytes."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+TRAIN, TEST = {"train", "training"}, {"test", "val", "valid", "validation"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to pack. ``name``: what the user knows it by; ``split``: train, test, or none where the source has no
+    splits; ``label``: its class's index, -1 without; ``load``: its file's bytes."""
+
+    name: str
+    split: str | None
+    label: int
+    load: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    items: list[Item]
+    classes: list[str] | None
+
+
+def open_source(source: str, root: str | None = None) -> Source:
+    """digits · folder:PATH · torchvision:NAME · wds:PATTERN -> its items in a stable order. Raises DataError."""
+    kind, _, rest = source.partition(":")
+    if source == "digits":
+        return digits()
+    if kind == "folder":
+        return folder(Path(rest).expanduser())
+    if kind == "torchvision":
+        return torchvision(rest, root)
+    if kind == "wds":
+        return webdataset(rest)
+    raise DataError(f"source {source!r}: expected digits, folder:PATH, torchvision:NAME or wds:PATTERN")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] -> the bytes of a PNG."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits inside scikit-learn, 8x8, sixteen levels of grey spread over 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
+    items = [
+        Item(f"digit {i}", None, int(label), lambda one=one: png(one))
+        for i, (one, label) in enumerate(zip(pixels, data.target, strict=True))
+    ]
+    return Source(items, [str(i) for i in range(10)])
+
+
+def visible(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.name not in SKIPPED)
+
+
+def folder(path: Path) -> Source:
+    """Class folders or a flat folder, with or without train and test folders above."""
+    if not path.is_dir():
+        raise DataError(f"folder:{path}: there is no such folder")
+    splits = {p.name.lower(): p for p in visible(path) if p.is_dir()}
+    train, test = (next((splits[n] for n in sorted(names) if n in splits), None) for names in (TRAIN, TEST))
+    halves = [("train", train), ("test", test)] if train and test else [(None, train or path)]
+    classes = sorted({p.name for _, half in halves for p in visible(half) if p.is_dir()})
+    items = []
+    for split, half in halves:
+        for file in sorted(half.rglob("*")):
+            parts = file.relative_to(half).parts
+            hidden = any(p.startswith(".") or p in SKIPPED for p in parts)
+            if hidden or not file.is_file() or file.suffix.lower() not in IMAGES:
+                continue
+            label = classes.index(parts[0]) if len(parts) > 1 else -1
+            items.append(Item(str(file.relative_to(path)), split, label, file.read_bytes))
+    if not items:
+        raise DataError(f"folder:{path}: no images in it (looked for {', '.join(sorted(IMAGES))})")
+    return Source(items, classes or None)
+
+
+def torchvision(name: str, root: str | None) -> Source:
+    """A classification set of torchvision's by its class name, from ``root`` or, where there is a network, fetched."""
+    from torchvision import datasets
+
+    make = getattr(datasets, name, None)
+    if make is None:
+        raise DataError(f"torchvision:{name}: torchvision.datasets has no {name}")
+    items: list[Item] = []
+    classes: list[str] | None = None
+    for split, train in (("train", True), ("test", False)):
+        try:
+            data = make(root or "data", train=train, download=True)
+        except (TypeError, RuntimeError, OSError) as error:
+            raise DataError(f"torchvision:{name}: {str(error).splitlines()[0]} (root: {root or 'data'})") from error
+        classes = [str(c) for c in getattr(data, "classes", [])] or None
+        for i in range(len(data)):
+            items.append(
+                Item(f"{split} {i}", split, int(data.targets[i]), lambda d=data, i=i: png(np.asarray(d[i][0])))
+            )
+    return Source(items, classes)
+
+
+def webdataset(pattern: str) -> Source:
+    """Tars that others wrote, by a glob pattern: members KEY.jpg (png, ...) with KEY.cls where labelled."""
+    at = Path(pattern).expanduser()
+    paths = sorted(at.parent.glob(at.name))
+    if not paths:
+        raise DataError(f"wds:{pattern}: no such files")
+    items, labels = [], set()
+    for path in paths:
+        with tarfile.open(path) as tar:
+            members = {m.name: m for m in tar if m.isfile()}
+            for name, member in members.items():
+                if Path(name).suffix.lower() not in IMAGES:
+                    continue
+                stem = name[: name.rindex(".")]
+                label = -1
+                if f"{stem}.cls" in members:
+                    label = int(tar.extractfile(members[f"{stem}.cls"]).read())  # type: ignore[union-attr]
+                labels.add(label)
+                where = (path, member.offset_data, member.size)
+                items.append(Item(f"{path.name}:{name}", None, label, lambda w=where: _slice(*w)))
+    names = [str(i) for i in range(max(labels) + 1)] if labels and max(labels) >= 0 else None
+    return Source(items, names)
+
+
+def _slice(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
