@@ -22,6 +22,7 @@ from pipeline.settings.stages import MAKES, AnyStage, Pack, Stage
 from pipeline.settings.training import Training
 
 SOURCES = ("digits", "folder:", "torchvision:", "wds:")
+TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100")
 NAME = re.compile(r"[a-z0-9_]+")
 
 
@@ -328,6 +329,8 @@ def check_source(stage: Pack, path: tuple, document: Document) -> None:
         document.wrong(at, f"found {brief(stage.source)}{nearest(scheme + colon, SOURCES)}")
     elif scheme != "digits" and not where:
         document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
+    elif scheme == "torchvision" and where not in TORCHVISION:
+        document.wrong(at, f'no set "{where}"{nearest(where.upper(), TORCHVISION)}')
     elif scheme == "folder" and not Path(where).expanduser().is_dir():
         what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
         document.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")

@@ -113,11 +113,10 @@ def job(p: Planned, planned: list[Planned]) -> Job:
         "stage": p.name,
         "kind": p.kind,
         "key": p.key,
-        "settings": p.settings.model_dump(mode="json"),
+        "settings": p.settings.model_dump(mode="json", exclude={"place"}),
         "seed": p.seed,
         "inputs": p.inputs,
         "fingerprints": p.outside,
-        "placement": p.place,
     }
     return Job(
         p.name, p.kind, p.settings, p.seed, folders, str(out), p.key, str(out / artifact.STOP), os.getcwd(), facts

@@ -172,5 +172,40 @@ def protocol(record: dict[str, Any]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- dry run
 def dry_run(planned: list[Any], chosen: list[Any]) -> None:
+    """What there is to do, what it takes, and every derived number with its formula."""
+    packs = {p.name: p for p in planned if p.kind == "pack"}
+    rows, notes = [], []
     for p in chosen:
-        print(p.name, p.kind, p.folder, "done" if p.done else "to do", p.place)
+        state = "done" if p.done else "to do"
+        known = training(p, packs[p.settings.data]) if p.kind in ("pretrain", "generate") else ("",) * 4
+        rows.append([p.name, p.kind, p.folder, state, p.place, *known])
+        if p.kind in ("pretrain", "generate"):
+            notes.append(rate(p))
+    table(
+        "Nothing is run",
+        ["stage", "kind", "folder", "state", "where", "steps", "images an epoch", "parameters", "memory a process"],
+        rows,
+        "\n".join(notes),
+    )
+
+
+def training(p: Any, pack: Any) -> tuple[str, str, str, str]:
+    """Steps, images an epoch, parameters and memory, each as far as it is known before packing."""
+    from pipeline import estimate
+
+    data, later = estimate.packed(pack.settings, pack.seed, pack.folder), "after packing"
+    steps = p.settings.total_steps(data.images) if data else p.settings.steps
+    images = p.settings.steps_per_epoch(data.images) * p.settings.batch if data else None
+    made = estimate.build(p.settings, data, p.seed)
+    if made is None:
+        return str(steps or later), str(images or later), later, later
+    size = estimate.memory(p.settings, *made)
+    count = f"{estimate.parameters(made[0]):,}"
+    return str(steps or later), str(images or later), count, f"~ {size / 2**20:,.0f} MB"
+
+
+def rate(p: Any) -> str:
+    """The learning rate after warm-up, and what it was computed from."""
+    chosen, batch = p.settings.optimiser, p.settings.batch
+    told = f"{p.name}: learning rate {p.settings.peak_lr():.6g}"
+    return f"{told} = lr {chosen.lr:g} x batch {batch} / lr_batch {chosen.lr_batch}" if chosen.lr_batch else told

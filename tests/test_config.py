@@ -115,6 +115,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("shards.source=folder:imags", 'imags: no such folder; did you mean "images"?'),
     ("shards.source=folder:images/trian", 'did you mean "images/train"?'),
     ("shards.source=folder:good.yaml", "is a file, not a folder"),
+    ("shards.source=torchvision:cifar-10", 'no set "cifar-10"; did you mean "CIFAR10"?'),
     ("shards.source=wds:images/x-{00..02}.tar", "no file matches"),
     # not overrides at all
     ("moco.epochs", "expected key=value"),

@@ -459,8 +459,14 @@ def test_waiting_ends_at_a_signal(tmp_path):
         artifact.Lock(tmp_path, lambda _: None, lambda: True).__enter__()
 
 
-def test_of_many_rivals_for_a_stale_lock_one_gets_it(tmp_path):
-    for _ in range(20):
+def test_of_many_rivals_for_a_stale_lock_one_gets_it(tmp_path, monkeypatch):
+    def slow(owner, age, judge=artifact.alive):
+        answer = judge(owner, age)
+        time.sleep(0.02)  # so that all would come to the same answer, if they could at once
+        return answer
+
+    monkeypatch.setattr(artifact, "alive", slow)
+    for _ in range(3):
         owner(tmp_path, pid=2**22 + 1)
         rivals = [artifact.Lock(tmp_path, lambda _: None) for _ in range(8)]
         won, start = [], threading.Barrier(8)

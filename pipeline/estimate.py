@@ -1,0 +1,111 @@
+"""What a training stage will take, before it runs: images, steps, parameters and memory.
+
+The objective is built, and one micro-batch sent through it, on torch's meta device: shapes without numbers.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import objectives
+from pipeline.data.pack import halves
+from pipeline.data.sources import digits
+from pipeline.image import Image
+from pipeline.objectives.base import Batch, Objective
+from pipeline.settings.stages import Generate, Pack, Pretrain
+from pipeline.views import jigsaw
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed set as far as it is known: training images, channels, side of the images (None where it varies)."""
+
+    images: int
+    channels: int
+    side: int | None
+
+
+class Alone:
+    """The world that shapes need: one process, no device."""
+
+    rank, size, main, device = 0, 1, True, torch.device("meta")
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    sum = gather
+
+
+def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
+    """What the shards are, if they are there, or what they will be, if that is known before."""
+    manifest = folder / "manifest.json"
+    if manifest.exists():
+        said = json.loads(manifest.read_text())
+        side = said["height"] if said["height"] == said["width"] else None
+        return Packed(said["splits"]["train"]["images"], said["channels"], side)
+    if settings.source == "digits":
+        return Packed(len(halves(digits(), settings.test, seed)["train"]), 1, 8)
+    return None
+
+
+def build(settings: Pretrain | Generate, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
+    """The objective on the meta device and the images it is for; None where their side is not known yet."""
+    side = getattr(getattr(settings, "views", None), "size", None) or (data.side if data else None)
+    if side is None:
+        return None
+    channels = data.channels if data else 3
+    image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
+    net, world = getattr(settings, "net", None), Alone()
+    samples = settings.samples(data.images) if data else settings.train_examples or 1
+    with torch.device("meta"):
+        return objectives.build(settings.objective, net, image, samples, world, seed), image  # type: ignore[arg-type]
+
+
+def parameters(objective: Objective) -> int:
+    """Numbers that are trained."""
+    return sum(p.numel() for p in objective.parameters() if p.requires_grad)
+
+
+def memory(settings: Pretrain | Generate, objective: Objective, image: Image) -> int:
+    """Bytes that one process holds at the peak of a step: weights, gradients, optimiser, memory banks, and what the
+    forward pass keeps for the backward pass of one micro-batch. Workspaces and the allocator's slack come on top."""
+    trained = 4 * parameters(objective)
+    states = {"sgd": 1, "adam": 2}[settings.optimiser.kind]
+    held = [*objective.parameters(), *objective.buffers()]
+    still = sum(t.numel() * t.element_size() for t in held) - trained
+    average = trained if settings.ema else 0
+    return trained * (2 + states) + still + average + kept(settings, objective, image)
+
+
+def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> int:
+    """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
+    the table of energies. Under bf16, half of it."""
+    rows = settings.batch // settings.accumulate // settings.place.workers
+    whole = torch.empty(rows, image.channels, image.side, image.side, device="meta")
+    views: dict[str, tuple[Tensor, ...]] = {"two": (whole, whole), "image": (whole,), "jigsaw": (whole,)}
+    if objective.recipe == "jigsaw":
+        pieces: Any = settings.objective
+        _, side = jigsaw.geometry(image.side, pieces.jigsaw)
+        count = pieces.jigsaw.cells ** 2
+        views["jigsaw"] += (torch.empty(rows, count, image.channels, side, side, device="meta"),)
+    seen: list[Tensor] = []  # kept alive, so that no storage is counted for another that took its place
+    weights = {p.untyped_storage()._cdata for p in objective.parameters()}
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    objective.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        result = objective.embed(Batch(views[objective.recipe], torch.zeros(rows, dtype=torch.int64)))
+    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
+    bytes_kept = sum(size for at, size in storages.items() if at not in weights)
+    del result
+    others = {"moco": "queue", "pirl": "negatives"}.get(settings.objective.kind)
+    columns = getattr(settings.objective, others) if others else 2 * settings.batch
+    energies = 8 * rows * columns if isinstance(settings, Pretrain) else 0
+    return energies + (bytes_kept // 2 if settings.precision == "bf16" else bytes_kept)
