@@ -1,0 +1,192 @@
+"""The command line: help at once, usage errors with the nearest name, tables of what came out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifact, cli, show
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG = """\
+stages:
+  shards: {kind: pack, source: digits}
+  moco: {kind: pretrain, data: shards, views: {kind: characters}, objective: {kind: moco, queue: 512}, epochs: 3}
+  vae: {kind: generate, data: shards}
+  probe: {kind: probe, data: shards, encoders: [moco, vae]}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def shell(*words: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+
+
+HEAVY = ("torch", "ray", "torchvision", "accelerate", "sklearn", "scipy", "rich", "numba", "tensorboard")
+
+
+def loaded(*words: str) -> set[str]:
+    """Top-level modules that a command imports."""
+    told = shell("-X", "importtime", "-m", "pipeline", *words).stderr
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines() if "|" in line}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["show", "--help"], []])
+def test_help_loads_nothing_heavy(words):
+    assert not loaded(*words) & {*HEAVY, "yaml", "pydantic", "numpy"}
+
+
+@pytest.mark.parametrize("words", [["run", "c.yaml", "moco.epohcs=3"], ["run", "absent.yaml"], ["rn"]])
+def test_a_mistake_loads_nothing_heavy(place, words):
+    assert not loaded(*words) & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["rnu"], 'unknown command "rnu"; did you mean "run"?'),
+        (["shwo"], 'did you mean "show"?'),
+        (["frobnicate"], "expected one of run, show"),
+        (["run"], "the following arguments are required: CONFIG"),
+        (["run", "c.yaml", "--dryrun"], 'unknown option "--dryrun"; did you mean "--dry-run"?'),
+        (["run", "c.yaml", "--onyl", "moco"], 'did you mean "--only"?'),
+        (["run", "c.yaml", "--dry"], 'did you mean "--dry-run"?'),
+        (["run", "c.yaml", "--only"], "--only"),
+        (["run", "c.yaml", "--only", "mocco"], '--only mocco: no such stage; did you mean "moco"?'),
+        (["run", "c.yaml", "moco"], "expected key=value"),
+        (["show", "a", "b"], 'unknown argument "b"'),
+        (["show", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_usage_errors(place, capsys, words, answer):
+    assert cli.main(words) == 2
+    told = capsys.readouterr()
+    assert answer in told.err and "Traceback" not in told.err and told.out == ""
+    assert sorted(p.name for p in place.iterdir()) == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "c.yaml", "moco.epohcs=3", "seed=x"],
+        ["run", "c.yaml", "shards.source=folder:absent"],
+        ["run", "abs.yaml"],
+        ["run", "c.yaml", "--here", "--nlyo"],
+    ],
+)
+def test_mistakes_as_a_user_meets_them(place, words):
+    told = shell("-m", "pipeline", *words)
+    assert told.returncode == 2 and told.stdout == ""
+    assert told.stderr.strip() and "Traceback" not in told.stderr
+    assert sorted(p.name for p in place.iterdir()) == ["c.yaml"]
+
+
+def test_help_is_help(capsys):
+    assert cli.main(["--help"]) == 0 and "pipeline run CONFIG" in capsys.readouterr().out
+    assert cli.main(["run", "--help"]) == 0 and "--dry-run" in capsys.readouterr().out
+    assert cli.main([]) == 2 and "pipeline run CONFIG" in capsys.readouterr().out
+
+
+def test_options_stand_anywhere(place):
+    for words in (
+        ["c.yaml", "seed=1", "--only", "moco", "vae", "--here"],
+        ["--here", "c.yaml", "--only", "moco", "vae", "seed=1"],
+        ["c.yaml", "--only", "moco", "--only", "vae", "--here", "seed=1"],
+    ):
+        options = cli.parse(cli.run_parser(), words)
+        assert options.config == "c.yaml" and options.here
+        assert "seed=1" in options.overrides + options.only and {"moco", "vae"} <= set(options.only)
+
+
+def test_a_dry_run_writes_nothing_and_tells_the_plan(place, capsys):
+    assert cli.main(["run", "c.yaml", "--dry-run", "--here", "moco.optimiser.lr=0.06"]) == 0
+    told = capsys.readouterr().out
+    assert sorted(p.name for p in place.iterdir()) == ["c.yaml"]
+    for name in ("shards", "moco", "vae", "probe"):
+        assert f"runs/{name}-" in told
+    assert "15" in told and "1280" in told  # three epochs of five batches of 256, of 1,438 images
+    assert "moco: learning rate 0.06 = lr 0.06 x batch 256 / lr_batch 256" in told
+
+
+def test_a_dry_run_before_packing_says_so(place, capsys):
+    (place / "images").mkdir()
+    assert cli.main(["run", "c.yaml", "--dry-run", "--here", "shards.source=folder:images"]) == 0
+    assert "after packing" in capsys.readouterr().out
+
+
+def finished(root: Path, name: str, kind: str, metrics: dict, settings: dict) -> Path:
+    """A finished artifact."""
+    out = root / f"{name}-0123abcd"
+    out.mkdir(parents=True)
+    artifact.begin(out)
+    artifact.finish(out, {"stage": name, "kind": kind, "key": "0" * 64, "seed": 3, "settings": settings}, metrics)
+    return out
+
+
+PROTOCOL = {"per_class": 10, "draws": 7, "neighbours": 20, "temperature": 0.07}
+ROWS = {
+    "moco": {"linear_top1": 0.987, "linear_10_per_class": 0.91, "linear_10_per_class_sd": 0.0123, "knn_top1": 0.975},
+    "raw_pixels": {"linear_top1": 0.9, "linear_10_per_class": 0.8, "linear_10_per_class_sd": 0.02, "knn_top1": None},
+}
+
+
+def test_results_are_shown_with_their_protocol(place, capsys):
+    finished(place / "runs", "moco", "pretrain", {"train/loss": 1.25, "rows": {}}, {})
+    finished(place / "runs", "probe", "probe", {"rows": ROWS}, PROTOCOL)
+    assert cli.main(["show"]) == 0
+    told = capsys.readouterr().out
+    for part in ("98.70 %", "91.00 ± 1.23 %", "97.50 %", "raw_pixels", "train/loss 1.25", "seed 3", "7 draws"):
+        assert part in told
+    assert cli.main(["show", "runs/probe-0123abcd"]) == 0
+    told = capsys.readouterr().out
+    assert "98.70 %" in told and "train/loss" not in told
+
+
+def test_nothing_to_show(place, capsys):
+    (place / "runs").mkdir()
+    assert cli.main(["show"]) == 0
+    assert capsys.readouterr().out == "runs: nothing is finished yet\n"
+
+
+def test_tables_without_rich(place, capsys, monkeypatch):
+    for name in ("rich", "rich.console", "rich.table", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    show.table("title", ["a", "bb"], [["1", 22], ["333", "4"]], "note")
+    assert capsys.readouterr().out == "title\na    bb\n1    22\n333  4\nnote\n"
+    assert show.bars() is None
+
+
+def test_a_watch_tells_progress_in_plain_lines(place, capsys, monkeypatch):
+    from pipeline import progress
+
+    monkeypatch.setattr(show, "PLAIN", 0.0)
+    watch = show.Watch()
+    watch.add("moco", place)
+    for step in (10, 10, 20):
+        progress.report(place, step, 30, "loss 0.5")
+        watch.move("moco", None, *(progress.read(place) or (0, 0, "")))
+    assert capsys.readouterr().out.splitlines() == [
+        "moco: starts",
+        "moco: 10 of 30, loss 0.5",
+        "moco: 20 of 30, loss 0.5",
+    ]
+
+
+def test_pack_for_real(place, capsys):
+    """The first stage of every config, through the whole command, twice."""
+    assert cli.main(["run", "c.yaml", "--here", "--only", "shards"]) == 0
+    folder = next((place / "runs").glob("shards-*"))
+    record = json.loads((folder / "artifact.json").read_text())
+    assert (record["stage"], record["metrics"]["classes"]) == ("shards", 10)
+    assert cli.main(["run", "c.yaml", "--here", "--only", "shards"]) == 0
+    assert "shards: done already" in capsys.readouterr().out
