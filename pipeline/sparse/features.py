@@ -140,7 +140,9 @@ def _edges(side: int, cells: int) -> list[tuple[int, int]]:
 
 
 class CodedFeatures(nn.Module):
-    """Images -> another encoder's features [B, p] -> their codes, signs apart [B, 2 atoms]."""
+    """Images [B, C, H, W] in [0, 1] -> codes of another encoder's features, signs apart [B, 2 atoms].
+
+    ``encoder`` takes pixels of 0 to 255, as exported encoders do."""
 
     def __init__(self, encoder: nn.Module, coder: Coder):
         super().__init__()
@@ -148,7 +150,7 @@ class CodedFeatures(nn.Module):
         self.features = 2 * coder.settings.atoms
 
     def forward(self, images: Tensor) -> Tensor:
-        return split(self.coder(self.encoder(images)))
+        return split(self.coder(self.encoder((images * 255).round())))
 
 
 def blank(settings: Codes, size: int) -> Coder:
