@@ -303,4 +303,4 @@ class Run:
             return
         error = explained(one, result)
         self.codes.append(error.code)
-        self.watch.fail(str(error))
+        self.watch.fail(error)

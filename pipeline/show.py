@@ -1,5 +1,6 @@
 """The terminal: a line per running stage, and tables of what there is to do and of what came out."""
 
+import os
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact, progress
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError, Stopped
 
 PLAIN = 10.0
 """Seconds between two lines of a running stage where there is no terminal."""
@@ -70,8 +71,12 @@ class Watch:
         if not self.quiet:
             print(text, flush=True)
 
-    def fail(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    def fail(self, error: PipelineError) -> None:
+        """An error, once: all ranks stop together, but each may fail in its own way."""
+        if not self.quiet:
+            print(error, file=sys.stderr, flush=True)
+        elif not isinstance(error, Stopped):
+            print(f"rank {os.environ.get('RANK')}: {error}", file=sys.stderr, flush=True)
 
     def add(self, name: str, out: Path) -> None:
         with self.lock:

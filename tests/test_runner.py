@@ -324,8 +324,8 @@ class Heard:
     def say(self, text):
         self.said.append(text)
 
-    def fail(self, text):
-        self.failed.append(text)
+    def fail(self, error):
+        self.failed.append(str(error))
 
     def add(self, name, out): ...
 
@@ -596,3 +596,50 @@ def test_pipeline_errors_travel_between_processes():
     for error in (Stopped("a"), DataError("b"), PipelineError("c")):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error) and str(again) == str(error)
+
+
+# --------------------------------------------------------------------------------------------------------------- ranks
+RANKS = """\
+stages:
+  shards: {kind: pack, source: digits}
+  moco:
+    kind: pretrain
+    data: shards
+    views: {kind: characters}
+    objective: {kind: moco, queue: 64, head: {hidden: 0, dim: 16}}
+    steps: 120
+    save_epochs: 1000
+"""
+
+
+def begin_ranks(size: int) -> list[subprocess.Popen]:
+    """The command on several ranks, as srun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = environment() | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+    words = [sys.executable, "-W", "ignore", "-m", "pipeline", "run", "ranks.yaml"]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=e) for e in ranks]
+
+
+@pytest.mark.cluster
+def test_ranks_run_one_plan_stop_together_and_go_on(place):
+    Path("ranks.yaml").write_text(RANKS)
+    ranks = begin_ranks(2)
+    folder = {p.name: p for p in runner.plan(config.load("ranks.yaml"), here=True)}["moco"].folder
+    end = time.monotonic() + 120
+    while progress.read(folder) is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGUSR2)  # one of them is told; all save
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75]
+    assert "saved at step" in told[0][1] and told[1][1] == "" and told[1][0] == ""
+    assert any((folder / "checkpoints").iterdir())
+    ranks = begin_ranks(2)
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "shards: done already" in told[0][0]
+    record = json.loads((folder / "artifact.json").read_text())
+    assert record["processes"] == 2
