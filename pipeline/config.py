@@ -330,7 +330,7 @@ def check_source(stage: Pack, path: tuple, document: Document) -> None:
     elif scheme != "digits" and not where:
         document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
     elif scheme == "torchvision" and where not in TORCHVISION:
-        document.wrong(at, f'no set "{where}"{nearest(where.upper(), TORCHVISION)}')
+        document.wrong(at, f'no set "{where}"{nearest(where, TORCHVISION)}')
     elif scheme == "folder" and not Path(where).expanduser().is_dir():
         what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
         document.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")

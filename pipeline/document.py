@@ -68,9 +68,10 @@ def dotted(path: tuple) -> str:
 def nearest(found: Any, known: Iterable[str], listed: str = "expected one of") -> str:
     """"; did you mean "x"?", or the list of what is known where nothing is near."""
     names = [str(k) for k in known]
-    close = difflib.get_close_matches(str(found).lower(), names, 1, 0.6)
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(found).lower(), lower, 1, 0.6)
     if close:
-        return f'; did you mean "{close[0]}"?'
+        return f'; did you mean "{lower[close[0]]}"?'
     return f"; {listed} {', '.join(names)}" if names else ""
 
 
