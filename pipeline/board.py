@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 LAYOUT = {
     "is it learning": {
@@ -121,6 +122,12 @@ class Board:
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         if self.folder is not None:
             self.events.add_hparams(dict(values), dict(metrics), run_name=".")
+
+    def embedding(self, tag: str, features: Tensor, labels: list[str], pictures: Tensor) -> None:
+        """Points of the projector: features [n, D], a label each, and their pictures uint8 [n, C, H, W] as sprites."""
+        if self.folder is not None:
+            sprites = pictures.float().expand(-1, 3, -1, -1) / 255
+            self.events.add_embedding(features, metadata=labels, label_img=sprites, tag=tag)
 
     def flush(self) -> None:
         if self.folder is not None:

@@ -81,7 +81,12 @@ def rebuild(spec: dict[str, Any], image: Image) -> tuple[nn.Module, bool]:
         made: Any = objectives.OBJECTIVES[settings.kind]
         return made(settings, None, image, 0, None, 0).encoder, False
     if spec["kind"] == "sparse":
-        return sparse.rebuild(Codes.model_validate(spec["codes"]), image), False
+        codes = Codes.model_validate(spec["codes"])
+        if codes.encoder is None:
+            return sparse.SparseFeatures(sparse.blank(codes, image.channels * codes.patch**2)), False
+        inner, normalised = rebuild(spec["inner"], image)
+        coded = Encoder(inner, image, normalised)
+        return sparse.CodedFeatures(coded, sparse.blank(codes, inner.features)), False  # type: ignore[arg-type]
     raise ValueError(f"kind {spec['kind']!r} is none of trunk, autoencoder, sparse")
 
 

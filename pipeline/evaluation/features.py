@@ -1,0 +1,53 @@
+"""Features of a whole split, computed once and kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.data.index import Shards
+from pipeline.data.loader import images
+
+BATCH = 512
+HELD = 1 << 30  # bytes of decoded images kept for the next encoder
+
+
+class Pictures:
+    """The images of a split as encoders are judged on them, decoded once where they fit in memory. ``n``: the first so
+    many of the split's ids."""
+
+    def __init__(self, shards: Shards, side: int, limit: int | None = None):
+        self.shards, self.side, self.n = shards, side, min(shards.n, limit or shards.n)
+        fits = self.n * shards.manifest["channels"] * side * side <= HELD
+        self.held = images(shards, np.arange(self.n), side) if fits else None
+
+    def batches(self) -> Iterator[Tensor]:
+        """uint8 [<= BATCH, C, side, side], in id order."""
+        for start in range(0, self.n, BATCH):
+            ids = np.arange(start, min(start + BATCH, self.n))
+            yield self.take(ids)
+
+    def take(self, ids: np.ndarray) -> Tensor:
+        return images(self.shards, ids, self.side) if self.held is None else self.held[torch.from_numpy(ids)]
+
+
+@torch.no_grad()
+def features(encoder: nn.Module, pictures: Pictures, kept: Path, device: torch.device) -> Tensor:
+    """float32 [n, D] in id order; read from ``kept`` where an earlier start has written it whole."""
+    try:
+        found = load_file(kept)["features"]
+        if len(found) == pictures.n:
+            return found
+    except (OSError, KeyError, SafetensorError):
+        pass
+    encoder = encoder.to(device).eval()
+    rows = torch.cat([encoder(batch.to(device)).float().cpu() for batch in pictures.batches()])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(".part")
+    save_file({"features": rows}, part)
+    part.replace(kept)
+    return rows
