@@ -137,6 +137,27 @@ def test_a_solved_signal_leaves_the_batch():
         torch.testing.assert_close(one.z[0], together.z[i], atol=1e-13, rtol=0)
 
 
+def test_without_the_kernel_codes_are_as_exact(monkeypatch):
+    y, d = problem(36, 100, 50, dtype=torch.float32)
+    ours = solvers.encode(y, d, 0.1, 1e-6)
+    monkeypatch.setattr(solvers, "find_spec", lambda name: None)
+    monkeypatch.setattr(solvers, "descend", None)
+    plain = solvers.encode(y, d, 0.1, 1e-6)
+    assert plain.gap.max() <= 1e-6
+    torch.testing.assert_close(plain.z, ours.z, atol=5e-3, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_solves_the_same_problem():
+    y, d = problem(64, 256, 500, dtype=torch.float32)
+    ours, theirs = solvers.encode(y, d, 0.15, 1e-5), solvers.encode(y.cuda(), d.cuda(), 0.15, 1e-5)
+    assert theirs.gap.max() <= 1e-5
+    gap, _ = solvers.certify(y, d, theirs.z.cpu(), 0.15)
+    torch.testing.assert_close(gap, theirs.gap.cpu(), atol=1e-9, rtol=0)
+    difference = solvers.energy(y, d, ours.z, 0.15) - solvers.energy(y, d, theirs.z.cpu(), 0.15)
+    assert difference.abs().max() < 2e-5
+
+
 def test_the_lectures_energy_is_twice_ours_at_half_its_penalty():
     y, d = problem()
     lecture = 0.3

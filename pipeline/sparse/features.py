@@ -12,7 +12,7 @@ from pipeline.sparse.lista import LISTA
 
 CONTRAST = 10 / 255**2  # added to a patch's variance; Coates' 10 is for pixels of 0 to 255
 WHITEN = 0.1  # added to the eigenvalues of the patches' covariance, after the contrast is normalised
-CHUNK = 1 << 26  # numbers of one intermediate map held at a time
+CACHED, HELD = 1 << 21, 1 << 25  # numbers of one map at a time: what a CPU's cache holds, and what memory does
 
 
 def normalise(patches: Tensor) -> Tensor:
@@ -96,7 +96,8 @@ class SparseFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         positions = (images.shape[-1] + 2 * self.settings.pad - self.settings.patch + 1) ** 2
-        at_once = max(1, CHUNK // (positions * max(self.coder.dictionary.shape)))
+        fits = CACHED if images.device.type == "cpu" and self.settings.features == "threshold" else HELD
+        at_once = max(1, fits // (positions * max(self.coder.dictionary.shape)))
         return torch.cat([self._features(part) for part in images.split(at_once)])
 
     def _features(self, images: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def learn(
     found = checkpoint.newest(out / "checkpoints")
     if found is None:
         first = np.arange(min(train.patches.n, max(settings.batch, 8 * settings.atoms)))
-        now = dictionary.begin(whitened(train, first, mean, zca), settings.atoms, seed)
+        now = dictionary.begin(whitened(train, first, mean, zca).cpu(), settings.atoms, seed)
     else:
         now = Dictionary(**found[0])
     board = Board(out if world.main else None, int(now.batches))
