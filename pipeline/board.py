@@ -1,16 +1,22 @@
 """What is shown: scalars in metrics.jsonl (what a seed decides) and timings.jsonl (the rest), both in TensorBoard.
 
-The two files are the truth, the event files follow from them. One board a folder at a time.
+The two files are the truth: event files drop the tail of a killed run, and lose all after a damaged byte. One board a
+folder at a time.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import interpolate
+
+POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the browser
+SPRITE = 48  # pixels on a side at most, of a point's picture
 
 LAYOUT = {
     "is it learning": {
@@ -58,7 +64,10 @@ def cut(path: Path, step: int) -> None:
 
 class Board:
     """Writes one folder's scalars, pictures and texts. ``folder`` None: says nothing (ranks other than 0).
-    ``step``: the step restored; what was logged after it is dropped from files and hidden in TensorBoard."""
+
+    ``step``: the step restored; what was logged after it is dropped from the files and hidden in TensorBoard. -1: of
+    an earlier start nothing is kept.
+    """
 
     def __init__(self, folder: Path | None, step: int = 0):
         self.folder = folder
@@ -73,9 +82,14 @@ class Board:
         # A run that starts over has step 0 to hide, too; a first one has nothing.
         again = any(folder.glob("events.out.tfevents.*"))
         self.events = SummaryWriter(str(folder), purge_step=step + 1 if again else None)
-        self.events.add_custom_scalars(LAYOUT)
+        self.layout()
         rows = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
         self.last = {k: v for k, v in json.loads(rows[-1]).items() if k != "step"} if rows else {}
+
+    def layout(self) -> None:
+        """The custom scalars page: one question a card."""
+        if self.folder is not None:
+            self.events.add_custom_scalars(LAYOUT)
 
     def _write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         if self.folder is None:
@@ -101,14 +115,10 @@ class Board:
         """A sheet, uint8 [H, W] or [H, W, 3]: in TensorBoard, and as sheets/<tag>.png (the latest)."""
         if self.folder is None:
             return
-        from PIL import Image as Picture
-
         if picture.ndim == 2:
             picture = np.repeat(picture[..., None], 3, -1)
         self.events.add_image(tag, picture, step, dataformats="HWC")
-        path = self.folder / "sheets" / (tag.replace("/", "-") + ".png")
-        path.parent.mkdir(exist_ok=True)
-        Picture.fromarray(picture).save(path)
+        store(self.folder / "sheets" / f"{flat(tag)}.png", picture)
 
     def histogram(self, tag: str, step: int, values: np.ndarray) -> None:
         if self.folder is not None:
@@ -119,15 +129,45 @@ class Board:
         if self.folder is not None:
             self.events.add_text(tag, text)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        if self.folder is not None:
-            self.events.add_hparams(dict(values), dict(metrics), run_name=".")
+    def hparams(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """This folder's row of the HParams page. ``metrics``: tags of `scalars`, whose last points are its results."""
+        if self.folder is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
 
-    def embedding(self, tag: str, features: Tensor, labels: list[str], pictures: Tensor) -> None:
-        """Points of the projector: features [n, D], a label each, and their pictures uint8 [n, C, H, W] as sprites."""
-        if self.folder is not None:
-            sprites = pictures.float().expand(-1, 3, -1, -1) / 255
-            self.events.add_embedding(features, metadata=labels, label_img=sprites, tag=tag)
+        # add_hparams opens a second event file, and logs the metrics again.
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
+            self.events.file_writer.add_summary(summary)  # type: ignore[union-attr]
+
+    def embedding(self, tag: str, points: Tensor, labels: list[str], pictures: Tensor) -> None:
+        """The projector: points [n, D], a label each, and their pictures uint8 [n, C, H, W]; the first POINTS of them.
+
+        Written by hand: SummaryWriter forgets, in a second start, the embeddings that an earlier one listed.
+        """
+        if self.folder is None:
+            return
+        from google.protobuf import text_format
+        from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # type: ignore[attr-defined]
+
+        place = self.folder / "projector" / flat(tag)
+        place.mkdir(parents=True, exist_ok=True)
+        rows = ("\t".join(f"{v:.6g}" for v in point) for point in points[:POINTS].tolist())
+        (place / "points.tsv").write_text("\n".join(rows) + "\n")
+        (place / "labels.tsv").write_text("\n".join(" ".join(label.split()) for label in labels[:POINTS]) + "\n")
+        sheet, side = mosaic(pictures[:POINTS])
+        store(place / "sprite.png", sheet)
+        path = self.folder / "projector_config.pbtxt"
+        known = ProjectorConfig()
+        if path.exists():
+            text_format.Parse(path.read_text(), known)
+        config = ProjectorConfig(embeddings=[e for e in known.embeddings if e.tensor_name != tag])
+        new = config.embeddings.add(tensor_name=tag, tensor_shape=list(points[:POINTS].shape))
+        new.tensor_path, new.metadata_path = (f"projector/{flat(tag)}/{n}.tsv" for n in ("points", "labels"))
+        new.sprite.image_path = f"projector/{flat(tag)}/sprite.png"
+        new.sprite.single_image_dim.extend([side, side])
+        part = path.with_suffix(".part")
+        part.write_text(text_format.MessageToString(config))
+        part.replace(path)
 
     def flush(self) -> None:
         if self.folder is not None:
@@ -136,3 +176,30 @@ class Board:
     def close(self) -> None:
         if self.folder is not None:
             self.events.close()
+
+
+def flat(tag: str) -> str:
+    """A tag as a file name."""
+    return tag.replace("/", "-")
+
+
+def store(path: Path, picture: np.ndarray) -> None:
+    """uint8 [H, W, 3] as PNG."""
+    from PIL import Image as Picture
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(picture).save(path)
+
+
+def mosaic(pictures: Tensor) -> tuple[np.ndarray, int]:
+    """Pictures uint8 [n, C, H, W] as the projector's sprite: a square of squares in reading order, the rest white ->
+    uint8 [S, S, 3] and the side of one in pixels."""
+    small = pictures.float().expand(-1, 3, -1, -1)
+    side = min(SPRITE, max(small.shape[-2:]))
+    if tuple(small.shape[-2:]) != (side, side):
+        small = interpolate(small, (side, side), mode="area")
+    edge = math.ceil(math.sqrt(len(small)))
+    sheet = small.new_full((edge * edge, 3, side, side), 255)
+    sheet[: len(small)] = small
+    grid = sheet.view(edge, edge, 3, side, side).permute(0, 3, 1, 4, 2).reshape(edge * side, edge * side, 3)
+    return grid.round().byte().numpy(), side

@@ -63,7 +63,7 @@ def load(folder: Path) -> Encoder:
     try:
         spec = json.loads((folder / SPEC).read_text())
         weights = load_file(folder / WEIGHTS)
-        image = Image(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec["image"].items()})
+        image = TypeAdapter(Image).validate_python(spec["image"])
         module, normalised = rebuild(spec, image)
         dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)
         module.to(dtype).load_state_dict(weights)

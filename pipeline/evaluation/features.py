@@ -1,6 +1,7 @@
-"""Features of a whole split, computed once and kept."""
+"""Images as encoders are judged on them, and the features of a whole split."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +29,27 @@ class Pictures:
     def batches(self) -> Iterator[Tensor]:
         """uint8 [<= BATCH, C, side, side], in id order."""
         for start in range(0, self.n, BATCH):
-            ids = np.arange(start, min(start + BATCH, self.n))
-            yield self.take(ids)
+            yield self.take(np.arange(start, min(start + BATCH, self.n)))
 
     def take(self, ids: np.ndarray) -> Tensor:
+        """uint8 [n, C, side, side] of these ids."""
         return images(self.shards, ids, self.side) if self.held is None else self.held[torch.from_numpy(ids)]
 
 
 @torch.no_grad()
-def features(encoder: nn.Module, pictures: Pictures, kept: Path, device: torch.device) -> Tensor:
-    """float32 [n, D] in id order; read from ``kept`` where an earlier start has written it whole."""
-    try:
-        found = load_file(kept)["features"]
-        if len(found) == pictures.n:
-            return found
-    except (OSError, KeyError, SafetensorError):
-        pass
+def features(encoder: nn.Module, pictures: Pictures, device: torch.device, keep: Path | None = None) -> Tensor:
+    """float32 [n, D] in id order, on the CPU. ``keep``: read from this file where an earlier start has written it
+    whole, else written there."""
+    if keep is not None:
+        with suppress(OSError, KeyError, SafetensorError):
+            found = load_file(keep)["features"]
+            if len(found) == pictures.n:
+                return found
     encoder = encoder.to(device).eval()
     rows = torch.cat([encoder(batch.to(device)).float().cpu() for batch in pictures.batches()])
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".part")
-    save_file({"features": rows}, part)
-    part.replace(kept)
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        part = keep.with_suffix(".part")
+        save_file({"features": rows}, part)
+        part.replace(keep)
     return rows

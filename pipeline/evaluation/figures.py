@@ -1,9 +1,14 @@
 """The probe's pictures: who is how good, and what is taken for what."""
 
+from typing import Any
+
 import numpy as np
 
+NUMBERED = 20  # classes at most whose confusion matrix has names and numbers
 
-def canvas(width: float, height: float):
+
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches and the page it is drawn on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -11,23 +16,22 @@ def canvas(width: float, height: float):
     return figure, FigureCanvasAgg(figure)
 
 
-def drawn(page) -> np.ndarray:
-    """A finished canvas -> uint8 [H, W, 3]."""
+def drawn(page: Any) -> np.ndarray:
+    """A finished page -> uint8 [H, W, 3]."""
     page.draw()
     return np.asarray(page.buffer_rgba())[..., :3].copy()
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, names: list[str], title: str) -> np.ndarray:
-    """How many of each class (down) were taken for which (across); numbers where there is room -> uint8 [H, W, 3]."""
-    count = len(names)
-    table = np.zeros((count, count), int)
-    np.add.at(table, (truth, predicted), 1)
+def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
+    """How many of each class (down) were taken for which (across), int [C, C]; names and numbers where there is room
+    -> uint8 [H, W, 3]."""
+    count = len(table)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(12.0, 3 + 0.5 * count)
     figure, page = canvas(side, side)
     plot = figure.add_subplot()
     plot.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if count <= 20:
+    if count <= NUMBERED:
         for i, j in np.ndindex(count, count):
             if table[i, j]:
                 plot.text(j, i, table[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
@@ -38,20 +42,23 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, names: list[str], title:
 
 
 def ladder(rows: dict[str, dict[str, float]], few: str) -> np.ndarray:
-    """Each row's three accuracies in per cent, few-label ones with the deviation over draws -> uint8 [H, W, 3]."""
+    """Each row's three accuracies in per cent, the best at the top: all labels with the deviation of a finite test set
+    (``linear_top1_sd``), few labels (key ``few``) with that over draws -> uint8 [H, W, 3]."""
     names = sorted(rows, key=lambda name: rows[name][few])
-    figure, page = canvas(9, 1.5 + 0.75 * len(names))
+    figure, page = canvas(9, 2 + 0.7 * len(names))
     plot = figure.add_subplot()
     marks = {"linear_top1": ("linear, all labels", "o"), few: ("linear, few labels", "s"), "knn_top1": ("kNN", "D")}
-    for offset, (key, (label, marker)) in zip((0.22, 0, -0.22), marks.items(), strict=True):
+    for offset, (key, (label, marker)) in zip((0.25, 0, -0.25), marks.items(), strict=True):
         values = [100 * rows[name][key] for name in names]
         errors = [100 * rows[name].get(f"{key}_sd", 0.0) for name in names]
         heights = np.arange(len(names)) + offset
         plot.errorbar(values, heights, xerr=errors, fmt=marker, capsize=3, label=label)
         for value, height in zip(values, heights, strict=True):
-            plot.annotate(f"{value:.1f}", (value, height), textcoords="offset points", xytext=(0, 6), ha="center", size=8)
+            at = {"textcoords": "offset points", "xytext": (0, 5), "ha": "center", "size": 8}
+            plot.annotate(f"{value:.1f}", (value, height), **at)
     plot.set_yticks(range(len(names)), names)
-    plot.set(xlabel="test accuracy, %", title="Frozen features, judged by the same probe", ylim=(-0.6, len(names) - 0.3))
+    plot.set(xlabel="test accuracy, %  (bars: ± one standard deviation)", ylim=(-0.5, len(names) - 0.4))
     plot.grid(axis="x", alpha=0.3)
-    plot.legend(loc="upper left", fontsize=8)
+    figure.suptitle("Frozen features, judged by the same probe")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return drawn(page)

@@ -5,19 +5,29 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 256  # queries at a time: BLOCK x bank similarities are held
+SPARE = 32  # candidates beyond k that float32 finds and float64 ranks
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and places of the k nearest rows of bank [N, D] to each query [n, D] -> [n, k] each, nearest first."""
+    """Cosines (float64) and places of the k nearest rows of bank [N, D] to each query [n, D] -> [n, k] each, nearest
+    first, of equals the earlier. Found in float32, ranked in float64."""
     bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
-    found = [(part @ bank.T).topk(min(k, len(bank)), dim=1) for part in queries.split(BLOCK)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    k = min(k, len(bank))
+    found = [_nearest(bank, part, k) for part in queries.split(BLOCK)]
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    places = (queries @ bank.T).topk(min(k + SPARE, len(bank)), dim=1, sorted=False).indices.sort(1).values
+    exact = torch.einsum("nkd,nd->nk", bank[places].double(), queries.double())
+    order = exact.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return exact.gather(1, order), places.gather(1, order)
 
 
 def classify(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
     """The class with most votes, [n]; labels [N] are 0..C-1."""
     cosines, places = neighbours(bank, queries, k)
-    votes = torch.zeros(len(queries), int(labels.max()) + 1, dtype=torch.float64)
+    votes = cosines.new_zeros(len(queries), int(labels.max()) + 1)
     # Less the largest, so that exp cannot overflow: the same for all classes of a query.
-    weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()
     return votes.scatter_add_(1, labels[places], weights).argmax(1)

@@ -2,9 +2,11 @@
 
 import json
 import math
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from pipeline.settings.stages import Probe
 from pipeline.world import World
 
 SHOWN = 2000  # test samples in the projector
+DIMS = 50  # principal axes of the features there
+ASKED, ANSWERS = 10, 8  # rows and neighbours of the sheet
+SMALL = 64  # pixels on a side up to which raw pixels are taken as packed; larger images are shrunk to half of it
 
 
-@dataclass(frozen=True)
-class Data:
-    """What every row is judged on: labels [n], the parts of the training split, the label draws."""
+class Data(NamedTuple):
+    """What every row is judged on: labels int64 [n] and [m], the parts of the training split, the label draws."""
 
     train: Shards
     test: Shards
@@ -36,104 +40,150 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One encoder's numbers: all labels, few labels, kNN accuracy, RankMe of its test features."""
+class Point:
+    """One encoder's numbers: accuracies on test, the penalties chosen with the validation accuracies they were chosen
+    by, each label draw's accuracy, the confusion table of all labels (true class down), label-free quality."""
 
-    every: linear.Result
-    few: linear.Result
+    linear: float
+    penalty: float
+    grid: list[tuple[float, float]]
+    few: list[float]
+    few_penalty: float
+    few_grid: list[tuple[float, float]]
     knn: float
     rankme: float
     spread: float
+    confusion: list[list[int]]
+
+
+class Entry(NamedTuple):
+    """An encoder of a row's curve: the training step it is from, and how to get it."""
+
+    step: int
+    load: Callable[[], encoders.Encoder]
 
 
 def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, Any]:
-    """Probes every encoder along its snapshots, then writes rows, pictures and the protocol they were got by."""
+    """Probes every encoder along its snapshots, then writes rows, pictures and the protocol they were got by.
+
+    Each point is kept once it is known: a start that was cut off goes on with the next."""
     data = load(settings, seed, inputs[settings.data])
-    plain = data.train.image(data.train.manifest["height"] or 32)
-    rows: dict[str, list[tuple[int, encoders.Encoder]]] = {
-        name: along(inputs[name], plain.side) for name in settings.encoders
-    }
-    last = max((step for row in rows.values() for step, _ in row), default=1)
-    for name, encoder in (
-        ("raw_pixels", encoders.pixels(plain)),
-        ("random", encoders.untrained(settings.random_net, plain, seed)),
-    ):
-        rows[name] = [(0, encoder), (last, encoder)]
+    rows = line_up(settings, seed, inputs, data)
     pictures: dict[int, tuple[Pictures, Pictures]] = {}
-    found: dict[str, dict[int, Judged]] = {name: {} for name in rows}
-    tests: dict[str, Tensor] = {}
     total, done = sum(len(row) for row in rows.values()), 0
+    curves: dict[str, dict[int, Point]] = {}
+    tests: dict[str, Tensor] = {}
     for name, row in rows.items():
-        known: dict[int, Judged] = {}
-        for step, encoder in row:
+        curves[name] = {}
+        for entry in row:
             if world.stopping():
-                raise Stopped("asked to stop while probing: features so far are kept; the same command goes on")
-            side = encoder.image.side
-            if side not in pictures:
-                limit = settings.train_examples
-                pictures[side] = Pictures(data.train, side, limit), Pictures(data.test, side)
-            if id(encoder) not in known:
-                kept = out / "features" / f"{name}-{step:08d}"
-                pair = [
-                    features(encoder, p, kept.with_name(f"{kept.name}-{half}.safetensors"), world.device)
-                    for half, p in zip(("train", "test"), pictures[side], strict=True)
-                ]
-                known[id(encoder)] = judge(settings, data, pair[0], pair[1])
-                tests[name] = pair[1]
-            found[name][step] = known[id(encoder)]
+                raise Stopped(f"asked to stop: judged {done} of {total} encoders; the same command goes on from there")
+            cached = out / "judged" / f"{name}-{entry.step:08d}.json"
+            point = known(cached)
+            if point is None or entry is row[-1]:
+                encoder = entry.load()
+                side = encoder.image.side
+                if side not in pictures:
+                    pictures[side] = Pictures(data.train, side, settings.train_examples), Pictures(data.test, side)
+                files = [out / "features" / f"{name}-{half}.safetensors" for half in ("train", "test")]
+                keep = files if entry is row[-1] else [None, None]
+                x, x_test = (features(encoder, p, world.device, k) for p, k in zip(pictures[side], keep, strict=True))
+                tests[name] = x_test
+                if point is None:
+                    point = judge(settings, data, name, x, x_test, world.device)
+                    write(cached, asdict(point))
+            curves[name][entry.step] = point
             done += 1
-            progress.report(out, done, total, f"{name} at step {step}")
-    metrics = summary(settings, seed, data, {name: steps[max(steps)] for name, steps in found.items()})
-    show(settings, data, found, tests, pictures[plain.side][1], metrics, out)
-    write(out / "results.json", results(metrics, found, data))
+            progress.report(out, done, total, f"{name}: {100 * point.linear:.1f} % at step {entry.step}")
+    metrics = summary(settings, seed, data, curves)
+    write(out / "results.json", results(metrics, curves, data))
+    show(settings, data, curves, tests, pictures[min(pictures)][1], metrics, out)
     return metrics
 
 
 def load(settings: Probe, seed: int, folder: Path) -> Data:
     train, test = Shards.open(folder, "train"), Shards.open(folder, "test")
     y, y_test = train.labels[: settings.train_examples], test.labels
-    if (y < 0).any() or (y_test < 0).any() or not len(y_test):
-        raise DataError(f"{folder}: a probe needs a label for every image and a test split; these have not both")
+    for split, labels in (("training", y), ("test", y_test)):
+        if not len(labels):
+            raise DataError(f"{folder}: the {split} split is empty; a probe needs labelled images in it")
+        if (labels < 0).any():
+            raise DataError(
+                f"{folder}: {(labels < 0).sum()} of {len(labels)} images of the {split} split have no label; a probe "
+                f"needs one for each: pack folders named by class, or leave the probe out"
+            )
+    names = train.classes or [str(c) for c in range(int(max(y.max(), y_test.max())) + 1)]
     parts = linear.split(y, settings.validation, seed)
     draws = [linear.draw(y, parts.fit, settings.per_class, seed, i) for i in range(settings.draws)]
-    return Data(train, test, y, y_test, parts, draws, train.classes or [str(c) for c in range(int(y.max()) + 1)])
+    return Data(train, test, y, y_test, parts, draws, names)
 
 
-def along(folder: Path, side: int) -> list[tuple[int, encoders.Encoder]]:
+def line_up(settings: Probe, seed: int, inputs: dict[str, Path], data: Data) -> dict[str, list[Entry]]:
+    """The rows: every encoder along its training, and two that do not learn."""
+    rows = {name: along(inputs[name]) for name in settings.encoders}
+    last = max(entry.step for row in rows.values() for entry in row)
+    image = encoders.load(inputs[settings.encoders[0]]).image
+    height, width = data.train.manifest["height"], data.train.manifest["width"]
+    plain = data.train.image(height if height and height == width <= SMALL else SMALL // 2)
+    for name, encoder in (
+        ("raw_pixels", encoders.pixels(plain)),
+        ("random", encoders.untrained(settings.random_net, image, seed)),
+    ):
+        rows[name] = [Entry(last, lambda encoder=encoder: encoder)]
+    return rows
+
+
+def along(folder: Path) -> list[Entry]:
     """An artifact's encoders by training step: its snapshots, and the finished one last."""
-    found = [(int(p.name), encoders.load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
+    found = [Entry(int(p.name), lambda p=p: encoders.load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
     metrics = folder / "metrics.jsonl"
     rows = metrics.read_text().splitlines() if metrics.exists() else []
     last = json.loads(rows[-1])["step"] if rows else 1
-    return [*found, (max(last, 1), encoders.load(folder))]
+    return [*found, Entry(max([last, 1, *(entry.step + 1 for entry in found)]), lambda: encoders.load(folder))]
 
 
-def judge(settings: Probe, data: Data, train: Tensor, test: Tensor) -> Judged:
+def judge(settings: Probe, data: Data, name: str, train: Tensor, test: Tensor, device: torch.device) -> Point:
+    """All of a row's numbers, from features [n, D] and [m, D]."""
     if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
-        raise DataError("an encoder gives features that are not finite: train it again, with a lower learning rate")
-    x, x_test = train.numpy(), test.numpy()
-    classes = knn.classify(train, torch.from_numpy(data.y), test, settings.neighbours, settings.temperature)
-    return Judged(
-        every=linear.all_labels(x, data.y, x_test, data.y_test, data.parts),
-        few=linear.few_labels(x, data.y, x_test, data.y_test, data.parts, data.draws),
-        knn=float((classes.numpy() == data.y_test).mean()),
+        raise DataError(f"{name}: its features are not all finite; train it again with a lower learning rate")
+    train, test = train.to(device), test.to(device)
+    y, y_test = (torch.from_numpy(labels).to(device) for labels in (data.y, data.y_test))
+    count = len(data.names)
+    space = linear.space(train, test, data.parts.fit)
+    every = linear.all_labels(space, y, y_test, count, data.parts)
+    few = linear.few_labels(space, y, y_test, count, data.parts, data.draws)
+    near = knn.classify(train, y, test, settings.neighbours, settings.temperature)
+    table = np.zeros((count, count), int)
+    np.add.at(table, (data.y_test, every.predicted), 1)
+    return Point(
+        linear=every.test[0],
+        penalty=every.penalty,
+        grid=every.grid,
+        few=few.test,
+        few_penalty=few.penalty,
+        few_grid=few.grid,
+        knn=float((near == y_test).double().mean()),
         rankme=quality.rankme(train),
         spread=quality.spread(train),
+        confusion=table.tolist(),
     )
 
 
-def numbers(settings: Probe, judged: Judged) -> dict[str, float]:
+def few_key(settings: Probe) -> str:
+    return f"linear_{settings.per_class}_per_class"
+
+
+def numbers(settings: Probe, point: Point) -> dict[str, float]:
     """A row: fractions between 0 and 1."""
-    few = f"linear_{settings.per_class}_per_class"
     return {
-        "linear_top1": judged.every.test[0],
-        few: float(np.mean(judged.few.test)),
-        f"{few}_sd": float(np.std(judged.few.test, ddof=1)),
-        "knn_top1": judged.knn,
+        "linear_top1": point.linear,
+        few_key(settings): float(np.mean(point.few)),
+        f"{few_key(settings)}_sd": float(np.std(point.few, ddof=1)),
+        "knn_top1": point.knn,
     }
 
 
-def summary(settings: Probe, seed: int, data: Data, last: dict[str, Judged]) -> dict[str, Any]:
+def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, Point]]) -> dict[str, Any]:
     """The artifact's metrics: rows, and the protocol without which no number appears."""
     protocol = {
         "n_train": len(data.y),
@@ -143,84 +193,100 @@ def summary(settings: Probe, seed: int, data: Data, last: dict[str, Judged]) -> 
         "per_class": settings.per_class,
         "draws": settings.draws,
         "penalties": list(linear.PENALTIES),
-        "neighbours": settings.neighbours,
+        "patience": linear.PATIENCE,
+        "k": settings.neighbours,
         "temperature": settings.temperature,
-        "features": "of the trunk in evaluation mode, standardised on the fit part; cosine for neighbours",
-        "selection": "penalty by accuracy on validation; the test split read once, at the chosen penalty",
+        "features": "of the encoder in evaluation mode, no augmentation; the probe's standardised on the fit part, "
+        "kNN's on the unit sphere",
+        "selection": "penalty by accuracy on validation (held out of the training split); with all labels refitted on "
+        "fit and validation; test is read once, at the chosen penalty",
         "sd": "over label draws (n - 1)",
-        "train_fingerprint": data.train.fingerprint,
+        "data": data.train.fingerprint,
     }
-    return {"rows": {name: numbers(settings, judged) for name, judged in last.items()}, "protocol": protocol}
+    return {"rows": {n: numbers(settings, points[max(points)]) for n, points in curves.items()}, "protocol": protocol}
 
 
-def results(metrics: dict[str, Any], found: dict[str, dict[int, Judged]], data: Data) -> dict[str, Any]:
-    """All that was measured: each row along training, its selection grid, every label draw's accuracy."""
+def results(metrics: dict[str, Any], curves: dict[str, dict[int, Point]], data: Data) -> dict[str, Any]:
+    """All that was measured: each row along training, its selection grids, every label draw's accuracy (paired over
+    rows, since the draws are shared) and keys."""
     rows = {}
-    for name, steps in found.items():
-        judged = steps[max(steps)]
+    for name, points in curves.items():
+        last = points[max(points)]
         rows[name] = {
-            "steps": {str(step): {"linear_top1": j.every.test[0], "knn_top1": j.knn} for step, j in steps.items()},
-            "penalty": judged.every.penalty,
-            "validation": judged.every.validation,
-            "few_label_penalty": judged.few.penalty,
-            "few_label_validation": judged.few.validation,
-            "few_label_test": judged.few.test,
-            "rankme": judged.rankme,
+            "steps": {str(s): {"linear_top1": p.linear, "few": p.few, "knn_top1": p.knn} for s, p in points.items()},
+            "penalty": last.penalty,
+            "validation": last.grid,
+            "few_label_penalty": last.few_penalty,
+            "few_label_validation": last.few_grid,
+            "few_label_test": last.few,
+            "rankme": last.rankme,
+            "spread": last.spread,
+            "confusion": last.confusion,
         }
     draws = [[data.train.key(int(i)) for i in ids] for ids in data.draws]
-    return {"protocol": metrics["protocol"], "rows": rows, "label_draws": draws}
+    return {**metrics, "rows": {n: metrics["rows"][n] | row for n, row in rows.items()}, "label_draws": draws}
+
+
+def known(path: Path) -> Point | None:
+    """A point of an earlier start, if it was written."""
+    return Point(**json.loads(path.read_text())) if path.exists() else None
 
 
 def write(path: Path, body: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+    part.write_text(json.dumps(body, sort_keys=True) + "\n")
     part.replace(path)
 
 
 def show(
     settings: Probe,
     data: Data,
-    found: dict[str, dict[int, Judged]],
+    curves: dict[str, dict[int, Point]],
     tests: dict[str, Tensor],
     pictures: Pictures,
     metrics: dict[str, Any],
     out: Path,
 ) -> None:
     """TensorBoard: a sub-run a row, so that they overlay in one card; beside them the ladder and the protocol."""
-    few = f"linear_{settings.per_class}_per_class"
-    board = Board(out)
-    board.image("probe/rows", 0, figures.ladder(metrics["rows"], few))
+    board = Board(out, -1)
+    count = len(data.y_test)
+    rows = {n: r | {"linear_top1_sd": sampling(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
+    board.image("probe/rows", 0, figures.ladder(rows, few_key(settings)))
     board.text("protocol", card(metrics))
     board.close()
-    shown = torch.arange(min(SHOWN, len(data.y_test)))
-    sprites = pictures.take(shown.numpy())
-    for name, steps in found.items():
+    shown = np.arange(min(SHOWN, count))
+    sprites = pictures.take(shown)
+    labels = [data.names[c] for c in data.y_test[shown]]
+    steps = [step for points in curves.values() for step in points]
+    for name, points in curves.items():
+        shutil.rmtree(out / name, ignore_errors=True)  # of a start that was cut off while it drew
         board = Board(out / name)
-        for step, judged in sorted(steps.items()):
-            row = {f"probe/{k}": v for k, v in numbers(settings, judged).items()}
-            board.scalars(step, row | {"learn/rankme": judged.rankme, "learn/feature_std": judged.spread})
-        judged = steps[max(steps)]
-        title = f"{name}: {100 * judged.every.test[0]:.1f} % of {len(data.y_test)} with all labels"
-        board.image("probe/confusion", 0, figures.confusion(data.y_test, judged.every.predicted, data.names, title))
+        last = points[max(points)]
+        flat = {min(steps): last, max(steps): last}  # nothing that learns in steps: a line over the whole width
+        for step, point in (points if len(points) > 1 else flat).items():
+            row = {f"probe/{k}": v for k, v in numbers(settings, point).items()}
+            board.scalars(step, row | {"learn/rankme": point.rankme, "learn/std": point.spread})
         board.image("probe/neighbours", 0, alike(tests[name], pictures))
-        board.embedding("features", reduced(tests[name][shown]), [data.names[c] for c in data.y_test[shown]], sprites)
-        board.hparams({"encoder": name, "features": tests[name].shape[1]}, {f"hparam/{k}": v for k, v in
-                      metrics["rows"][name].items()})  # fmt: skip
+        title = f"{name}: {100 * last.linear:.1f} % of {count} test images, all labels"
+        board.image("probe/confusion", 0, figures.confusion(np.array(last.confusion), data.names, title))
+        board.embedding("features", reduced(tests[name][: len(shown)]), labels, sprites)
+        told = {"encoder": name, "features": tests[name].shape[1], "penalty": last.penalty, "step": max(points)}
+        board.hparams(told, [f"probe/{k}" for k in numbers(settings, last)])
         board.close()
 
 
-def alike(test: Tensor, pictures: Pictures, rows: int = 10, columns: int = 9) -> np.ndarray:
+def alike(test: Tensor, pictures: Pictures) -> np.ndarray:
     """A test image at the left of each row, and the test images whose features are nearest to its own."""
-    asked = torch.linspace(0, len(test) - 1, rows).long()
-    _, places = knn.neighbours(test, test[asked], columns)
-    return sheets.tile(pictures.take(places.flatten().numpy()).float() / 255, columns)
+    asked = torch.linspace(0, len(test) - 1, min(ASKED, len(test))).long()
+    _, places = knn.neighbours(test, test[asked], ANSWERS + 1)
+    return sheets.tile(pictures.take(places.flatten().numpy()).float() / 255, places.shape[1])
 
 
-def reduced(rows: Tensor, dims: int = 50) -> Tensor:
-    """Features on their first principal axes: the projector reads text, so fewer numbers."""
+def reduced(rows: Tensor) -> Tensor:
+    """Features [n, D] on their first principal axes [n, <= DIMS]: the projector reads text, so fewer numbers."""
     x = (rows - rows.mean(0)).double()
-    _, axes = torch.linalg.eigh(x.T @ x)
-    return (x @ axes.flip(1)[:, :dims]).float()
+    return (x @ linear.axes(x).flip(1)[:, :DIMS]).float()
 
 
 def card(metrics: dict[str, Any]) -> str:
@@ -229,15 +295,15 @@ def card(metrics: dict[str, Any]) -> str:
     few = f"linear_{protocol['per_class']}_per_class"
     lines = [f"| row | linear, all labels | linear, {protocol['per_class']} a class | kNN |", "|---|---|---|---|"]
     for name, row in rows.items():
-        spread = 100 * row[f"{few}_sd"]
+        spread = 100 * sampling(row["linear_top1"], protocol["n_test"])
         lines.append(
-            f"| {name} | {100 * row['linear_top1']:.2f} ± {sampling(row['linear_top1'], protocol['n_test']):.2f} | "
-            f"{100 * row[few]:.2f} ± {spread:.2f} | {100 * row['knn_top1']:.2f} |"
+            f"| {name} | {100 * row['linear_top1']:.2f} ± {spread:.2f} | {100 * row[few]:.2f} ± "
+            f"{100 * row[f'{few}_sd']:.2f} | {100 * row['knn_top1']:.2f} |"
         )
-    lines += ["", "± of all labels: of a finite test set; of few labels: over label draws.", ""]
+    lines += ["", "Test accuracy, %. ± of all labels: of a finite test set; of few labels: over label draws.", ""]
     return "\n".join(lines + [f"- {key}: {value}" for key, value in protocol.items()])
 
 
 def sampling(p: float, n: int) -> float:
-    """Binomial standard deviation of an accuracy, in per cent."""
-    return 100 * math.sqrt(p * (1 - p) / n)
+    """Standard deviation of an accuracy p seen on n samples: binomial."""
+    return math.sqrt(p * (1 - p) / n)
