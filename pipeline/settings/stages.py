@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .base import Count, EncoderRef, Fraction, Settings, ShardsRef
 from .data import Characters, MoCoV2, Views
@@ -109,6 +109,10 @@ class Codes(Stage):
     """Training steps of LISTA; 0: none."""
 
 
+TAKEN = ("raw_pixels", "random", "features", "judged", "sheets", "projector")
+"""Rows and folders that every probe has."""
+
+
 class Probe(Stage):
     """Judges encoders: linear probe on all labels and on a few, weighted kNN; raw pixels and a random net beside."""
 
@@ -128,6 +132,17 @@ class Probe(Stage):
     """The untrained row."""
     train_examples: Count | None = None
     """Use only the first so many labelled training samples."""
+
+    @field_validator("encoders")
+    @classmethod
+    def a_row_each(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """A row is named by its stage, and a folder by its row."""
+        for name in names:
+            if name in TAKEN:
+                raise ValueError(f"a probe has {name} of its own; expected a stage of another name")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is listed {names.count(name)} times; expected each encoder once")
+        return names
 
 
 AnyStage = Annotated[
