@@ -96,9 +96,9 @@ def test_rough_solutions_are_near_enough_to_choose_by():
     features, y = blobs(300, 40)
     x = ((features - features.mean(0)) / features.std(0)).double()
     u, labels = (x @ linear.axes(x))[None], torch.from_numpy(y)[None]
-    rough = linear.path(u, labels, 4, linear.PENALTIES, linear.ROUGH)
-    fine = linear.path(u, labels, 4, linear.PENALTIES, 1e-8)
-    for penalty, a, b in zip(linear.PENALTIES, rough, fine, strict=True):
+    rough = linear.path(u, labels, 4, linear.FEW, linear.ROUGH)
+    fine = linear.path(u, labels, 4, linear.FEW, 1e-8)
+    for penalty, a, b in zip(linear.FEW, rough, fine, strict=True):
         high, low = (objective(u[0].numpy(), y, t[0].numpy(), penalty) for t in (a, b))
         assert -1e-12 < high - low < 1e-4
 
@@ -210,7 +210,8 @@ def test_numbers_repeat_to_the_last_digit():
 
 
 def test_the_penalty_is_the_best_on_validation_the_largest_of_equals():
-    scores = [0.1, 0.5, 0.7, 0.7, 0.6, 0.7, 0.65, 0.9]
+    penalties = [10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4]
+    scores = [0.1, 0.7, 0.7, 0.6, 0.9, 0.9]
     tried = []
     tables = (torch.full((1,), float(i)) for i in range(len(scores)))
 
@@ -218,10 +219,12 @@ def test_the_penalty_is_the_best_on_validation_the_largest_of_equals():
         tried.append(int(table))
         return scores[int(table)]
 
-    chosen = linear.choose(tables, score)
-    assert chosen.penalty == linear.PENALTIES[2] and float(chosen.table) == 2
-    assert tried == list(range(2 + linear.PATIENCE + 1))  # a score of 0.9 after so many worse is not looked for
-    assert chosen.grid == list(zip(linear.PENALTIES, scores, strict=False))[: len(tried)]
+    chosen = linear.choose(penalties, tables, score)
+    assert chosen.penalty == 1.0 and float(chosen.table) == 1
+    assert tried == [0, 1, 2, 3]  # two decades below the best, no further: 0.9 is not found
+    assert chosen.grid == list(zip(penalties, scores, strict=True))[:4]
+    rising = linear.choose(penalties, (torch.full((1,), float(i)) for i in range(6)), float)
+    assert rising.penalty == 1e-4 and len(rising.grid) == 6
 
 
 def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty():

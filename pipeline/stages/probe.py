@@ -192,14 +192,14 @@ def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, 
         "seed": seed,
         "per_class": settings.per_class,
         "draws": settings.draws,
-        "penalties": list(linear.PENALTIES),
-        "patience": linear.PATIENCE,
+        "penalties_all_labels": list(linear.ALL),
+        "penalties_few_labels": list(linear.FEW),
         "k": settings.neighbours,
         "temperature": settings.temperature,
         "features": "of the encoder in evaluation mode, no augmentation; the probe's standardised on the fit part, "
         "kNN's on the unit sphere",
-        "selection": "penalty by accuracy on validation (held out of the training split); with all labels refitted on "
-        "fit and validation; test is read once, at the chosen penalty",
+        "selection": "penalty by accuracy on validation (held out of the training split), from the largest to "
+        f"{linear.PATIENCE:g} times below the best; with all labels refitted on fit and validation; test is read once",
         "sd": "over label draws (n - 1)",
         "data": data.train.fingerprint,
     }

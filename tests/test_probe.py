@@ -1,0 +1,204 @@
+"""The probe stage: rows with their protocol, the same bytes after kills, nothing learned from the test."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import board
+from pipeline.data.index import Shards
+from pipeline.errors import DataError, Stopped
+from pipeline.evaluation import encoders
+from pipeline.nets import trunks
+from pipeline.settings.nets import CNN
+from pipeline.settings.stages import Probe
+from pipeline.stages import probe
+from tests.artifacts import content
+from tests.test_board import events
+
+NET = CNN(width=8, depth=2)
+FEW = {"draws": 3, "random_net": NET}
+
+
+@pytest.fixture(scope="module")
+def inputs(digits, tmp_path_factory) -> dict[str, Path]:
+    """Shards, an encoder with two snapshots along 30 steps, and one without."""
+    image = Shards.open(digits).image(None)
+    folders = {"shards": digits, "moco": tmp_path_factory.mktemp("moco"), "codes": tmp_path_factory.mktemp("codes")}
+    spec = {"net": NET.model_dump(mode="json"), "image": encoders.describe(image)}
+    for i, place in enumerate(("moco/snapshots/00000010", "moco/snapshots/00000020", "moco", "codes")):
+        first, *rest = Path(place).parts
+        encoders.save(folders[first].joinpath(*rest), "trunk", trunks.build(NET, image, None, i), spec)
+    (folders["moco"] / "metrics.jsonl").write_text('{"step": 10, "train/loss": 2}\n{"step": 30, "train/loss": 1}\n')
+    return folders
+
+
+@pytest.fixture(scope="module")
+def done(inputs, tmp_path_factory, world):
+    """A finished probe: its folder and metrics."""
+    out = tmp_path_factory.mktemp("probe")
+    settings = Probe(data="shards", encoders=("moco", "codes"), **FEW)
+    return out, probe.run(settings, 0, inputs, out, world), settings
+
+
+def test_rows_are_as_promised(done):
+    _, metrics, _ = done
+    assert list(metrics["rows"]) == ["moco", "codes", "raw_pixels", "random"]
+    for row in metrics["rows"].values():
+        assert set(row) == {"linear_top1", "linear_10_per_class", "linear_10_per_class_sd", "knn_top1"}
+        assert all(0 <= v <= 1 for v in row.values())
+    assert metrics["rows"]["raw_pixels"]["linear_top1"] > 0.95
+    assert 0.84 < metrics["rows"]["raw_pixels"]["linear_10_per_class"] < 0.93
+    assert metrics["rows"]["raw_pixels"]["knn_top1"] > 0.97
+    protocol = metrics["protocol"]
+    assert protocol["n_train"] + protocol["n_test"] == 1797 and protocol["seed"] == 0
+    assert (protocol["draws"], protocol["per_class"], protocol["k"], protocol["temperature"]) == (3, 10, 20, 0.07)
+    json.dumps(metrics)
+
+
+def test_the_few_label_row_is_named_by_its_labels(inputs, tmp_path, world):
+    settings = Probe(data="shards", encoders=("codes",), per_class=3, train_examples=400, **FEW)
+    metrics = probe.run(settings, 0, inputs, tmp_path, world)
+    assert set(metrics["rows"]["codes"]) >= {"linear_3_per_class", "linear_3_per_class_sd"}
+    assert metrics["protocol"]["n_train"] == 400
+
+
+def test_results_hold_every_draw_and_the_grid(done, inputs):
+    out, metrics, settings = done
+    found = json.loads((out / "results.json").read_text())
+    assert found["protocol"] == metrics["protocol"]
+    labels = Shards.open(inputs["shards"]).labels
+    for row in found["rows"].values():
+        assert len(row["few_label_test"]) == settings.draws
+        assert row["linear_10_per_class"] == pytest.approx(np.mean(row["few_label_test"]), abs=1e-15)
+        assert row["linear_10_per_class_sd"] == pytest.approx(np.std(row["few_label_test"], ddof=1), abs=1e-15)
+        for chosen, grid in (("penalty", "validation"), ("few_label_penalty", "few_label_validation")):
+            best = max(score for _, score in row[grid])
+            assert row[chosen] == max(penalty for penalty, score in row[grid] if score == best)
+        table = np.array(row["confusion"])
+        assert table.sum() == metrics["protocol"]["n_test"]
+        assert table.trace() / table.sum() == pytest.approx(row["linear_top1"])
+    for draw in found["label_draws"]:
+        assert (np.bincount(labels[[int(key) for key in draw]]) == 10).all()
+    assert list(found["rows"]["moco"]["steps"]) == ["10", "20", "30"]
+
+
+def test_rows_overlay_in_one_card(done):
+    out, metrics, _ = done
+    tags = {"probe/linear_top1", "probe/linear_10_per_class", "probe/knn_top1", "learn/rankme", "learn/std"}
+    lines = {}
+    for row in metrics["rows"]:
+        found = events(out / row)
+        assert tags <= set(found.Tags()["scalars"])
+        assert set(found.Tags()["images"]) == {"probe/confusion", "probe/neighbours"}
+        assert "_hparams_/session_start_info" in found.PluginTagToContent("hparams")
+        assert (out / row / "projector_config.pbtxt").exists()
+        lines[row] = [(p.step, p.value) for p in found.Scalars("probe/linear_top1")]
+        assert lines[row][-1][1] == np.float32(metrics["rows"][row]["linear_top1"])
+    assert [step for step, _ in lines["moco"]] == [10, 20, 30]
+    for flat in ("raw_pixels", "random", "codes"):
+        (first, low), (last, high) = lines[flat]
+        assert (first, last) == (1, 30) and low == high
+    top = events(out).Tags()
+    assert "probe/rows" in top["images"] and "protocol/text_summary" in top["tensors"]
+
+
+def test_the_card_tells_the_protocol(done):
+    _, metrics, _ = done
+    card = probe.card(metrics)
+    for key in metrics["protocol"]:
+        assert f"- {key}: " in card
+    row = metrics["rows"]["moco"]
+    assert f"| moco | {100 * row['linear_top1']:.2f} ± " in card
+
+
+def test_the_same_bytes_again_and_after_kills(done, inputs, tmp_path, world, monkeypatch):
+    """Killed in the middle of every write and after every point, then once more to the end."""
+    whole, metrics, settings = done
+    writes = 0
+
+    def torn(path, body, true=probe.write):
+        nonlocal writes
+        writes += 1
+        if writes % 2:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".part").write_text("{")
+            raise KeyboardInterrupt
+        true(path, body)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "write", torn)
+        for _ in range(14):
+            with pytest.raises(KeyboardInterrupt):
+                probe.run(settings, 0, inputs, tmp_path, world)
+    with monkeypatch.context() as patch:
+        patch.setattr(board.Board, "embedding", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            probe.run(settings, 0, inputs, tmp_path, world)
+    assert probe.run(settings, 0, inputs, tmp_path, world) == metrics
+    assert {k: v for k, v in content(tmp_path).items() if not k.endswith("progress.json")} == {
+        k: v for k, v in content(whole).items() if not k.endswith("progress.json")
+    }
+
+
+def test_asked_to_stop_it_stops(inputs, tmp_path, world, monkeypatch):
+    asked = iter([False, False, True])
+    monkeypatch.setattr(world, "stopping", lambda: next(asked))
+    with pytest.raises(Stopped, match="judged 2 of 6"):
+        probe.run(Probe(data="shards", encoders=("moco", "codes"), **FEW), 0, inputs, tmp_path, world)
+    assert len(list((tmp_path / "judged").glob("*.json"))) == 2
+
+
+def relabelled(digits: Path, to: Path, split: str, change) -> Path:
+    """The digits with other labels in one split."""
+    from pipeline.data.index import ROW
+
+    shutil.copytree(digits, to)
+    for path in to.glob(f"{split}-*.idx"):
+        rows = np.frombuffer(path.read_bytes(), ROW).copy()
+        rows["label"] = change(rows["label"])
+        path.write_bytes(rows.tobytes())
+    return to
+
+
+def test_another_test_split_chooses_the_same(inputs, tmp_path, world, done):
+    """Shuffled test labels change the accuracies and nothing that was chosen."""
+    out, _, settings = done
+    shards = relabelled(inputs["shards"], tmp_path / "s", "test", np.random.default_rng(0).permutation)
+    probe.run(settings, 0, inputs | {"shards": shards}, tmp_path / "out", world)
+    true, other = (json.loads((p / "results.json").read_text()) for p in (out, tmp_path / "out"))
+    assert true["label_draws"] == other["label_draws"]
+    for name, row in true["rows"].items():
+        for key in ("penalty", "validation", "few_label_penalty", "few_label_validation"):
+            assert row[key] == other["rows"][name][key]
+        assert other["rows"][name]["linear_top1"] < 0.3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_unlabelled_images_are_refused(inputs, tmp_path, world, split):
+    shards = relabelled(inputs["shards"], tmp_path / "s", split, lambda y: np.where(y == 3, -1, y))
+    with pytest.raises(DataError, match=r"have no label; a probe needs one for each"):
+        probe.run(Probe(data="shards", encoders=("codes",), **FEW), 0, inputs | {"shards": shards}, tmp_path, world)
+
+
+def test_features_that_are_not_finite_are_refused(inputs, tmp_path, world):
+    image = Shards.open(inputs["shards"]).image(None)
+    broken = trunks.build(NET, image, None, 0)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    spec = {"net": NET.model_dump(mode="json"), "image": encoders.describe(image)}
+    encoders.save(tmp_path / "e", "trunk", broken, spec)
+    with pytest.raises(DataError, match="codes: its features are not all finite"):
+        probe.run(
+            Probe(data="shards", encoders=("codes",), **FEW), 0, inputs | {"codes": tmp_path / "e"}, tmp_path, world
+        )
+
+
+def test_a_row_has_a_name_of_its_own():
+    for names in (("random",), ("sheets",), ("moco", "moco")):
+        with pytest.raises(ValueError, match="expected"):
+            Probe(data="shards", encoders=names)
