@@ -54,7 +54,8 @@ class Shards:
         if not path.is_file():
             raise DataError(f"{path}: this {what} is missing; pack again, or bring it back")
         if path.stat().st_size != size:
-            raise DataError(f"{path}: {path.stat().st_size} bytes, {size} were written: this {what} was altered or cut")
+            found = path.stat().st_size
+            raise DataError(f"{path}: {found} bytes, {size} were written: this {what} was altered or cut")
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -82,9 +83,7 @@ class Shards:
         height, width = self.manifest["height"], self.manifest["width"]
         if side is None:
             if height is None or height != width:
-                raise DataError(
-                    f"{self.folder}: the packed images are not squares of one size; set the size of a view (views.size)"
-                )
+                raise DataError(f"{self.folder}: the images are not squares of one size; set views.size")
             side = height
         mean, std = tuple(self.manifest["mean"]), tuple(self.manifest["std"])
         assert side is not None

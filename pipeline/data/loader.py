@@ -75,7 +75,7 @@ class Feed:
         self.device = torch.device(device)
         self.ledger, self.max_bad_share = ledger, max_bad_share
         self.threads = max(1, threads)
-        self.seconds = dict.fromkeys(("read", "decode", "crop", "augment", "wait"), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(("read", "decode", "crop", "augment", "wait"), 0.0)
         self.bad = 0
         self.pool = ThreadPoolExecutor(self.threads, "feed")
 
@@ -139,7 +139,8 @@ class Feed:
                 other = substitute(self.seed, epoch, position, attempt, self.n)
                 faults.append(Fault(step, epoch, position, self.shards.where(sample), str(error), other))
                 sample = other
-        raise DataError(f"position {position} of epoch {epoch}: {ATTEMPTS} replacements unreadable too; check the shards")
+        place = f"position {position} of epoch {epoch}"
+        raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
 
     def _image(self, sample: int) -> Tensor:
         """One decoded image, uint8 [C, H, W]. Raises BadSample."""

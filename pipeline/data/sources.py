@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def digits() -> Source:
     """The 1,797 handwritten digits inside scikit-learn, 8x8, sixteen levels of grey spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     items = [
         Item(f"digit {i}", None, int(label), lambda one=one: png(one))

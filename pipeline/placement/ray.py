@@ -4,9 +4,11 @@ The cluster is the one that RAY_ADDRESS names; where none is named, a local one 
 Bulky data goes through files: a task is given its settings and folders, and answers with its metrics.
 """
 
+import logging
 import os
 import secrets
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ ENV = {  # read by ray when it is imported
 }
 for _name, _value in ENV.items():
     os.environ.setdefault(_name, _value)
+if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
+    # For a cluster of our own, a token of its own: ray would else write one into the home folder, and with that
+    # change what clusters started there later expect.
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
@@ -55,11 +61,9 @@ class Cluster:
         # Inside a Ray job the package is in the job's own working directory, which its workers are given already.
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
-        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": env})
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
 
     def _start(self) -> None:
-        # A token of its own: ray would else write one into the home, and change what later clusters there expect.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         # By the environment and not by runtime_env, which would make the workers started ahead unusable.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -70,7 +74,7 @@ class Cluster:
             num_cpus=usable if usable < (os.cpu_count() or 1) else None,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
         for _ in range(int(ray.cluster_resources().get("CPU", 1))):
             _warm.remote()

@@ -40,7 +40,7 @@ class Pack(Stage):
 
     kind: Literal["pack"] = "pack"
     source: str = "digits"
-    """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:PATTERN"""
+    """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS"""
     root: str | None = None
     """Where torchvision keeps, or downloads, its data."""
     test: Fraction = 0.2

@@ -185,7 +185,7 @@ def clip(objective: nn.Module, limit: float) -> Tensor:
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     if limit:
-        torch._foreach_mul_(grads, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        torch.nn.utils.clip_grads_with_norm_(objective.parameters(), limit, norm)
     return norm
 
 

@@ -25,7 +25,7 @@ def shuffles(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
 
 
 def corners(seed: int, epoch: int, ids: np.ndarray, cells: int, cell: int, patch: int) -> np.ndarray:
-    """Upper left corner of every patch in the crop, row by row, jittered in its cell -> int64 [B, cells^2, 2] (y, x)."""
+    """Upper left corner (y, x) of every patch, row by row, jittered in its cell -> int64 [B, cells^2, 2]."""
     u = keyed.uniform(2 * cells * cells, seed, epoch, ids, "patches", "jitter").reshape(len(ids), -1, 2)
     y, x = np.divmod(np.arange(cells * cells), cells)
     return np.stack([y, x], 1) * cell + (u * (cell - patch + 1)).astype(np.int64)
