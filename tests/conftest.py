@@ -27,7 +27,7 @@ def world():
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory, world) -> Path:
-    """A folder of packed digits: 1,437 training and 360 test images of 8x8 grey pixels."""
+    """A folder of packed digits: 1,438 training and 359 test images of 8x8 grey pixels."""
     from pipeline.settings.stages import Pack
     from pipeline.stages import pack
 

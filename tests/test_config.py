@@ -102,7 +102,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     # references
     ("probe.encoders=[moc]", 'no stage "moc"; did you mean "moco"?'),
     ("probe.encoders=[shards]", '"shards" makes shards; expected an encoder, such as moco or pirl'),
-    ("probe.encoders=[moco, moco]", '"moco" is listed twice'),
+    ("probe.encoders=[moco, moco]", "moco is listed 2 times"),
     ("probe.data=moco", '"moco" makes an encoder; expected shards, such as shards'),
     ("moco.data=shard", 'no stage "shard"; did you mean "shards"?'),
     ("moco.data=SHARDS", "expected the name of a stage"),

@@ -158,7 +158,7 @@ def test_learns_64_images_by_heart(name, world):
     ids = list(range(64))
     settings = Pretrain(data="x", optimiser=Adam(lr=3e-3))
     optimiser, losses = optim.build(objective, settings), []
-    for step in range(50):
+    for step in range(100):
         result = objective(batch(objective, ids, dtype=torch.float32))
         result.loss.backward()
         optimiser.step()

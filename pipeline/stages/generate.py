@@ -1,6 +1,7 @@
 """Autoencoders and the VAE on the shards: an encoder to probe, and pictures of what was learned."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     if world.main:
         board = Board(out, settings.total_steps(Shards.open(shards, "train").n))
         pictures, _ = held_out(shards, 32, seed)
-        show(board, objective.eval(), pictures.to(world.device), seed)
+        show(board, objective.eval().float(), pictures.to(world.device), seed)
         board.close()
     if settings.bubbles and isinstance(settings.objective, VAE):
         flat = settings.objective.net.model_copy(update={"latent": 2})
@@ -37,14 +38,14 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         if world.main:
             board = Board(out / "plane", settings.total_steps(Shards.open(shards, "train").n))
             pictures, labels = held_out(shards, SHOWN, seed)
-            mean, logvar = plane.eval().encode(pictures.to(world.device))
+            mean, logvar = plane.eval().float().encode(pictures.to(world.device))
             board.image("latent/bubbles", 0, bubbles(mean.cpu(), logvar.cpu(), labels))
             board.image("latent/plane", 0, sheets.tile(walk(plane, 16), 16))
             board.close()
     return metrics
 
 
-def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World):
+def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) -> tuple[Any, dict[str, float]]:
     """One training on the loop -> (objective, last scalars)."""
     out.mkdir(exist_ok=True)
     shards = Shards.open(folder, "train")

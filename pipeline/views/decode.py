@@ -31,7 +31,7 @@ def decode(data: bytes, channels: int) -> Tensor:
         raise ValueError("not an image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, IndexError, OverflowError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
-    pixels = np.asarray(flat(image, "L" if channels == 1 else "RGB"))
+    pixels = np.array(flat(image, "L" if channels == 1 else "RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
