@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, config
+from pipeline import cli, commands, config
+from pipeline.commands import run
 from pipeline.errors import PipelineError
 from pipeline.placement import slurm
 
@@ -23,7 +24,7 @@ def main(words: list[str]) -> int:
     words = words[told:]
     try:
         slurm.adopt()
-        options = cli.parse(cli.run_parser(), words)
+        options = commands.parse(run.parser(), words)
         overrides = [w for w in options.overrides + options.only if "=" in w]
         root = Path(os.environ.get("PIPELINE_ROOT") or Path.home(), config.load(options.config, overrides).root)
     except PipelineError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, cli, show
+from pipeline import artifact, cli, commands, show
+from pipeline.commands import run
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = """\
@@ -103,7 +104,7 @@ def test_options_stand_anywhere(place):
         ["--here", "c.yaml", "--only", "moco", "vae", "seed=1"],
         ["c.yaml", "--only", "moco", "--only", "vae", "--here", "seed=1"],
     ):
-        options = cli.parse(cli.run_parser(), words)
+        options = commands.parse(run.parser(), words)
         assert options.config == "c.yaml" and options.here
         assert "seed=1" in options.overrides + options.only and {"moco", "vae"} <= set(options.only)
 

@@ -21,6 +21,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"artifact", "config"},
     {"runner", "show"},
     {"placement"},
+    {"commands"},
     {"cli"},
 ]
 ORDER = {name: i for i, layer in enumerate(LAYERS) for name in layer}
