@@ -87,6 +87,14 @@ def test_accumulation_equals_the_big_batch(name, digits, tmp_path):
         **changes, "steps": 2}).items())  # fmt: skip
 
 
+def test_with_batch_norm_the_difference_to_the_big_batch_is_said(digits, tmp_path, capsys):
+    train("simclr", digits, tmp_path / "a", steps=1, accumulate=4)
+    assert "statistics from micro-batches of 8 images, not from the batch of 32" in capsys.readouterr().out
+    train("simclr", digits, tmp_path / "b", steps=1)
+    train("simclr", digits, tmp_path / "c", steps=1, accumulate=4, net=CNN(width=8, norm=Norm(kind="none")))
+    assert "micro-batches" not in capsys.readouterr().out
+
+
 def test_running_statistics_move_once_a_step_however_it_is_cut(digits, tmp_path):
     changes = {"steps": 2, "optimiser": SGD(lr=1e-9, lr_batch=0)}
     tensors = train("simclr", digits, tmp_path / "a", accumulate=2, **changes)

@@ -3,7 +3,6 @@
 It knows no objective and no data set; every trained stage runs through `train`.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 
 from pipeline import progress
 from pipeline.board import Board
-from pipeline.errors import NoProgressError, Stopped
+from pipeline.errors import Stopped
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
-from pipeline.training import checkpoint, optim
+from pipeline.training import checkpoint, optim, watch
 from pipeline.world import World
 
 
@@ -72,12 +71,14 @@ def train(
     start = restore(out, objective, optimiser, average)
     model = world.wrap(objective).train()
     board = Board(out if world.main else None, start)
+    if world.main and (said := watch.micro_statistics(objective, settings)):
+        print(said, flush=True)
     for tag, sheet in (sheets or {}).items():
         board.image(tag, 0, sheet)
     marks = snapshot_steps(total, settings.snapshots)
     save_every = settings.save_epochs * feed.steps_per_epoch
-    finite = Finite(type(objective).__name__, world.device)
-    meter = Meter(feed, settings.batch)
+    finite = watch.Finite(type(objective).__name__, world.device)
+    meter = watch.Meter(feed, settings.batch)
     last: dict[str, float] = {}
 
     def save(step: int) -> None:
@@ -213,44 +214,6 @@ def scalars(result: Step, norm: Tensor, lr: float, world: World) -> dict[str, fl
 def snapshot_steps(total: int, count: int) -> set[int]:
     """``count`` steps evenly spaced before the end."""
     return {round(total * i / (count + 1)) for i in range(1, count + 1)} - {0}
-
-
-class Finite:
-    """Remembers, on the device, the first step whose loss or gradient was not finite; says so when it is checked."""
-
-    def __init__(self, name: str, device: torch.device):
-        self.name = name
-        self.first = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
-
-    def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        bad = ~torch.isfinite(torch.stack([loss.double(), norm.double()]))
-        self.first = torch.minimum(self.first, torch.where(bad, float(step), torch.inf))
-
-    def check(self) -> None:
-        for quantity, step in zip(("loss", "gradient"), self.first.tolist(), strict=True):
-            if step != float("inf"):
-                raise NoProgressError(
-                    f"{self.name}: the {quantity} is not finite at step {int(step)}; the last good checkpoint is "
-                    f"kept: lower the learning rate or raise the temperature"
-                )
-
-
-class Meter:
-    """Seconds and images since the last reading: how fast, and what the step waited for."""
-
-    def __init__(self, feed: Feed, batch: int):
-        self.feed, self.batch = feed, batch
-        self.seconds, self.step, self.time = dict(feed.seconds), None, time.perf_counter()
-
-    def read(self, step: int) -> dict[str, float]:
-        now, seconds = time.perf_counter(), dict(self.feed.seconds)
-        steps = step - self.step if self.step is not None else 0
-        rates = {f"feed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
-        rates["feed/bad"] = float(self.feed.bad)
-        if steps:
-            rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
-        self.seconds, self.step, self.time = seconds, step, now
-        return rates
 
 
 def restore(out: Path, objective: Objective, optimiser: torch.optim.Optimizer, average: nn.Module | None) -> int:

@@ -1,0 +1,108 @@
+"""The real command under every launcher: any number of processes trains to the same losses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import differences
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 5
+# The small-image recipe (MoCo's colab) at a size that two cores carry.
+CONFIG = """\
+stages:
+  shards: {kind: pack, source: digits}
+"""
+STAGE = """\
+  NAME_PRECISION:
+    kind: pretrain
+    data: shards
+    net: {kind: cnn, width: 8}
+    views: {kind: characters}
+    objective: OBJECTIVE
+    steps: 5
+    batch: 32
+    log_steps: 1
+    precision: PRECISION
+    optimiser: {kind: sgd, lr: 0.06, lr_batch: 64, momentum: 0.9, weight_decay: 5.0e-4}
+"""
+OBJECTIVES = {
+    "moco": "{kind: moco, queue: 100, momentum: 0.99, temperature: 0.1, head: {hidden: 0, dim: 16}}",
+    "moco_symmetric": "{kind: moco, queue: 100, momentum: 0.99, symmetric: true, head: {hidden: 32, dim: 16}}",
+    "simclr": "{kind: simclr, temperature: 0.5, head: {hidden: 32, dim: 16}}",
+    "pirl": "{kind: pirl, negatives: 200, head: {hidden: 0, dim: 16}}",
+    "pirl_infonce": "{kind: pirl, loss: infonce, negatives: 0, temperature: 0.2, head: {hidden: 32, dim: 16}}",
+}
+AUTOENCODER = """\
+  vae_PRECISION:
+    kind: generate
+    data: shards
+    objective: {kind: vae, net: {latent: 4, width: 32}}
+    bubbles: false
+    steps: 5
+    batch: 32
+    log_steps: 1
+    precision: PRECISION
+"""
+TOLERANCES = {"fp32": 1e-4, "fp64": 1e-10}
+STAGES = [f"{name}_fp64" for name in (*OBJECTIVES, "vae")] + ["moco_fp32", "pirl_fp32", "vae_fp32"]
+FEW = ["moco_fp64", "pirl_fp32"]  # what the launchers beside torchrun are shown
+MODULE = ["-m", "pipeline", "run", "config.yaml", "--here", "--only"]
+LAUNCHERS = {
+    "here": [sys.executable, *MODULE],
+    "torchrun_1": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", *MODULE],
+    "torchrun_2": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *MODULE],
+    "accelerate_2": [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0",
+        *MODULE,
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The same config under each launcher -> folders of artifacts."""
+    home = tmp_path_factory.mktemp("launch")
+    text = CONFIG
+    for stage in STAGES:
+        name, _, precision = stage.rpartition("_")
+        body = AUTOENCODER if name == "vae" else STAGE.replace("OBJECTIVE", OBJECTIVES[name])
+        text += body.replace("NAME", name).replace("PRECISION", precision)
+    (home / "config.yaml").write_text(text)
+    here = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    here |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent), "ACCELERATE_USE_CPU": "true"}
+    folders = {}
+    for name, words in LAUNCHERS.items():
+        words = words + (STAGES if name in ("here", "torchrun_2") else FEW)
+        done = subprocess.run(words, cwd=home, env=here, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{name}: {done.stdout}\n{done.stderr}"
+        folders[name] = home / name
+        shutil.move(home / "runs", folders[name])
+    return folders
+
+
+def losses(root: Path, stage: str) -> list[float]:
+    (folder,) = (p for p in root.iterdir() if p.name.rpartition("-")[0] == stage)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "stage"), [*(("torchrun_2", s) for s in STAGES), *(("accelerate_2", s) for s in FEW)]
+)
+def test_two_processes_log_the_losses_of_one(launcher, stage, runs):
+    one, two = losses(runs["here"], stage), losses(runs[launcher], stage)
+    assert len(one) == STEPS and len(set(one)) == STEPS
+    assert two == pytest.approx(one, rel=TOLERANCES[stage.rpartition("_")[2]])
+
+
+def test_one_process_of_a_launcher_makes_the_bytes_of_here(runs):
+    found = differences(runs["here"], runs["torchrun_1"])
+    assert [name for name in found if name.startswith(("shards", *FEW))] == []
