@@ -29,6 +29,8 @@ class Crops(Settings):
     blur_kernel: Fraction = 0.1
     """Width of the blur's kernel as a fraction of the view's side (made odd, at least 3)."""
     blur_p: Fraction = 0.5
+    solarise_p: Fraction = 0.0
+    """Of inverting the values above one half (BYOL, MoCo v3)."""
 
 
 class MoCoV1(Crops):

@@ -1,0 +1,158 @@
+"""Colour jitter, grey, blur and solarisation of a whole batch at once, each image with parameters of its own.
+
+The operations are torchvision's v2 on float images in [0, 1]; what is drawn is a function of (seed, epoch, id, view,
+operation). The four operations of the jitter come in an order drawn for each image.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import keyed
+from pipeline.settings.data import Crops
+
+GREY = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601-2 as torchvision rounds it)."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Parameters of N images: ``factors`` float32 [N, 4] of brightness, contrast, saturation (1: as it is) and hue
+    (turns); ``order`` int64 [N, 4], which of the four comes at each place, -1: none; ``sigma`` float32 [N] of the blur
+    in pixels, 0: none; ``grey`` and ``solarise`` bool [N]."""
+
+    factors: np.ndarray
+    order: np.ndarray
+    grey: np.ndarray
+    sigma: np.ndarray
+    solarise: np.ndarray
+
+    def __getitem__(self, rows: slice) -> "Draws":
+        return Draws(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def draw(settings: Crops, *words: Any) -> Draws:
+    """The parameters of every image that the words name (see `keyed.key`), flattened to one axis."""
+
+    def numbers(count: int, op: str) -> np.ndarray:
+        return keyed.uniform(count, *words, op).reshape(-1, count)
+
+    strength = np.array(settings.jitter)
+    jitter = numbers(9, "jitter")
+    low = np.append(np.maximum(0, 1 - strength[:3]), -strength[3])
+    high = np.append(1 + strength[:3], strength[3])
+    order = jitter[:, 5:].argsort(1)
+    order[(jitter[:, :1] >= settings.jitter_p) | (strength == 0)[order]] = -1
+    blur = numbers(2, "blur")
+    sigma = settings.blur[0] + (settings.blur[1] - settings.blur[0]) * blur[:, 1]
+    return Draws(
+        (low + (high - low) * jitter[:, 1:5]).astype(np.float32),
+        order,
+        numbers(1, "grey")[:, 0] < settings.grey_p,
+        np.where(blur[:, 0] < settings.blur_p, sigma, 0).astype(np.float32),
+        numbers(1, "solarise")[:, 0] < settings.solarise_p,
+    )
+
+
+def radius(settings: Crops, side: int) -> int:
+    """Pixels to either side of the blur's centre: half of ``blur_kernel`` of the side, at least 1."""
+    return min(max(1, int(settings.blur_kernel * side / 2)), side - 1)
+
+
+def apply(images: Tensor, draws: Draws, reach: int) -> Tensor:
+    """uint8 [N, C, H, W], C of 1 or 3 -> float32 in [0, 1], jittered, greyed, blurred within ``reach`` pixels,
+    solarised. With one channel, saturation, hue and grey do nothing."""
+    x = images.float() / 255
+    factors = torch.from_numpy(draws.factors).to(x.device)
+    for place in range(4):
+        for op, change in enumerate(OPERATIONS):
+            here = draws.order[:, place] == op
+            x = among(x, here, lambda part, rows, op=op, change=change: change(part, column(factors[rows, op])))
+    x = among(x, draws.grey, lambda part, _: grey(part).expand_as(part))
+    sigma = torch.from_numpy(draws.sigma).to(x.device)
+    x = among(x, draws.sigma > 0, lambda part, rows: blur(part, sigma[rows], reach))
+    return among(x, draws.solarise, lambda part, _: solarise(part))
+
+
+def among(x: Tensor, here: np.ndarray, change: Any) -> Tensor:
+    """x with change(its rows, their numbers) in place of the rows that are marked."""
+    if not here.any():
+        return x
+    rows = torch.from_numpy(np.flatnonzero(here)).to(x.device, non_blocking=True)
+    return x.index_copy_(0, rows, change(x[rows], rows))
+
+
+def column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def grey(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, 1, H, W]."""
+    if x.shape[1] == 1:
+        return x
+    return GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the mean of the image's grey, or towards it."""
+    return torch.lerp(grey(x).mean((1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return x if x.shape[1] == 1 else torch.lerp(grey(x), x, factor).clamp_(0, 1)
+
+
+def hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turns the hue, keeping the largest channel (value) and the range of the channels (chroma).
+
+    With h in sixths of a turn, channel n of (5, 3, 1) is v - c clamp(min(k, 4 - k), 0, 1), k = (n + h) mod 6.
+    """
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.unbind(1)
+    v, c = x.amax(1), x.amax(1) - x.amin(1)
+    d = torch.where(c == 0, 1, c)
+    h = torch.where(v == r, (g - b) / d, torch.where(v == g, 2 + (b - r) / d, 4 + (r - g) / d))
+    k = (h + 6 * turn[:, 0])[:, None] + x.new_tensor([5, 3, 1]).view(1, 3, 1, 1)
+    k = k.remainder_(6)
+    return v[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+OPERATIONS = (brightness, contrast, saturation, hue)
+
+
+def weights(sigma: Tensor, reach: int) -> Tensor:
+    """Gaussian weights of offsets -reach .. reach, summing to 1 -> [N, 2 reach + 1]."""
+    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
+    return torch.softmax(-0.5 * (offsets / sigma[:, None]).square(), 1)
+
+
+def blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
+    """Gaussian blur of each image with a sigma of its own, the border reflected.
+
+    Two products with a banded matrix an image; its mirrored border is the sum of the Gaussian's two mirror images.
+    """
+
+    def matrix(side: int) -> Tensor:
+        kernel = torch.nn.functional.pad(weights(sigma, reach), (0, 1))  # the last is nothing's
+        out, at = torch.arange(side, device=x.device)[:, None], torch.arange(side, device=x.device)
+
+        def of(offset: Tensor, there: Tensor) -> Tensor:
+            return kernel[:, torch.where((offset.abs() <= reach) & there, offset + reach, 2 * reach + 1)]
+
+        last = side - 1
+        return of(out - at, at >= 0) + of(out + at, at > 0) + of(2 * last - out - at, at < last)
+
+    return (matrix(x.shape[2])[:, None] @ x @ matrix(x.shape[3])[:, None].mT).clamp_(0, 1)
+
+
+def solarise(x: Tensor) -> Tensor:
+    """Values from one half on are inverted."""
+    return torch.where(x >= 0.5, 1 - x, x)

@@ -1,0 +1,292 @@
+"""Views against torchvision: every operation at the same parameters, every parameter's distribution, no company."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline import keyed
+from pipeline.image import Image
+from pipeline.settings.data import Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
+from pipeline.settings.objectives import Jigsaw
+from pipeline.views import crops, jigsaw, photometrics, recipes
+
+MANY = 100_000
+IDS = np.arange(MANY)
+PHOTO = Image(3, 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def pictures(count: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """Smooth colour with sharp edges and noise, uint8 [count, channels, height, width]."""
+    u = torch.from_numpy(keyed.uniform(channels * height * width, "pictures", np.arange(count))).float()
+    noise = u.view(count, channels, height, width)
+    smooth = torch.nn.functional.avg_pool2d(noise, 9, 1, 4, count_include_pad=False)
+    smooth = (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
+    mixed = smooth + 0.3 * (noise - 0.5) + 0.4 * (smooth > 0.5)
+    return (mixed.clamp(0, 1) * 255).round().byte()
+
+
+def plain(count: int, **changes) -> photometrics.Draws:
+    """Draws that leave an image as it is, but for ``changes``."""
+    none = {
+        "factors": np.ones((count, 4), np.float32),
+        "order": np.full((count, 4), -1),
+        "grey": np.zeros(count, bool),
+        "sigma": np.zeros(count, np.float32),
+        "solarise": np.zeros(count, bool),
+    }
+    return photometrics.Draws(**(none | changes))
+
+
+# ---- crops
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (32, 32), (500, 90), (40, 400)])
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0), (0.6, 1.0)])
+def test_boxes_are_distributed_as_torchvisions(height, width, scale):
+    n = 4000
+    ours = crops.boxes(crops.draws(0, 0, np.arange(n), "one"), height, width, scale, (3 / 4, 4 / 3))
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = v2.RandomResizedCrop(8, scale, antialias=True)
+    params = [theirs.make_params([image]) for _ in range(n)]
+    theirs = np.array([[p[k] for k in ("top", "left", "height", "width")] for p in params])
+    for i in range(4):
+        assert stats.ks_2samp(ours[:, i], theirs[:, i]).pvalue > 1e-4
+    assert stats.ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (900, 1), (8, 8), (333, 500), (8, 65)])
+def test_boxes_lie_inside(height, width):
+    box = crops.boxes(crops.draws(1, 2, np.arange(20_000), "two"), height, width, (0.08, 1.0), (3 / 4, 4 / 3))
+    y, x, h, w = box.T
+    assert (h >= 1).all() and (w >= 1).all() and (y >= 0).all() and (x >= 0).all()
+    assert (y + h <= height).all() and (x + w <= width).all()
+
+
+def test_the_fallback_is_torchvisions():
+    torch.manual_seed(0)
+    for height, width in [(1, 900), (900, 1), (10, 100), (100, 10), (37, 150)]:
+        params = v2.RandomResizedCrop(8, (1.0, 1.0), (0.9, 1.1)).make_params([torch.empty(3, height, width)])
+        ours = crops.boxes(crops.draws(0, 0, np.arange(1), "one"), height, width, (1.0, 1.0), (0.9, 1.1))[0]
+        assert ours.tolist() == [params[k] for k in ("top", "left", "height", "width")]
+
+
+@pytest.mark.parametrize("side", [8, 32, 96, 224])
+def test_crops_are_torchvisions_to_the_bit(side):
+    image = pictures(1, 3, 200, 260)[0]
+    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as decoders give it
+    u = crops.draws(3, 0, np.arange(40), "one")
+    for box, flip in zip(crops.boxes(u, 200, 260, (0.01, 1.0), (3 / 4, 4 / 3)), crops.flips(u, 0.5), strict=True):
+        y, x, h, w = box.tolist()
+        theirs = F.resized_crop(image, y, x, h, w, [side, side], antialias=True)
+        assert torch.equal(crops.cut(image, box, bool(flip), side), theirs.flip(-1) if flip else theirs)
+
+
+def test_half_are_mirrored():
+    assert abs(crops.flips(crops.draws(0, 0, IDS, "one"), 0.5).mean() - 0.5) < 5 * 0.5 / MANY**0.5
+
+
+# ---- photometrics: one operation at a time, against torchvision on floats and on bytes
+
+
+OPS = {
+    "brightness": lambda x, f: F.adjust_brightness(x, f),
+    "contrast": lambda x, f: F.adjust_contrast(x, f),
+    "saturation": lambda x, f: F.adjust_saturation(x, f),
+    "hue": lambda x, f: F.adjust_hue(x, f),
+}
+
+
+def close_to_bytes(ours: torch.Tensor, theirs: torch.Tensor, mean: float, largest: float) -> None:
+    """Differences in grey levels: torchvision rounds, or cuts, to bytes after every operation."""
+    off = (ours * 255 - theirs.float()).abs()
+    assert off.mean() < mean and off.max() <= largest, (off.mean(), off.max())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("op", OPS)
+def test_jitter_operations_are_torchvisions(op, channels):
+    images = pictures(24, channels, 40, 40)
+    images[0] = 0
+    images[1] = 255
+    images[2] = 77
+    settings = Crops(jitter=(0.8, 0.8, 0.8, 0.5), jitter_p=1)
+    factors = photometrics.draw(settings, 0, 0, np.arange(24), "one").factors
+    order = np.full((24, 4), -1)
+    order[:, 2] = list(OPS).index(op)
+    ours = photometrics.apply(images, plain(24, factors=factors, order=order), 1)
+    for image, mine, row in zip(images, ours, factors[:, list(OPS).index(op)].tolist(), strict=True):
+        torch.testing.assert_close(mine, OPS[op](image.float() / 255, row), atol=2e-6, rtol=0)
+        close_to_bytes(mine, OPS[op](image, row), 1.0, 2.0)
+
+
+def test_grey_and_solarised_are_torchvisions():
+    images = pictures(4, 3, 20, 20)
+    ours = photometrics.apply(images, plain(4, grey=np.array([1, 0, 1, 0], bool)), 1)
+    theirs = F.rgb_to_grayscale(images.float() / 255, 3)
+    torch.testing.assert_close(ours[::2], theirs[::2], atol=1e-6, rtol=0)
+    assert torch.equal(ours[1::2], images[1::2].float() / 255)
+    ours = photometrics.apply(images, plain(4, solarise=np.array([1, 0, 0, 1], bool)), 1)
+    assert torch.equal((ours[0] * 255).round().byte(), F.solarize(images[0], 128))
+
+
+@pytest.mark.parametrize(("side", "reach"), [(32, 1), (48, 2), (224, 11), (8, 7), (2, 1), (1, 0)])
+def test_blur_is_torchvisions(side, reach):
+    images = pictures(6, 3, side, side)
+    sigma = np.array([0.1, 0.4, 0.9, 1.5, 2.0, 0.0], np.float32)
+    ours = photometrics.apply(images, plain(6, sigma=sigma), reach)
+    assert torch.equal(ours[5], images[5].float() / 255)
+    for image, mine, s in zip(images[:5], ours, sigma.tolist(), strict=False):
+        theirs = F.gaussian_blur(image.float() / 255, [2 * reach + 1] * 2, [s, s])
+        torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=0)
+        close_to_bytes(mine, F.gaussian_blur(image, [2 * reach + 1] * 2, [s, s]), 0.5, 1.0)
+
+
+def test_the_blurs_width_is_a_tenth_of_the_side_and_odd():
+    assert [2 * photometrics.radius(Crops(), side) + 1 for side in (224, 96, 64, 32, 8, 2, 1)] == [23, 9, 7, 3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("settings", [MoCoV1(), MoCoV2(), SimCLRViews(), PirlViews(blur_p=0.3, solarise_p=0.2)])
+def test_whole_chains_are_torchvisions(settings):
+    """All operations in each image's own order, against a loop over torchvision's on the same floats."""
+    n = 60
+    images = pictures(n, 3, 48, 48)
+    draws = photometrics.draw(settings, 5, 1, np.arange(n), "one")
+    reach = photometrics.radius(settings, 48)
+    ours = photometrics.apply(images, draws, reach)
+    for i in range(n):
+        x = images[i].float() / 255
+        for op in draws.order[i]:
+            if op >= 0:
+                x = list(OPS.values())[op](x, float(draws.factors[i, op]))
+        x = F.rgb_to_grayscale(x, 3) if draws.grey[i] else x
+        s = float(draws.sigma[i])
+        x = F.gaussian_blur(x, [2 * reach + 1] * 2, [s, s]) if s else x
+        x = F.solarize(x, 0.5) if draws.solarise[i] else x
+        if draws.solarise[i]:  # a value a rounding away from one half may fall on its other side
+            away = (ours[i] - x).abs().minimum((ours[i] + x - 1).abs())
+            assert away.max() < 1e-4
+        else:  # the hue's slope is the inverse of a colour's range
+            torch.testing.assert_close(ours[i], x, atol=1e-4, rtol=0)
+
+
+# ---- the numbers drawn
+
+
+def test_jitter_parameters_are_distributed_as_torchvisions():
+    settings = MoCoV1(jitter=(0.4, 0.7, 1.3, 0.2))
+    draws = photometrics.draw(settings, 0, 0, IDS, "one")
+    for i, (low, high) in enumerate([(0.6, 1.4), (0.3, 1.7), (0.0, 2.3), (-0.2, 0.2)]):
+        assert stats.kstest(draws.factors[:, i], "uniform", (low, high - low)).pvalue > 1e-4
+    torch.manual_seed(0)
+    jitter = v2.ColorJitter(0.4, 0.7, 1.3, 0.2)
+    params = [jitter.make_params([]) for _ in range(5000)]
+    for i, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        theirs = np.array([p[f"{name}_factor"] for p in params])
+        assert stats.ks_2samp(draws.factors[:, i], theirs).pvalue > 1e-4
+    both = np.corrcoef(np.c_[draws.factors, draws.order].T) - np.eye(8)
+    assert np.abs(both[:4, 4:]).max() < 0.02 and np.abs(both[:4, :4]).max() < 0.02
+
+
+def test_all_orders_of_the_jitter_come_equally_often():
+    order = photometrics.draw(MoCoV1(), 0, 0, IDS, "one").order
+    assert np.array_equal(np.sort(order, 1), np.tile(np.arange(4), (MANY, 1)))
+    _, counts = np.unique(order, axis=0, return_counts=True)
+    assert len(counts) == 24 and stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_probabilities():
+    draws = photometrics.draw(MoCoV2(solarise_p=0.3), 0, 0, IDS, "one")
+    seen = [(draws.order >= 0).any(1), draws.grey, draws.sigma > 0, draws.solarise]
+    for share, p in zip(seen, (0.8, 0.2, 0.5, 0.3), strict=True):
+        assert abs(share.mean() - p) < 5 * (p * (1 - p) / MANY) ** 0.5
+    assert np.abs(np.corrcoef(np.array(seen)) - np.eye(4)).max() < 0.02
+    assert stats.kstest(draws.sigma[draws.sigma > 0], "uniform", (0.1, 1.9)).pvalue > 1e-4
+
+
+def test_a_strength_of_zero_is_no_operation():
+    order = photometrics.draw(Crops(jitter=(0.4, 0, 0.4, 0), jitter_p=1), 0, 0, np.arange(100), "one").order
+    assert set(order.ravel()) == {-1, 0, 2}
+
+
+# ---- recipes
+
+
+def finished(recipe: recipes.Recipe, images: list[torch.Tensor], ids: np.ndarray, epoch: int = 3):
+    draws = recipe.draws(epoch, ids)
+    cuts = [recipe.cut(image, draws, i) for i, image in enumerate(images)]
+    return recipe.finish(tuple(torch.stack(column) for column in zip(*cuts, strict=True)), draws, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["two", "jigsaw"])
+def test_views_do_not_depend_on_batch_mates(name):
+    images = [pictures(1, 3, 60 + i, 90 - i)[0] for i in range(7)]
+    ids = np.array([4, 900, 17, 3, 12, 5, 10**9])
+    recipe = recipes.build(name, MoCoV2(size=48), PHOTO, Jigsaw(), 7)
+    together = finished(recipe, images, ids)
+    for i in range(len(ids)):
+        for whole, alone in zip(together, finished(recipe, images[i : i + 1], ids[i : i + 1]), strict=True):
+            torch.testing.assert_close(whole[i], alone[0], atol=1e-5, rtol=0)
+    other = finished(recipe, images, ids, epoch=4)
+    assert all((a - b).abs().mean() > 0.05 for a, b in zip(together, other, strict=True))
+
+
+def test_two_views_differ():
+    images = [pictures(1, 3, 60, 60)[0]] * 4
+    one, two = finished(recipes.build("two", MoCoV2(size=48), PHOTO, None, 0), images, np.arange(4))
+    assert one.shape == two.shape == (4, 3, 48, 48)
+    assert (one - two).abs().mean((1, 2, 3)).min() > 0.05
+
+
+NOTHING = {"jitter_p": 0, "grey_p": 0, "blur_p": 0, "flip": 0}
+
+
+@pytest.mark.parametrize(("side", "cell", "patch"), [(224, 85, 64), (32, 10, 8)])
+def test_patches_are_cut_from_the_original(side, cell, patch):
+    """Each of the nine lies in its own cell of one crop of the original, with a jitter over the whole slack."""
+    image = pictures(1, 3, 300, 280)[0]
+    n = 12
+    recipe = recipes.build("jigsaw", PirlViews(size=side, **NOTHING), Image(3, side, (0,) * 3, (1,) * 3), None, 0)
+    ids = np.arange(n)
+    _, patches = finished(recipe, [image] * n, ids)
+    assert patches.shape == (n, 9, 3, patch, patch)
+    u = crops.draws(0, 3, ids, "patches")
+    corners = jigsaw.corners(0, 3, ids, 3, cell, patch)
+    order = jigsaw.shuffles(0, 3, ids, 9)
+    for i, box in enumerate(crops.boxes(u, 300, 280, (0.6, 1.0), (3 / 4, 4 / 3))):
+        crop = F.resized_crop(image, *box.tolist(), [3 * cell, 3 * cell], antialias=True) / 255
+        for shown, which in enumerate(order[i]):
+            y, x = corners[i, which]
+            assert which // 3 == y // cell and which % 3 == x // cell
+            assert torch.equal(patches[i, shown], crop[:, y : y + patch, x : x + patch])
+
+
+def test_patches_jitter_over_the_whole_slack_and_take_all_orders():
+    corners = jigsaw.corners(0, 0, np.arange(20_000), 3, 85, 64)
+    inside = corners % 85
+    assert set(np.unique(inside)) == set(range(22))
+    assert stats.chisquare(np.bincount(inside.ravel())).pvalue > 1e-4
+    order = jigsaw.shuffles(0, 0, np.arange(20_000), 9)
+    places = np.array([np.bincount(order[:, i], minlength=9) for i in range(9)])
+    assert stats.chisquare(places.ravel()).pvalue > 1e-4
+    assert len(np.unique(order, axis=0)) > 18_000  # of 362,880: no fixed set of a thousand
+
+
+def test_patches_have_colours_and_flips_of_their_own():
+    recipe = recipes.build("jigsaw", PirlViews(size=32), Image(3, 32, (0,) * 3, (1,) * 3), None, 0)
+    draws = recipe.draws(0, np.arange(200))
+    assert len(np.unique(draws.colours[1].factors[:, 0])) > 1790
+    assert abs(draws.patches[2].mean() - 0.5) < 0.05
+    assert 0 < draws.patches[2].std(1).min()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sides_and_statistics(channels):
+    image = Image(channels, 24, (0.4,) * channels, (0.2,) * channels)
+    recipe = recipes.build("two", MoCoV2(size=24, **NOTHING), image, None, 0)
+    (one, _) = finished(recipe, [torch.full((channels, 50, 40), 102, dtype=torch.uint8)] * 2, np.arange(2))
+    assert one.shape == (2, channels, 24, 24)
+    torch.testing.assert_close(one, torch.zeros_like(one), atol=1e-5, rtol=0)
