@@ -22,7 +22,7 @@ from pipeline import progress
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
 
-VERSIONS = {"pack": 1, "pretrain": 1, "generate": 1, "codes": 1, "probe": 1}
+VERSIONS = {"pack": 2, "pretrain": 1, "generate": 1, "codes": 1, "probe": 1}
 """Raised when a stage's code comes to other results from the same settings: its old artifacts are then not reused."""
 
 NAME, BEGUN, LOCK, LOG, STOP = "artifact.json", "begun.json", "lock", "error.log", "stop"

@@ -2,11 +2,11 @@
 
 A number is a hash of words (seed, epoch, sample, view, operation, index), mixed one after another by splitmix64's
 finaliser (Steele, Lea & Flood 2014), the same bits in numpy and in torch. A permutation is a Feistel network on the
-smallest power of two that holds n, walked until it falls below n (Black & Rogaway 2002): O(1) memory in n.
+smallest power of two that holds n, walked until it falls below n (Black & Rogaway 2002): O(1) memory in n. A few
+elements are sorted by random numbers instead.
 """
 
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,15 @@ GOLDEN = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 WORD = (1 << 64) - 1
 ROUNDS = 6
+SMALL = 64
+"""Below this n a permutation is made by sorting."""
 
 
-def word(name: str | int) -> int:
+def word(name: str | int | np.integer) -> int:
     """A 64-bit word for a name ("blur") or an integer, stable over processes and versions."""
-    return name & WORD if isinstance(name, int) else zlib.crc32(name.encode()) | (len(name) << 32)
+    if isinstance(name, str):
+        return zlib.crc32(name.encode()) | (len(name) << 32)
+    return int(name) & WORD
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -35,14 +39,16 @@ def key(*words: Any) -> np.ndarray:
     Each word is mixed in by itself, so (seed 3, epoch 1) and (seed 4, epoch 0) have nothing in common.
     """
     state = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for w in words:
-            bits = (
-                w.astype(np.uint64) if isinstance(w, np.ndarray)
-                else np.asarray(word(w), np.uint64)
-            )
-            state = mix((state + np.uint64(GOLDEN)) ^ mix(bits + np.uint64(GOLDEN)))
+    for w in words:
+        state = key_on(state, w)
     return state
+
+
+def key_on(state: np.ndarray, w: Any) -> np.ndarray:
+    """The key of the words so far and one more."""
+    bits = w.astype(np.uint64) if isinstance(w, np.ndarray) else np.asarray(word(w), np.uint64)
+    with np.errstate(over="ignore"):
+        return mix((state + np.uint64(GOLDEN)) ^ mix(bits + np.uint64(GOLDEN)))
 
 
 def uniform(count: int, *words: Any) -> np.ndarray:
@@ -67,55 +73,95 @@ def generator(*words: Any):
     return torch.Generator().manual_seed(int(key(*words) >> np.uint64(1)))
 
 
-def _halves(n: int) -> tuple[int, int]:
+def _halves(n: Any) -> tuple[Any, Any]:
+    """Bits of the two halves of numbers below n, which may be an array."""
+    if isinstance(n, np.ndarray):
+        bits = np.maximum(2, np.frexp(n.astype(np.float64) - 1)[1]).astype(np.uint64)
+        return bits // np.uint64(2), bits - bits // np.uint64(2)
     bits = max(2, int(n - 1).bit_length())
-    return bits // 2, bits - bits // 2
+    return np.uint64(bits // 2), np.uint64(bits - bits // 2)
 
 
-def _round_keys(words: Sequence[Any]) -> list[np.ndarray]:
-    return [key(*words, i) for i in range(ROUNDS)]
-
-
-def _scramble(half: np.ndarray, k: np.ndarray, width: int) -> np.ndarray:
+def _scramble(half: np.ndarray, k: np.ndarray, width: Any) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return mix(half * np.uint64(GOLDEN) + k) >> np.uint64(64 - width)
+        return mix(half * np.uint64(GOLDEN) + k) >> (np.uint64(64) - width)
 
 
-def _forward(x: np.ndarray, n: int, keys: list[np.ndarray]) -> np.ndarray:
-    a, b = _halves(n)
+def _forward(x: np.ndarray, a: Any, b: Any, keys: list[np.ndarray]) -> np.ndarray:
     for i, k in enumerate(keys):
         low, high = (b, a) if i % 2 == 0 else (a, b)
         # x = left (high bits) | right (low bits): the right half stays, the left is scrambled, and they change sides.
-        left, right = x >> np.uint64(low), x & np.uint64((1 << low) - 1)
-        x = (right << np.uint64(high)) | (left ^ _scramble(right, k, high))
+        left, right = x >> low, x & ((np.uint64(1) << low) - np.uint64(1))
+        x = (right << high) | (left ^ _scramble(right, k, high))
     return x
 
 
-def _backward(x: np.ndarray, n: int, keys: list[np.ndarray]) -> np.ndarray:
-    a, b = _halves(n)
+def _backward(x: np.ndarray, a: Any, b: Any, keys: list[np.ndarray]) -> np.ndarray:
     for i, k in reversed(list(enumerate(keys))):
         low, high = (b, a) if i % 2 == 0 else (a, b)
-        right, left = x >> np.uint64(high), x & np.uint64((1 << high) - 1)
-        x = ((left ^ _scramble(right, k, high)) << np.uint64(low)) | right
+        right, left = x >> high, x & ((np.uint64(1) << high) - np.uint64(1))
+        x = ((left ^ _scramble(right, k, high)) << low) | right
     return x
 
 
-def _walk(step, x: np.ndarray, n: int, keys: list[np.ndarray]) -> np.ndarray:
-    x = step(x, n, keys)
-    outside = x >= np.uint64(n)
+def _at(value: Any, where: np.ndarray) -> Any:
+    return value[where] if np.ndim(value) else value
+
+
+def _walk(step, x: Any, n: Any, words: tuple) -> np.ndarray:
+    """A network on the power of two that holds n, repeated until its result falls below n; where n is small, sorted
+    random numbers instead."""
+    x = np.atleast_1d(np.asarray(x))
+    n = np.broadcast_to(np.asarray(n), x.shape) if np.ndim(n) else n
+    base = key(*words)
+    small = np.asarray(n) < SMALL
+    if small.all():
+        return _sorted(step, x, n, base)
+    if small.any():
+        out = np.empty(x.shape, np.int64)
+        out[small] = _sorted(step, x[small], n[small], _at(base, small))
+        out[~small] = _network(step, x[~small], n[~small], _at(base, ~small))
+        return out
+    return _network(step, x, n, base)
+
+
+def _sorted(step, x: np.ndarray, n: Any, base: np.ndarray) -> np.ndarray:
+    """The place of each x among n random numbers in order of size; backward: which number has that place. A network
+    of so few bits would favour some permutations."""
+    count = np.arange(1, int(np.max(n, initial=1)) + 1)
+    with np.errstate(over="ignore"):
+        numbers = mix(base[..., None] + count.astype(np.uint64) * np.uint64(GOLDEN))
+    numbers = np.where(count > np.asarray(n)[..., None], np.uint64(WORD), numbers)
+    places = np.argsort(numbers, -1, kind="stable")
+    if step is _forward:
+        places = np.argsort(places, -1, kind="stable")
+    if places.ndim == 1:
+        return places[x]
+    return np.take_along_axis(places, x[..., None].astype(np.int64), -1)[..., 0]
+
+
+def _network(step, x: np.ndarray, n: Any, base: np.ndarray) -> np.ndarray:
+    x = x.astype(np.uint64)
+    a, b = _halves(n)
+    keys = [key_on(base, i) for i in range(ROUNDS)]
+    below = np.asarray(n).astype(np.uint64)
+    x = step(x, a, b, keys)
+    outside = x >= below
     while outside.any():
-        x[outside] = step(x[outside], n, keys)
-        outside = x >= np.uint64(n)
+        again = step(x[outside], _at(a, outside), _at(b, outside), [_at(k, outside) for k in keys])
+        x[outside] = again
+        outside = x >= below
     return x.astype(np.int64)
 
 
-def permute(x: np.ndarray, n: int, *words: Any) -> np.ndarray:
-    """Image of each x in 0..n-1 under the permutation of n that the words name -> int64, same shape."""
-    x = np.atleast_1d(np.asarray(x)).astype(np.uint64)
-    return x.astype(np.int64) if n < 2 else _walk(_forward, x, n, _round_keys(words))
+def permute(x: Any, n: Any, *words: Any) -> np.ndarray:
+    """Image of each x in 0..n-1 under the permutation of n that the words name -> int64, same shape.
+
+    n and the words may be arrays of x's shape: an element each, of its own permutation.
+    """
+    return _walk(_forward, x, n, words)
 
 
-def unpermute(x: np.ndarray, n: int, *words: Any) -> np.ndarray:
+def unpermute(x: Any, n: Any, *words: Any) -> np.ndarray:
     """The inverse of `permute` -> int64, same shape."""
-    x = np.atleast_1d(np.asarray(x)).astype(np.uint64)
-    return x.astype(np.int64) if n < 2 else _walk(_backward, x, n, _round_keys(words))
+    return _walk(_backward, x, n, words)

@@ -17,6 +17,7 @@ from pipeline.settings.nets import CNN
 from pipeline.settings.stages import Probe
 from pipeline.stages import probe
 from tests.artifacts import content
+from tests.packed import reindexed
 from tests.test_board import events
 
 NET = CNN(width=8, depth=2)
@@ -155,13 +156,11 @@ def test_asked_to_stop_it_stops(inputs, tmp_path, world, monkeypatch):
 
 def relabelled(digits: Path, to: Path, split: str, change) -> Path:
     """The digits with other labels in one split."""
-    from pipeline.data.index import ROW
+    def relabel(rows: np.ndarray) -> None:
+        rows["label"] = change(rows["label"])
 
     shutil.copytree(digits, to)
-    for path in to.glob(f"{split}-*.idx"):
-        rows = np.frombuffer(path.read_bytes(), ROW).copy()
-        rows["label"] = change(rows["label"])
-        path.write_bytes(rows.tobytes())
+    reindexed(to, split, relabel)
     return to
 
 

@@ -1,82 +1,178 @@
-"""A packed set as it is read: one manifest, and beside each tar a fixed-width table of where every image lies."""
+"""A packed set as it is read: a small manifest, a table of shards for each split, and beside each tar a fixed-width
+table of where every image lies.
+
+    manifest.json      what the images are, and the splits with their number of images and shards
+    train.npy          a row a shard: name, images, bytes, checksums (numpy's own file format, never pickled)
+    train-000000.idx   ROW for each image of train-000000.tar, then the images' keys, a line each
+    quarantine.json    images and shards that are left out, where `pipeline check` has listed some
+"""
 
 import hashlib
+import io
 import json
-from functools import cached_property
+import zlib
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data.store import Store, open_store
 from pipeline.errors import DataError
 from pipeline.image import Image
 
-MANIFEST = "manifest.json"
+MANIFEST, QUARANTINE, VERSION = "manifest.json", "quarantine.json", 2
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("ext", "S4")])
 """One image of a shard: where its bytes start in the tar, how many, their CRC-32, its class (-1: none)."""
+TABLES = 512
+"""Shards whose tables are kept in memory: of a set that has no more, all."""
 
 
-def write_table(path: Path, rows: np.ndarray) -> None:
-    path.write_bytes(rows.tobytes())
+def shard_table(rows: Sequence[tuple[str, int, int, int, int, bytes]]) -> np.ndarray:
+    """(name, images, bytes of the tar, bytes and CRC-32 of its index, SHA-256 of the tar) a shard -> structured."""
+    names = [row[0].encode() for row in rows]
+    width = max((len(name) for name in names), default=1)
+    kind = np.dtype([
+        ("name", f"S{width}"), ("images", "<u4"), ("bytes", "<u8"), ("index_bytes", "<u4"), ("index_crc32", "<u4"),
+        ("sha256", "u1", (32,)),
+    ])  # fmt: skip
+    table = np.zeros(len(rows), kind)
+    for at, (name, row) in enumerate(zip(names, rows, strict=True)):
+        table[at] = (name, *row[1:5], np.frombuffer(row[5], np.uint8))
+    return table
+
+
+def table_bytes(table: np.ndarray) -> bytes:
+    """A table of shards as its file."""
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    return file.getvalue()
+
+
+def index_bytes(rows: Sequence[tuple], keys: Sequence[str]) -> bytes:
+    """Rows as ROW has them and their images' keys -> the bytes of a shard's index."""
+    return np.array(list(rows), ROW).tobytes() + "".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape")
 
 
 class Shards:
-    """One split of a packed set. Ids are 0..n-1 in shard order. Opening checks that every shard is there, as large
-    as it was written and with a whole table; raises DataError otherwise."""
+    """One split of a packed set. Ids are 0..n-1 in shard order, less what is quarantined. ``counts``: images of every
+    shard, int64 [S]; ``starts``: id of each shard's first, [S + 1]. Opening checks that every shard is there and as
+    large as it was written, with a whole index; raises DataError otherwise."""
 
-    def __init__(self, folder: Path, split: str, manifest: dict[str, Any]):
-        self.folder, self.split, self.manifest = folder, split, manifest
-        self.fingerprint: str = manifest["fingerprint"]
+    def __init__(self, place: Path | str, split: str, manifest: dict[str, Any], check: bool = True):
+        self.folder, self.split, self.manifest = place, split, manifest
+        self.store = open_store(place)
+        self.tars: Store = open_store(manifest["base"]) if manifest.get("base") else self.store
         self.classes: list[str] | None = manifest["classes"]
-        shards = manifest["splits"][split]["shards"]
-        self.paths = [folder / s["name"] for s in shards]
-        self.starts = np.concatenate([[0], np.cumsum([s["images"] for s in shards], dtype=np.int64)])
+        self.shards = self._shards(manifest["splits"][split])
+        self.left_out, self.fingerprint = quarantined(self.store, manifest["fingerprint"])
+        self.counts = self.shards["images"].astype(np.int64)
+        self.gone = {k: self._gone(k) for k in self._named_in(self.left_out)}
+        for k, gone in self.gone.items():
+            self.counts[k] -= len(gone)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.n = int(self.starts[-1])
-        for path, shard in zip(self.paths, shards, strict=True):
-            self._check(path, shard["bytes"], "shard")
-            self._check(path.with_suffix(".idx"), shard["images"] * ROW.itemsize, "index of a shard")
+        self.table = lru_cache(max(TABLES, len(self.shards) if self.n < 1 << 25 else 0))(self._table)
+        if check:
+            self.check()
 
     @classmethod
-    def open(cls, folder: Path, split: str = "train") -> "Shards":
-        path = Path(folder) / MANIFEST
+    def open(cls, place: Path | str, split: str = "train", check: bool = True) -> "Shards":
+        """The split of the shards in a folder, or at any URL that fsspec knows."""
+        store = open_store(place)
+        path = store.name(MANIFEST)
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(store.whole(MANIFEST))
+            if manifest["version"] != VERSION:
+                raise DataError(f"{path}: version {manifest['version']}, expected {VERSION}: pack again")
             if split not in manifest["splits"]:
-                raise DataError(f"{folder}: no split {split!r}, only {', '.join(manifest['splits'])}")
-            return cls(Path(folder), split, manifest)
+                raise DataError(f"{place}: no split {split!r}, only {', '.join(manifest['splits'])}")
+            return cls(place, split, manifest, check)
         except FileNotFoundError as error:
-            raise DataError(f"{path}: missing; these are no packed shards") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{error.filename or path}: missing; these are no packed shards") from error
+        except (ValueError, KeyError, TypeError, EOFError) as error:
             raise DataError(f"{path}: not a manifest of packed shards ({type(error).__name__}: {error})") from error
 
+    def _shards(self, split: dict[str, Any]) -> np.ndarray:
+        data = self.store.whole(split["table"])
+        if hashlib.sha256(data).hexdigest() != split["sha256"]:
+            raise DataError(f"{self.store.name(split['table'])}: not the table that the manifest names; pack again")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def _named_in(self, left_out: dict[str, Any]) -> list[int]:
+        return np.flatnonzero(np.isin(self.shards["name"], [name.encode() for name in left_out])).tolist()
+
+    def _gone(self, k: int) -> np.ndarray:
+        """Rows of a shard that are quarantined."""
+        keys = self.left_out[self.name(k)]
+        if keys is None:
+            return np.arange(int(self.shards["images"][k]))
+        listed = set(keys)
+        return np.array([i for i, key in enumerate(self._keys(k)) if key in listed], np.int64)
+
+    def check(self) -> None:
+        """Raises DataError unless every shard and every index is there, with the size it was written with."""
+        for k in np.flatnonzero(self.counts).tolist():
+            name, shard = self.name(k), self.shards[k]
+            self._same_size(self.tars, name, int(shard["bytes"]), "shard")
+            self._same_size(self.store, index_name(name), int(shard["index_bytes"]), "index of a shard")
+
     @staticmethod
-    def _check(path: Path, size: int, what: str) -> None:
-        if not path.is_file():
-            raise DataError(f"{path}: this {what} is missing; pack again, or bring it back")
-        if path.stat().st_size != size:
-            found = path.stat().st_size
-            raise DataError(f"{path}: {found} bytes, {size} were written: this {what} was altered or cut")
+    def _same_size(store: Store, name: str, size: int, what: str) -> None:
+        found = store.size(name)
+        if found is None:
+            raise DataError(f"{store.name(name)}: this {what} is missing; pack again, or bring it back")
+        if found != size:
+            raise DataError(f"{store.name(name)}: {found} bytes, {size} were written: this {what} was altered or cut")
+
+    def name(self, k: int) -> str:
+        """File name of the k-th shard."""
+        return self.shards["name"][k].decode()
+
+    def _index(self, k: int) -> tuple[np.ndarray, bytes]:
+        """The k-th shard's rows and key lines, as they were written."""
+        name, shard = index_name(self.name(k)), self.shards[k]
+        data = self.store.whole(name)
+        if len(data) != shard["index_bytes"] or zlib.crc32(data) != shard["index_crc32"]:
+            raise DataError(f"{self.store.name(name)}: not the index that was written with its shard; pack again")
+        size = int(shard["images"]) * ROW.itemsize
+        return np.frombuffer(data[:size], ROW), data[size:]
+
+    def _table(self, k: int) -> np.ndarray:
+        rows = self._index(k)[0]
+        return np.delete(rows, self.gone[k]) if k in self.gone else rows
+
+    def _keys(self, k: int) -> list[str]:
+        return self._index(k)[1].decode("utf-8", "surrogateescape").split("\n")[:-1]
+
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard of each id, and its row there."""
+        which = np.searchsorted(self.starts, ids, "right") - 1
+        return which, ids - self.starts[which]
+
+    def row(self, sample: int) -> tuple[int, np.void]:
+        """Shard of an id, and its row."""
+        k = int(np.searchsorted(self.starts, sample, "right")) - 1
+        return k, self.table(k)[sample - int(self.starts[k])]
 
     @cached_property
-    def rows(self) -> np.ndarray:
-        """The tables of all shards, one after another: structured [n]."""
-        return np.concatenate([np.frombuffer(p.with_suffix(".idx").read_bytes(), ROW) for p in self.paths])
-
-    @property
     def labels(self) -> np.ndarray:
         """Class of every id, int64 [n]; -1 without."""
-        return self.rows["label"].astype(np.int64)
-
-    def shard(self, sample: int) -> Path:
-        return self.paths[int(np.searchsorted(self.starts, sample, "right")) - 1]
+        parts = [self._table(k)["label"] for k in np.flatnonzero(self.counts).tolist()]
+        return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
 
     def where(self, sample: int) -> str:
         """In words: shard, member and offset of an id."""
-        row = self.rows[sample]
-        return f"{self.shard(sample).name}: {self.key(sample)}.{row['ext'].decode()} at byte {row['offset']}"
+        k, row = self.row(sample)
+        return f"{self.name(k)}: {self.key(sample)}.{row['ext'].decode()} at byte {row['offset']}"
 
     def key(self, sample: int) -> str:
-        return f"{sample:09d}"
+        """What the sample's members are called in the tar, less their extension."""
+        k = int(np.searchsorted(self.starts, sample, "right")) - 1
+        keys = self._keys(k)
+        left = np.delete(np.arange(len(keys)), self.gone[k]) if k in self.gone else range(len(keys))
+        return keys[int(left[sample - int(self.starts[k])])]
 
     def image(self, side: int | None) -> Image:
         """The images as views of ``side`` pixels; none: their own side. Raises DataError where they have no one."""
@@ -88,6 +184,24 @@ class Shards:
         mean, std = tuple(self.manifest["mean"]), tuple(self.manifest["std"])
         assert side is not None
         return Image(self.manifest["channels"], side, mean, std)
+
+
+def index_name(tar: str) -> str:
+    return f"{tar.removesuffix('.tar')}.idx"
+
+
+def quarantined(store: Store, fingerprint: str) -> tuple[dict[str, list[str] | None], str]:
+    """What is left out, keys by shard (None: all of it), and the fingerprint that the set then has."""
+    try:
+        data = store.whole(QUARANTINE)
+    except FileNotFoundError:
+        return {}, fingerprint
+    try:
+        found = json.loads(data)
+        assert isinstance(found, dict)
+    except (ValueError, AssertionError):
+        raise DataError(f"{store.name(QUARANTINE)}: not a list of images by shard; delete it, check again") from None
+    return found, hashlib.sha256(fingerprint.encode() + data).hexdigest()
 
 
 def digest(path: Path) -> str:

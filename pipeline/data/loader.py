@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import order
-from pipeline.data.faults import ATTEMPTS, Fault, Ledger, substitute
+from pipeline.data.faults import ATTEMPTS, Fault, Ledger, await_batch, fault
 from pipeline.data.index import Shards
 from pipeline.data.reader import BadSample, read
 from pipeline.errors import DataError
@@ -48,8 +48,8 @@ class Cut(NamedTuple):
 
 class Feed:
     """This rank's batches of a training of ``total_steps``. ``limit``: use only the first so many ids (packing has
-    shuffled them). ``ledger``: where unreadable samples are written down. Raises ConfigError where the batch cannot
-    be shared out, DataError past ``max_bad_share`` unreadable samples."""
+    shuffled them). ``window``: shards in use at a time. ``ledger``: where unreadable samples are written down.
+    Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples."""
 
     def __init__(
         self,
@@ -65,11 +65,13 @@ class Feed:
         threads: int = 1,
         device: torch.device | str = "cpu",
         limit: int | None = None,
+        window: int | None = None,
         ledger: Path | None = None,
         max_bad_share: float = 0.001,
     ):
         self.shards, self.recipe, self.seed, self.total = shards, recipe, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
+        self.order = order.Order(np.diff(np.minimum(shards.starts, self.n)), seed, window)
         self.plan = order.Plan(self.n, batch, accumulate, rank, size)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.device = torch.device(device)
@@ -81,7 +83,7 @@ class Feed:
 
     def steps(self, start: int) -> Iterator[tuple[int, int, list[Loaded]]]:
         """(step, epoch, this rank's micro-batches) from step ``start`` to the last, reading nothing before it."""
-        ledger = Ledger(self.ledger, start, self.max_bad_share)
+        ledger = Ledger(self.ledger, start, self.max_bad_share, self.shards)
         coming: deque[tuple[int, int, list[Future[Cut]]]] = deque()
         nextup = start
         for step in range(start, self.total):
@@ -91,9 +93,10 @@ class Feed:
                 nextup += 1
             _, epoch, futures = coming.popleft()
             begun = time.perf_counter()
-            cuts = [future.result() for future in futures]
+            cuts = [await_batch(future) for future in futures]
             self.seconds["wait"] += time.perf_counter() - begun
-            ledger.record([f for c in cuts for f in c.faults], (step + 1) * self.plan.batch // self.plan.size)
+            share = self.plan.batch // self.plan.size
+            ledger.record([f for c in cuts for f in c.faults], (step + 1) * share, share)
             self.bad = ledger.count
             yield step, epoch, [self._finish(c) for c in cuts]
 
@@ -109,7 +112,7 @@ class Feed:
 
     def _cut(self, step: int, epoch: int, positions: np.ndarray) -> Cut:
         """One micro-batch: its samples in order, the unreadable replaced, cut to crops."""
-        ids = order.ids(self.seed, epoch, positions, self.n)
+        ids = self.order.ids(epoch, positions)
         faults = []
         if self.held is None:
             images = []
@@ -136,8 +139,10 @@ class Feed:
             try:
                 return sample, self._image(sample)
             except BadSample as error:
-                other = substitute(self.seed, epoch, position, attempt, self.n)
-                faults.append(Fault(step, epoch, position, self.shards.where(sample), str(error), other))
+                other = self.order.replacement(epoch, position, attempt)
+                faults.append(
+                    fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
+                )
                 sample = other
         place = f"position {position} of epoch {epoch}"
         raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
@@ -152,7 +157,7 @@ class Feed:
         try:
             image = decode(data, self.recipe.image.channels)
         except ValueError as error:
-            raise BadSample(str(error)) from error
+            raise BadSample("undecodable", str(error)) from error
         self.seconds["read"] += read_at - begun
         self.seconds["decode"] += time.perf_counter() - read_at
         return image

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import keyed, progress
-from pipeline.data.index import MANIFEST, ROW, digest
+from pipeline.data.index import MANIFEST, VERSION, digest, index_bytes, shard_table, table_bytes
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack
@@ -39,8 +38,25 @@ class Checked:
 
 
 def pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
-    """Packs the source into ``out``: two passes over the images, so that no shard is written before all are known
-    to be good. Returns counts. Raises DataError past ``max_bad`` unreadable images, or where none is left."""
+    """Packs the source into ``out``: shards, their indices, and last the manifest that makes them a set. Returns
+    counts. Raises DataError past ``max_bad`` unreadable images, or where none is left to train on; then, and when it
+    is interrupted, nothing of what it wrote stays."""
+    sweep(out)  # what a killed start left
+    try:
+        return _pack(settings, seed, out, world)
+    except BaseException:
+        sweep(out)
+        raise
+
+
+def sweep(out: Path) -> None:
+    """Removes shards, whole or begun, and all that describes them."""
+    for pattern in ("*.tar", "*.idx", "*.npy", "*.part", "bad.jsonl", MANIFEST):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     source = open_source(settings.source, settings.root)
     with ThreadPoolExecutor(settings.threads) as pool:
         bad: list[dict[str, str]] = []
@@ -51,13 +67,21 @@ def pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
             splits[name], stats[name] = write(name, [items[i] for i in order], settings, out, pool, bad, world)
     if not stats["train"]["n"]:
         raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
-    (out / "bad.jsonl").write_text("".join(json.dumps(b) + "\n" for b in bad))
-    manifest = describe(source, splits, stats, len(bad))
-    part = out / (MANIFEST + ".part")
-    part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    part.replace(out / MANIFEST)
+    store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
+    manifest = describe(source.classes, splits, stats, len(bad))
+    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     counts = {f"{name}_images": stats[name]["n"] for name in splits}
     return {**counts, "bad": len(bad), "classes": len(source.classes or []), "fingerprint": manifest["fingerprint"]}
+
+
+def store(path: Path, data: bytes) -> None:
+    """A file whole or not at all, and on the disk when this returns."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
@@ -120,7 +144,7 @@ def write(
     split: str, items: list[Item], settings: Pack, out: Path, pool: ThreadPoolExecutor, bad: list, world: World
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The shards of one split, in the order of ``items`` less the unreadable ones -> its manifest and statistics."""
-    shards: list[dict[str, Any]] = []
+    shards: list[tuple] = []
     stats: dict[str, Any] = {"n": 0, "pixels": 0, "sums": np.zeros((2, 3), np.int64), "grey": True, "shapes": set()}
     shard: Shard | None = None
     for start in range(0, len(items), CHUNK):
@@ -151,7 +175,16 @@ def write(
         progress.report(out, start + len(chunk), len(items), f"packing {split}")
     if shard is not None:
         shards.append(shard.close())
-    return {"images": stats["n"], "shards": shards}, stats
+    return split_table(out, split, shards), stats
+
+
+def split_table(out: Path, split: str, shards: list[tuple]) -> dict[str, Any]:
+    """Writes a split's table of shards -> its entry in the manifest."""
+    table = shard_table(shards)
+    data = table_bytes(table)
+    store(out / f"{split}.npy", data)
+    sums = {name: int(table[name].sum(dtype=np.int64)) for name in ("images", "bytes")}
+    return {"table": f"{split}.npy", "sha256": hashlib.sha256(data).hexdigest(), "shards": len(table)} | sums
 
 
 class Shard:
@@ -162,9 +195,11 @@ class Shard:
         self.file = self.part.open("wb")
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self.rows: list[tuple] = []
+        self.keys: list[str] = []
 
     def add(self, key: str, image: Checked, label: int) -> None:
         offset = self._member(f"{key}.{image.ext}", image.data)
+        self.keys.append(key)
         self.rows.append((offset, len(image.data), zlib.crc32(image.data), label, image.ext.encode()))
         if label >= 0:
             self._member(f"{key}.cls", str(label).encode())
@@ -175,19 +210,20 @@ class Shard:
         self.tar.addfile(info, io.BytesIO(data))
         return self.tar.offset - -(-len(data) // 512) * 512
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> tuple[str, int, int, int, int, bytes]:
+        """Ends the tar, writes its index -> its row in the table of shards."""
         self.tar.close()
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        table = self.path.with_suffix(".idx")
-        table.write_bytes(np.array(self.rows, ROW).tobytes())
-        shutil.move(self.part, self.path)
-        size = self.path.stat().st_size
-        return {"name": self.path.name, "images": len(self.rows), "bytes": size, "sha256": digest(self.path)}
+        index = index_bytes(self.rows, self.keys)
+        store(self.path.with_suffix(".idx"), index)
+        self.part.replace(self.path)
+        size, sha = self.path.stat().st_size, bytes.fromhex(digest(self.path))
+        return self.path.name, len(self.rows), size, len(index), zlib.crc32(index), sha
 
 
-def describe(source: Source, splits: dict, stats: dict, bad: int) -> dict[str, Any]:
+def describe(classes: list[str] | None, splits: dict, stats: dict, bad: int) -> dict[str, Any]:
     """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all."""
     shapes = set.union(*(s["shapes"] for s in stats.values()))
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
@@ -196,8 +232,8 @@ def describe(source: Source, splits: dict, stats: dict, bad: int) -> dict[str, A
     mean = train["sums"][0] / (255 * train["pixels"])
     std = np.sqrt(train["sums"][1] / (255**2 * train["pixels"]) - mean**2)
     body = {
-        "version": 1,
-        "classes": source.classes,
+        "version": VERSION,
+        "classes": classes,
         "channels": 1 if grey else 3,
         "height": height,
         "width": width,

@@ -54,6 +54,8 @@ class Training(Settings):
     """bf16: autocast, logits and losses stay in fp32."""
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
+    window: Count | None = None
+    """Shards read from at a time, for shards that are far away; none: each batch is drawn from the whole set."""
     log_steps: Count = 10
     save_epochs: Count = 10
     """Between checkpoints."""

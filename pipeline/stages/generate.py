@@ -64,6 +64,7 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
         device=world.device,
         total_steps=total,
         limit=settings.train_examples,
+        window=settings.window,
         ledger=out / f"bad-{world.rank}.jsonl",
         max_bad_share=settings.max_bad_share,
     )

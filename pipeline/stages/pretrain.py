@@ -34,6 +34,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
         device=world.device,
         total_steps=total,
         limit=settings.train_examples,
+        window=settings.window,
         ledger=out / f"bad-{world.rank}.jsonl",
         max_bad_share=settings.max_bad_share,
     )
