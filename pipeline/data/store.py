@@ -1,0 +1,74 @@
+"""Where shards lie: a folder read by position, or any URL that fsspec knows."""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+OPEN = 512
+"""Files kept open."""
+
+
+class Store(Protocol):
+    """Files by name. Reading raises OSError; what lies past the end of a file is not returned."""
+
+    def name(self, name: str) -> str:
+        """A file as the user knows it."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None: there is none."""
+        ...
+
+    def whole(self, name: str) -> bytes: ...
+
+    def read(self, name: str, offset: int, size: int) -> bytes: ...
+
+    def forget(self, name: str) -> None:
+        """Opens the file anew the next time."""
+        ...
+
+
+class Handle:
+    """An open file, closed when nobody reads from it any more."""
+
+    def __init__(self, path: str):
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class Folder:
+    """Local files, read at a position with pread: a file that was cut gives fewer bytes, where a mapped one would
+    kill the process."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.handle: Callable[[str], Handle] = lru_cache(OPEN)(lambda name: Handle(self.name(name)))
+
+    def name(self, name: str) -> str:
+        return name if name.startswith("/") or "://" in name else f"{self.path}/{name}"
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self.name(name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def whole(self, name: str) -> bytes:
+        return Path(self.name(name)).read_bytes()
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        return os.pread(self.handle(name).fd, size, offset)
+
+    def forget(self, name: str) -> None:
+        self.handle.cache_clear()  # type: ignore[attr-defined]
+
+
+def open_store(place: Path | str) -> Store:
+    """The files of a folder or a URL."""
+    return Folder(Path(place).expanduser())
