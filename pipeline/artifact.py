@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import progress
+from pipeline.data.patterns import tars
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
 
 VERSIONS = {"pack": 2, "pretrain": 1, "generate": 1, "codes": 1, "probe": 1}
 """Raised when a stage's code comes to other results from the same settings: its old artifacts are then not reused."""
 
+QUARANTINE = "quarantine.json"
 NAME, BEGUN, LOCK, LOG, STOP = "artifact.json", "begun.json", "lock", "error.log", "stop"
 NUMBERS = ("torch", "torchvision", "numpy", "accelerate", "scipy", "scikit-learn", "numba", "pillow")
 """Packages whose version can change a number."""
@@ -61,7 +63,28 @@ def fingerprint(settings: Stage) -> dict[str, str]:
         return {"files": listing(Path(where).expanduser())}
     if scheme == "wds":
         return {"files": listing(*tars(where))}
+    if scheme == "shards":
+        return {"shards": packed(where)}
     return {"name": settings.source}
+
+
+def packed(place: str) -> str:
+    """SHA-256 of what describes shards that are used where they lie: manifest and quarantine list."""
+    from pipeline.data.store import open_store
+
+    store, digest = open_store(place), hashlib.sha256()
+    for name in ("manifest.json", QUARANTINE):
+        with suppress(FileNotFoundError):
+            digest.update(store.whole(name))
+    return digest.hexdigest()
+
+
+def identity(out: Path, digest: str) -> str:
+    """An artifact's key as those that use it see it: with a quarantine list, another one."""
+    try:
+        return hashlib.sha256(digest.encode() + (out / QUARANTINE).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return digest
 
 
 def listing(*paths: Path) -> str:
@@ -89,27 +112,6 @@ def walk(folder: Path, prefix: str) -> list[tuple[str, os.stat_result]]:
                 elif entry.is_file():
                     found.append((prefix + entry.name, entry.stat()))
     return found
-
-
-def tars(pattern: str) -> list[Path]:
-    """Files that a pattern with * ? [..] and {000..012} or {a,b} names, in order of name."""
-    import glob
-
-    return sorted(Path(p) for one in braces(os.path.expanduser(pattern)) for p in glob.glob(one))
-
-
-def braces(pattern: str) -> list[str]:
-    """The shell's brace expansion: "x-{00..02}.tar" -> three names, "{a,b}" -> two."""
-    before, opened, rest = pattern.partition("{")
-    inside, closed, after = rest.partition("}")
-    if not (opened and closed):
-        return [pattern]
-    first, dots, last = inside.partition("..")
-    if dots and first.isdigit() and last.isdigit():
-        choices = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
-    else:
-        choices = inside.split(",")
-    return [before + choice + end for choice in choices for end in braces(after)]
 
 
 def folder(root: Path, name: str, digest: str) -> Path:

@@ -2,6 +2,8 @@
 
     pipeline run CONFIG [stage.key=value ...] [--only STAGE ...] [--dry-run] [--here]
     pipeline show [RUNS]
+    pipeline index TARS [--test TARS] [--out FOLDER]
+    pipeline check SHARDS [--quarantine] [--ledger FILE ...]
 
 Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,
 75 saved after a signal: run the same command again.
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import ConfigError, PipelineError
 
-COMMANDS = ("run", "show")
+COMMANDS = ("run", "show", "index", "check")
 """Each a module of pipeline.commands, imported when it is asked for."""
 
 

@@ -21,7 +21,7 @@ from pipeline.settings.base import Edge, Range, Settings
 from pipeline.settings.stages import MAKES, AnyStage, Pack, Stage
 from pipeline.settings.training import Training
 
-SOURCES = ("digits", "folder:", "torchvision:", "wds:")
+SOURCES = ("digits", "folder:", "torchvision:", "wds:", "shards:")
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100")
 NAME = re.compile(r"[a-z0-9_]+")
 
@@ -321,7 +321,7 @@ def check_ranges(group: Settings, path: tuple, document: Document) -> None:
 
 def check_source(stage: Pack, path: tuple, document: Document) -> None:
     """Whether a pack's source can be there: the data itself is looked at when it is packed."""
-    from pipeline import artifact
+    from pipeline.data import patterns
 
     scheme, colon, where = stage.source.partition(":")
     at = (*path, "source")
@@ -334,8 +334,12 @@ def check_source(stage: Pack, path: tuple, document: Document) -> None:
     elif scheme == "folder" and not Path(where).expanduser().is_dir():
         what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
         document.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")
-    elif scheme == "wds" and not artifact.tars(where):
+    elif scheme == "wds" and not patterns.tars(where):
         document.wrong(at, f"no file matches {where}{sibling(Path(where).expanduser())}")
+    elif scheme == "wds" and (missing := patterns.missing(where)):
+        document.wrong(at, f"{len(missing)} of the files that {where} names are missing, the first {missing[0]}")
+    elif scheme == "shards" and "://" not in where and not (Path(where).expanduser() / "manifest.json").is_file():
+        document.wrong(at, f"{where}: no packed shards there; `pipeline index` makes them of tars")
 
 
 def sibling(path: Path) -> str:

@@ -70,7 +70,7 @@ def plan(cfg: "config.Config", here: bool = False) -> list[Planned]:
     for name in TopologicalSorter(edges).static_order():
         stage = cfg.stages[name]
         seed = cfg.seed if stage.seed is None else stage.seed
-        inputs = {ref: planned[ref].key for ref in edges[name]}
+        inputs = {ref: artifact.identity(planned[ref].folder, planned[ref].key) for ref in edges[name]}
         outside = artifact.fingerprint(stage)
         key = artifact.key(stage.kind, stage, seed, inputs, outside)
         folder = artifact.folder(Path(cfg.root), name, key)

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from pipeline import artifact, cli, config, progress, runner
+from pipeline.data import patterns
 from pipeline.errors import ConfigError, DataError, PipelineError, Stopped
 
 CONFIG = """\
@@ -125,9 +126,9 @@ def test_a_folder_is_known_by_names_sizes_and_times(place):
 
 
 def test_patterns_of_tars():
-    assert artifact.braces("x-{08..11}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]
-    assert artifact.braces("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
-    assert artifact.braces("plain.tar") == ["plain.tar"]
+    assert patterns.braces("x-{08..11}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]
+    assert patterns.braces("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
+    assert patterns.braces("plain.tar") == ["plain.tar"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- run

@@ -63,7 +63,8 @@ class Shards:
     def __init__(self, place: Path | str, split: str, manifest: dict[str, Any], check: bool = True):
         self.folder, self.split, self.manifest = place, split, manifest
         self.store = open_store(place)
-        self.tars: Store = open_store(manifest["base"]) if manifest.get("base") else self.store
+        base = manifest["base"]
+        self.tars: Store = self.store if base is None else open_store(self.store.name(base))
         self.classes: list[str] | None = manifest["classes"]
         self.shards = self._shards(manifest["splits"][split])
         self.left_out, self.fingerprint = quarantined(self.store, manifest["fingerprint"])
@@ -170,9 +171,12 @@ class Shards:
     def key(self, sample: int) -> str:
         """What the sample's members are called in the tar, less their extension."""
         k = int(np.searchsorted(self.starts, sample, "right")) - 1
-        keys = self._keys(k)
-        left = np.delete(np.arange(len(keys)), self.gone[k]) if k in self.gone else range(len(keys))
-        return keys[int(left[sample - int(self.starts[k])])]
+        return self.keys(k)[sample - int(self.starts[k])]
+
+    def keys(self, k: int) -> list[str]:
+        """Keys of the rows of the k-th shard's table."""
+        gone = set(self.gone.get(k, np.empty(0)).tolist())
+        return [key for i, key in enumerate(self._keys(k)) if i not in gone]
 
     def image(self, side: int | None) -> Image:
         """The images as views of ``side`` pixels; none: their own side. Raises DataError where they have no one."""

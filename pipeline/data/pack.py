@@ -7,6 +7,7 @@ import os
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,19 @@ from typing import Any
 import numpy as np
 
 from pipeline import keyed, progress
-from pipeline.data.index import MANIFEST, VERSION, digest, index_bytes, shard_table, table_bytes
+from pipeline.data.index import (
+    MANIFEST,
+    QUARANTINE,
+    VERSION,
+    Shards,
+    digest,
+    index_bytes,
+    index_name,
+    shard_table,
+    table_bytes,
+)
 from pipeline.data.sources import Item, Source, open_source
+from pipeline.data.store import open_store
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack
 from pipeline.views.decode import decode
@@ -37,12 +49,29 @@ class Checked:
     """Of the values in [0, 1] and of their squares, [2, 3]."""
 
 
+class Statistics:
+    """Of the images of one split: how many, of which sizes, whether all are grey, sums of their values."""
+
+    def __init__(self):
+        self.n, self.pixels, self.sums = 0, 0, np.zeros((2, 3), np.int64)
+        self.grey, self.shapes = True, set[tuple[int, int]]()
+
+    def add(self, image: Checked) -> None:
+        self.n += 1
+        self.pixels += image.pixels
+        self.sums += image.sums
+        self.grey &= image.grey
+        self.shapes.add(image.shape)
+
+
 def pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     """Packs the source into ``out``: shards, their indices, and last the manifest that makes them a set. Returns
     counts. Raises DataError past ``max_bad`` unreadable images, or where none is left to train on; then, and when it
     is interrupted, nothing of what it wrote stays."""
     sweep(out)  # what a killed start left
     try:
+        if settings.source.startswith("shards:"):
+            return adopt(settings.source.partition(":")[2], out)
         return _pack(settings, seed, out, world)
     except BaseException:
         sweep(out)
@@ -65,13 +94,33 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
         for name, items in halves(source, settings.test, seed).items():
             order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", name)
             splits[name], stats[name] = write(name, [items[i] for i in order], settings, out, pool, bad, world)
-    if not stats["train"]["n"]:
+    if not stats["train"].n:
         raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
     store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
     manifest = describe(source.classes, splits, stats, len(bad))
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    counts = {f"{name}_images": stats[name]["n"] for name in splits}
+    counts = {f"{name}_images": stats[name].n for name in splits}
     return {**counts, "bad": len(bad), "classes": len(source.classes or []), "fingerprint": manifest["fingerprint"]}
+
+
+def adopt(place: str, out: Path) -> dict[str, Any]:
+    """Uses shards where they lie: copies what describes them, checks that all are there."""
+    source = open_store(place)
+    manifest = Shards.open(place).manifest
+    base = manifest["base"] or place
+    manifest["base"] = base if "://" in base else str((Path(place).expanduser() / base).resolve())
+    counts = {}
+    for split, entry in manifest["splits"].items():
+        shards = Shards.open(place, split)
+        counts[f"{split}_images"] = shards.n
+        for name in [entry["table"], *(index_name(shards.name(k)) for k in range(len(shards.shards)))]:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            store(out / name, source.whole(name))
+    with suppress(FileNotFoundError):
+        store(out / QUARANTINE, source.whole(QUARANTINE))
+    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    classes = len(manifest["classes"] or [])
+    return {**counts, "bad": manifest["bad"], "classes": classes, "fingerprint": manifest["fingerprint"]}
 
 
 def store(path: Path, data: bytes) -> None:
@@ -142,10 +191,10 @@ def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
 
 def write(
     split: str, items: list[Item], settings: Pack, out: Path, pool: ThreadPoolExecutor, bad: list, world: World
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], Statistics]:
     """The shards of one split, in the order of ``items`` less the unreadable ones -> its manifest and statistics."""
     shards: list[tuple] = []
-    stats: dict[str, Any] = {"n": 0, "pixels": 0, "sums": np.zeros((2, 3), np.int64), "grey": True, "shapes": set()}
+    stats = Statistics()
     shard: Shard | None = None
     for start in range(0, len(items), CHUNK):
         if world.stopping():
@@ -163,12 +212,8 @@ def write(
                 continue
             if shard is None:
                 shard = Shard(out / f"{split}-{len(shards):06d}.tar")
-            shard.add(f"{stats['n']:09d}", found, item.label)
-            stats["n"] += 1
-            stats["pixels"] += found.pixels
-            stats["sums"] += found.sums
-            stats["grey"] &= found.grey
-            stats["shapes"].add(found.shape)
+            shard.add(f"{stats.n:09d}", found, item.label)
+            stats.add(found)
             if len(shard.rows) == settings.shard_images:
                 shards.append(shard.close())
                 shard = None
@@ -223,14 +268,17 @@ class Shard:
         return self.path.name, len(self.rows), size, len(index), zlib.crc32(index), sha
 
 
-def describe(classes: list[str] | None, splits: dict, stats: dict, bad: int) -> dict[str, Any]:
-    """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all."""
-    shapes = set.union(*(s["shapes"] for s in stats.values()))
+def describe(
+    classes: list[str] | None, splits: dict, stats: dict[str, Statistics], bad: int, base: str | None = None
+) -> dict[str, Any]:
+    """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all. ``base``: where
+    the tars lie, if not beside it."""
+    shapes = set.union(*(s.shapes for s in stats.values()))
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
-    grey = all(s["grey"] for s in stats.values())
+    grey = all(s.grey for s in stats.values())
     train = stats["train"]
-    mean = train["sums"][0] / (255 * train["pixels"])
-    std = np.sqrt(train["sums"][1] / (255**2 * train["pixels"]) - mean**2)
+    mean = train.sums[0] / (255 * train.pixels)
+    std = np.sqrt(train.sums[1] / (255**2 * train.pixels) - mean**2)
     body = {
         "version": VERSION,
         "classes": classes,
@@ -241,5 +289,6 @@ def describe(classes: list[str] | None, splits: dict, stats: dict, bad: int) -> 
         "std": std[: 1 if grey else 3].tolist(),
         "splits": splits,
         "bad": bad,
+        "base": base,
     }
     return body | {"fingerprint": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}

@@ -1,17 +1,19 @@
 """Where images come from: a list of items, each with its split, its class and a way to its bytes."""
 
 import io
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data import patterns, tar
+from pipeline.data.store import Folder
 from pipeline.errors import DataError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGES = {f".{ext}" for ext in tar.IMAGES}
 SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 TRAIN, TEST = {"train", "training"}, {"test", "val", "valid", "validation"}
 
@@ -118,30 +120,41 @@ def torchvision(name: str, root: str | None) -> Source:
 
 
 def webdataset(pattern: str) -> Source:
-    """Tars that others wrote, by a glob pattern: members KEY.jpg (png, ...) with KEY.cls where labelled."""
-    at = Path(pattern).expanduser()
-    paths = sorted(at.parent.glob(at.name))
+    """Tars that others wrote: members KEY.jpg (png, ...) with KEY.cls where labelled. Raises DataError where one of
+    them is not whole, listing what is wrong."""
+    paths = patterns.tars(pattern)
     if not paths:
         raise DataError(f"wds:{pattern}: no such files")
-    items, labels = [], set()
+    if absent := patterns.missing(pattern):
+        raise DataError(f"wds:{pattern}: {len(absent)} of the files are missing, the first {absent[0]}")
+    items, wrong = [], []
     for path in paths:
-        with tarfile.open(path) as tar:
-            members = {m.name: m for m in tar if m.isfile()}
-            for name, member in members.items():
-                if Path(name).suffix.lower() not in IMAGES:
-                    continue
-                stem = name[: name.rindex(".")]
-                label = -1
-                if f"{stem}.cls" in members:
-                    label = int(tar.extractfile(members[f"{stem}.cls"]).read())  # type: ignore[union-attr]
-                labels.add(label)
-                where = (path, member.offset_data, member.size)
-                items.append(Item(f"{path.name}:{name}", None, label, lambda w=where: _slice(*w)))
-    names = [str(i) for i in range(max(labels) + 1)] if labels and max(labels) >= 0 else None
-    return Source(items, names)
+        found, faults = scan(path)
+        items += [Item(f"{path.name}:{s.key}.{s.ext}", None, label, load) for s, label, load in found]
+        wrong += faults
+    if wrong:
+        raise DataError(f"wds:{pattern}: {len(wrong)} faults, first {'; '.join(wrong[:3])}; `pipeline check` says all")
+    most = max((item.label for item in items), default=-1)
+    return Source(items, [str(i) for i in range(most + 1)] if most >= 0 else None)
 
 
-def _slice(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def scan(path: Path) -> tuple[list[tuple[tar.Sample, int, Callable[[], bytes]]], list[str]]:
+    """The images of a tar, each with its class and a way to its bytes; and what is wrong with the tar."""
+    store = Folder(path.parent)
+    members: list[tar.Member] = []
+    faults = []
+    try:
+        for member in tar.members(lambda offset, size: store.read(path.name, offset, size), path.stat().st_size):
+            members.append(member)
+    except tar.BrokenTar as error:
+        faults.append(f"{path.name}: {error}")
+    samples, wrong = tar.samples(members)
+    found = []
+    for sample in samples:
+        said = b"-1" if sample.label is None else store.read(path.name, sample.label.offset, sample.label.size)
+        if not said.strip().removeprefix(b"-").isdigit():
+            wrong.append(f"{sample.key}.cls: {said[:20]!r} where the number of a class was expected")
+            continue
+        image = sample.image
+        found.append((sample, int(said), partial(store.read, path.name, image.offset, image.size)))
+    return found, faults + [f"{path.name}: {text}" for text in wrong]

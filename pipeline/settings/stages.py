@@ -40,7 +40,8 @@ class Pack(Stage):
 
     kind: Literal["pack"] = "pack"
     source: str = "digits"
-    """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS"""
+    """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS
+    · shards:PLACE (packed or indexed shards in a folder or at a URL, used where they lie)"""
     root: str | None = None
     """Where torchvision keeps, or downloads, its data."""
     test: Fraction = 0.2

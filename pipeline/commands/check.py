@@ -1,0 +1,40 @@
+"""pipeline check SHARDS: every byte against what was written down; all that is wrong, at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.commands import Parser, parse
+from pipeline.errors import ConfigError, DataError
+
+
+def main(words: Sequence[str]) -> int:
+    about = "Finds every damaged or missing shard and image; exit code 65 if there are any."
+    parser = Parser(prog="pipeline check", allow_abbrev=False, description=about)
+    parser.add_argument("shards", metavar="SHARDS", help="a folder of packed or indexed shards, or a pattern of tars")
+    lasting = "leave out what is found from now on: the list is part of the set's fingerprint"
+    parser.add_argument("--quarantine", action="store_true", help=lasting)
+    told = "also what trainings could not read: their bad-*.jsonl"
+    parser.add_argument("--ledger", nargs="+", default=[], metavar="FILE", help=told)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parse(parser, words)
+    place = Path(options.shards).expanduser()
+    from pipeline.data import patterns, verify
+
+    if place.is_dir() or "://" in options.shards:
+        found = verify.verify(options.shards if "://" in options.shards else place, options.threads)
+    elif paths := patterns.tars(options.shards):
+        absent = [verify.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
+        found = (p for part in (absent, verify.unindexed(paths, options.threads)) for p in part)
+    else:
+        raise ConfigError(f"{options.shards}: no such folder, and no file matches it")
+    problems = []
+    for problem in found:
+        print(problem, flush=True)
+        problems.append(problem)
+    problems += verify.from_ledgers([Path(p) for p in options.ledger])
+    if options.quarantine and problems:
+        print(f"quarantined: {verify.quarantine(place, problems)}")
+    if problems:
+        raise DataError(f"{options.shards}: {len(problems)} problems")
+    print(f"{options.shards}: every byte is as it was written")
+    return 0

@@ -1,0 +1,83 @@
+"""Tars that others wrote, indexed where they lie: no byte of them is copied or changed."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.index import MANIFEST, digest, index_bytes, index_name
+from pipeline.data.pack import CHUNK, Statistics, check, describe, split_table, store
+from pipeline.data.sources import Item, scan
+from pipeline.errors import DataError
+
+
+def index(
+    splits: dict[str, list[Path]],
+    out: Path,
+    threads: int = 1,
+    max_bad: int = 100,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Writes the manifest, tables and indices of the tars of each split into ``out`` -> the manifest. Images that
+    cannot be decoded are left out, and listed in bad.jsonl. Raises DataError where a tar is not whole (all faults
+    said), where more than ``max_bad`` images are unreadable, or where none is left."""
+    paths = [path for found in splits.values() for path in found]
+    base = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    names = [str(path.resolve().relative_to(base)) for path in paths]
+    if len(set(names)) < len(names):
+        raise DataError("a tar is named twice; expected each in one split, once")
+    entries, stats, bad, most = {}, {}, [], -1
+    out.mkdir(parents=True, exist_ok=True)
+    wrong = [fault for path in paths for fault in scan(path)[1]]
+    if wrong:
+        for fault in wrong:
+            say(fault)
+        raise DataError(f"{len(wrong)} faults in {len(paths)} tars, the first {wrong[0]}; mend or remove them")
+    with ThreadPoolExecutor(threads) as pool:
+        for split, found in splits.items():
+            made, stats[split] = [], Statistics()
+            for path in found:
+                name = str(path.resolve().relative_to(base))
+                row, classes = one(path, name, out, pool, stats[split], bad)
+                made.append(row)
+                most = max(most, classes)
+                say(f"{name}: {row[1]} images")
+            entries[split] = split_table(out, split, made)
+    if len(bad) > max_bad or not stats["train"].n:
+        first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
+        raise DataError(f"{len(bad)} unreadable images, {stats['train'].n} readable to train on; the first: {first}")
+    store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
+    classes = [str(i) for i in range(most + 1)] if most >= 0 else None
+    beside = os.path.relpath(base, out.resolve())
+    manifest = describe(classes, entries, stats, len(bad), None if beside == "." else beside)
+    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    return manifest
+
+
+def one(
+    path: Path, name: str, out: Path, pool: ThreadPoolExecutor, stats: Statistics, bad: list
+) -> tuple[tuple[str, int, int, int, int, bytes], int]:
+    """Writes the index of one tar -> its row in the table of shards, and its highest class."""
+    found, _ = scan(path)
+    rows, keys, most = [], [], -1
+    items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in found]
+    for start in range(0, len(items), CHUNK):
+        chunk = items[start : start + CHUNK]
+        results = pool.map(lambda item: check(item, None), chunk)
+        for (sample, label, _), item, result in zip(found[start : start + CHUNK], chunk, results, strict=True):
+            if isinstance(result, str):
+                bad.append({"image": item.name, "reason": result})
+                continue
+            rows.append((sample.image.offset, len(result.data), zlib.crc32(result.data), label, sample.ext.encode()))
+            keys.append(sample.key)
+            stats.add(result)
+            most = max(most, label)
+    data = index_bytes(rows, keys)
+    index_path = out / index_name(name)
+    index_path.parent.mkdir(parents=True, exist_ok=True)
+    store(index_path, data)
+    sha = bytes.fromhex(digest(path))
+    return (name, len(rows), path.stat().st_size, len(data), zlib.crc32(data), sha), most

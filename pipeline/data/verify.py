@@ -1,0 +1,132 @@
+"""Every byte of a packed set against what was written down when it was made."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.data import tar
+from pipeline.data.index import MANIFEST, QUARANTINE, Shards, index_name
+from pipeline.data.pack import check, store
+from pipeline.data.reader import patient
+from pipeline.data.sources import Item, scan
+from pipeline.data.store import Store
+from pipeline.errors import DataError
+
+PART = 1 << 22
+
+
+class Problem(NamedTuple):
+    """What is wrong with a shard, or with one image of it. ``key`` None: the whole shard cannot be used; "": the shard
+    was changed, but every image in it is the one that was packed."""
+
+    shard: str
+    key: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}{f': {self.key}' if self.key else ''}: {self.text}"
+
+
+def verify(place: Path | str, threads: int = 1) -> Iterator[Problem]:
+    """All problems of the packed set at a place, less what is quarantined already."""
+    splits = Shards.open(place, check=False).manifest["splits"]
+    for split in splits:
+        shards = Shards.open(place, split, check=False)
+        with ThreadPoolExecutor(threads) as pool:
+            for found in pool.map(lambda k, shards=shards: list(shard(shards, k)), np.flatnonzero(shards.counts)):
+                yield from found
+
+
+def shard(shards: Shards, k: int) -> Iterator[Problem]:
+    name, row = shards.name(k), shards.shards[k]
+    try:
+        rows, keys = shards.table(k), shards.keys(k)
+    except (DataError, FileNotFoundError) as error:
+        yield Problem(name, None, str(error) if isinstance(error, DataError) else f"no {index_name(name)} beside it")
+        return
+    size = shards.tars.size(name)
+    if size is None:
+        yield Problem(name, None, "missing")
+        return
+    try:
+        if size == row["bytes"] and digest(shards.tars, name, size) == row["sha256"].tobytes():
+            return
+        broken = list(images(shards, name, rows, keys))
+    except DataError as error:
+        yield Problem(name, None, str(error))
+        return
+    yield from broken
+    if not broken and not len(shards.gone.get(k, ())):
+        what = structure(shards.tars, name, size) or "not in an image"
+        yield Problem(name, "", f"altered ({what}); all images whole")
+
+
+def images(shards: Shards, name: str, rows: np.ndarray, keys: list[str]) -> Iterator[Problem]:
+    for one, key in zip(rows.tolist(), keys, strict=True):
+        offset, size, crc32 = one[:3]
+        data = patient(shards.tars, name, offset, size)
+        if len(data) < size:
+            yield Problem(name, key, f"{len(data)} of {size} bytes at byte {offset}: the shard was cut")
+        elif zlib.crc32(data) != crc32:
+            yield Problem(name, key, f"altered: other bytes at byte {offset} than were packed")
+
+
+def digest(tars: Store, name: str, size: int) -> bytes:
+    found = hashlib.sha256()
+    for offset in range(0, size, PART):
+        found.update(patient(tars, name, offset, PART))
+    return found.digest()
+
+
+def structure(tars: Store, name: str, size: int) -> str:
+    """What is wrong with the archive around the images; empty: nothing."""
+    try:
+        for _ in tar.members(lambda offset, count: patient(tars, name, offset, count), size):
+            pass
+    except tar.BrokenTar as error:
+        return str(error)
+    return ""
+
+
+def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
+    """All problems of tars without an index: their structure, and images that cannot be decoded."""
+    with ThreadPoolExecutor(threads) as pool:
+        for path in paths:
+            found, wrong = scan(path)
+            yield from (Problem(path.name, None, text.removeprefix(f"{path.name}: ")) for text in wrong)
+            items = [Item(sample.key, None, label, load) for sample, label, load in found]
+            for item, result in zip(items, pool.map(lambda item: check(item, None), items), strict=True):
+                if isinstance(result, str):
+                    yield Problem(path.name, item.name, f"undecodable: {result}")
+
+
+def quarantine(folder: Path, problems: list[Problem]) -> Path:
+    """Adds shards and images to the set's quarantine list, which is part of its fingerprint -> the list."""
+    path = folder / QUARANTINE
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder}: no packed shards; `pipeline index` makes them of tars, then check again")
+    listed: dict[str, list[str] | None] = json.loads(path.read_text()) if path.exists() else {}
+    for problem in problems:
+        if problem.key is None:
+            listed[problem.shard] = None
+        elif problem.key and (keys := listed.setdefault(problem.shard, [])) is not None:
+            listed[problem.shard] = sorted({*keys, problem.key})
+    if listed:
+        store(path, (json.dumps(listed, indent=1, sort_keys=True) + "\n").encode())
+    return path
+
+
+def from_ledgers(paths: list[Path]) -> list[Problem]:
+    """What trainings wrote down as unreadable, each image once."""
+    found = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            found[row["shard"], row["key"]] = Problem(row["shard"], row["key"], f"{row['kind']}: {row['reason']}")
+    return [found[at] for at in sorted(found)]

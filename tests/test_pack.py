@@ -1,0 +1,255 @@
+"""Packing: the same bytes every time, tars that others read, tars of others read; splits, lists of what is unreadable,
+and nothing left behind."""
+
+import errno
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline import progress
+from pipeline.data import pack as packing
+from pipeline.data.index import Shards
+from pipeline.data.pack import halves, pack
+from pipeline.data.reader import read
+from pipeline.data.sources import open_source
+from pipeline.errors import DataError, Stopped
+from pipeline.settings.stages import Pack
+from pipeline.views.decode import decode
+
+
+def picture(seed: int, height: int = 12, width: int = 16, kind: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def tree(root: Path, names: list[str]) -> Path:
+    """Image files of these names, each another picture."""
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed, kind="PNG" if name.endswith("png") else "JPEG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return tree(tmp_path_factory.mktemp("photos"), [f"{c}/{i}.jpg" for c in ("cat", "dog", "owl") for i in range(20)])
+
+
+def run(source, out: Path, world, **changes):
+    out.mkdir(exist_ok=True, parents=True)
+    settings = Pack(source=source if isinstance(source, str) else f"folder:{source}", **changes)
+    return pack(settings, 0, out, world)
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if p.name != progress.NAME)
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_the_same_bytes_again_and_for_any_threads(photos, tmp_path, world):
+    kept = {"shard_images": 17}
+    first = run(photos, tmp_path / "a", world, **kept)
+    (photos / "cat/0.jpg").touch()
+    again = run(photos, tmp_path / "b", world, threads=2, **kept)
+    assert content(tmp_path / "a") == content(tmp_path / "b") and first == again
+    assert sorted(content(tmp_path / "a")) == sorted(
+        ["bad.jsonl", "manifest.json", "train.npy", "test.npy"]
+        + [f"train-{i:06d}.{e}" for i in range(3) for e in ("tar", "idx")]
+        + ["test-000000.tar", "test-000000.idx"]
+    )
+
+
+def test_plain_ustar_of_nobody_at_no_time(photos, tmp_path, world):
+    run(photos, tmp_path, world)
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        members = tar.getmembers()
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, len(m.pax_headers)) for m in members} == {
+        (0, 0, 0, "", "", 0o644, 0)
+    }
+    assert (tmp_path / "train-000000.tar").read_bytes()[257:265] == b"ustar\x0000"
+    assert [m.name for m in members[:4]] == ["000000000.jpg", "000000000.cls", "000000001.jpg", "000000001.cls"]
+
+
+def test_shuffled_over_all_shards(photos, tmp_path, world):
+    run(photos, tmp_path, world, shard_images=10)
+    shards = Shards.open(tmp_path)
+    for k in range(len(shards.shards)):
+        assert len(set(shards.table(k)["label"].tolist())) > 1
+    assert shards.labels.tolist() != sorted(shards.labels.tolist())
+
+
+def test_webdataset_reads_what_is_packed(photos, tmp_path, world):
+    run(photos, tmp_path, world, shard_images=17)
+    pattern = str(tmp_path / "train-{000000..000002}.tar")
+    shards = Shards.open(tmp_path)
+    seen = list(webdataset.WebDataset(pattern, shardshuffle=False))
+    assert [s["__key__"] for s in seen] == [shards.key(i) for i in range(shards.n)]
+    assert [s["jpg"] for s in seen] == [read(shards, i) for i in range(shards.n)]
+    assert [int(s["cls"]) for s in seen] == shards.labels.tolist()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """Shards as webdataset's own writers make them: PAX headers, labels, a field of no interest."""
+    folder = tmp_path_factory.mktemp("wds")
+    with webdataset.ShardWriter(str(folder / "x-%03d.tar"), maxcount=7, verbose=0) as sink:
+        for i in range(20):
+            sink.write({"__key__": f"deep/er/{i:04d}", "jpg": picture(i), "cls": str(i % 3), "json": {"n": i}})
+    return folder
+
+
+def test_tars_of_webdataset_are_packed(written, tmp_path, world):
+    run(f"wds:{written}/x-{{000..002}}.tar", tmp_path / "a", world, test=0.0)
+    run(f"wds:{written}/x-*.tar", tmp_path / "b", world, test=0.0)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    shards = Shards.open(tmp_path / "a")
+    found = {hashlib.sha256(read(shards, i)).hexdigest(): int(shards.labels[i]) for i in range(shards.n)}
+    assert found == {hashlib.sha256(picture(i)).hexdigest(): i % 3 for i in range(20)}
+    assert shards.classes == ["0", "1", "2"]
+
+
+def test_a_shard_that_the_braces_name_is_missing(written, tmp_path, world):
+    with pytest.raises(DataError, match=r"1 of the files are missing, the first .*x-003\.tar"):
+        run(f"wds:{written}/x-{{000..003}}.tar", tmp_path, world)
+
+
+def names(source, seed: int = 0, share: float = 0.2):
+    return {split: [i.name for i in items] for split, items in halves(source, share, seed).items()}
+
+
+def test_class_folders_are_split_by_class(photos):
+    source = open_source(f"folder:{photos}")
+    assert source.classes == ["cat", "dog", "owl"]
+    split = names(source)
+    assert {c: sum(n.startswith(c) for n in split["test"]) for c in source.classes} == {"cat": 4, "dog": 4, "owl": 4}
+    assert sorted(split["train"] + split["test"]) == sorted(i.name for i in source.items)
+    assert split == names(source) and split != names(source, seed=1)
+    assert names(source, share=0.0)["test"] == []
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    source = open_source(f"folder:{tree(tmp_path, ['b.jpg', 'a.png', 'c.JPEG'])}")
+    assert source.classes is None and [i.label for i in source.items] == [-1, -1, -1]
+    assert [i.name for i in source.items] == ["a.png", "b.jpg", "c.JPEG"]
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("Training", "validation"), ("train", "val")])
+def test_given_splits_are_kept(tmp_path, folders):
+    train, test = folders
+    tree(tmp_path, [f"{train}/x/0.jpg", f"{train}/y/1.jpg", f"{test}/y/2.jpg", f"{test}/z/3.jpg"])
+    source = open_source(f"folder:{tmp_path}")
+    assert source.classes == ["x", "y", "z"]
+    assert names(source) == {"train": [f"{train}/x/0.jpg", f"{train}/y/1.jpg"],
+                             "test": [f"{test}/y/2.jpg", f"{test}/z/3.jpg"]}  # fmt: skip
+    assert [i.label for i in source.items] == [0, 1, 1, 2]
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    tree(tmp_path, ["a/0.jpg", "a/._0.jpg", ".git/x.jpg", "__MACOSX/a/0.jpg", "a/.DS_Store.jpg", ".hidden.jpg"])
+    (tmp_path / "a/notes.txt").write_text("no image")
+    (tmp_path / "a/Thumbs.db").write_text("no image")
+    source = open_source(f"folder:{tmp_path}")
+    assert [i.name for i in source.items] == ["a/0.jpg"] and source.classes == ["a"]
+
+
+def test_every_unreadable_image_is_listed(tmp_path, world):
+    tree(tmp_path / "in", [f"c/{i:02d}.jpg" for i in range(12)])
+    whole = picture(0)
+    (tmp_path / "in/c/03.jpg").write_bytes(b"")
+    (tmp_path / "in/c/05.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/c/07.jpg").write_text("<html>not found</html>")
+    metrics = run(tmp_path / "in", tmp_path / "out", world, test=0.0)
+    assert metrics["bad"] == 3 and metrics["train_images"] == 9
+    rows = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
+    assert sorted(r["image"] for r in rows) == ["c/03.jpg", "c/05.jpg", "c/07.jpg"]
+    assert all(r["reason"] and r["split"] == "train" for r in rows)
+    with pytest.raises(DataError, match="more than 2 unreadable images, the first: c/0"):
+        run(tmp_path / "in", tmp_path / "out", world, max_bad=2)
+    assert content(tmp_path / "out") == {}
+
+
+def test_large_images_are_shrunk_to_the_short_side(tmp_path, world):
+    (tmp_path / "in").mkdir()
+    for i, (h, w) in enumerate([(40, 60), (60, 40), (20, 90), (16, 16), (30, 30)]):
+        (tmp_path / f"in/{i}.jpg").write_bytes(picture(i, h, w))
+    run(tmp_path / "in", tmp_path / "out", world, short_side=20, test=0.0)
+    shards = Shards.open(tmp_path / "out")
+    shapes = [tuple(decode(read(shards, i), 3).shape[1:]) for i in range(shards.n)]
+    assert sorted(shapes) == sorted([(20, 30), (30, 20), (20, 90), (16, 16), (20, 20)])
+    untouched = {read(shards, i) for i, s in enumerate(shapes) if s in ((20, 90), (16, 16))}
+    assert untouched == {picture(2, 20, 90), picture(3, 16, 16)}
+
+
+def test_statistics_are_those_of_the_training_pixels(photos, tmp_path, world):
+    run(photos, tmp_path, world, shard_images=11)
+    shards = Shards.open(tmp_path)
+    pixels = np.concatenate([decode(read(shards, i), 3).numpy().reshape(3, -1) for i in range(shards.n)], 1) / 255
+    assert np.allclose(shards.manifest["mean"], pixels.mean(1), atol=1e-12)
+    assert np.allclose(shards.manifest["std"], pixels.std(1), atol=1e-9)
+    assert (shards.manifest["height"], shards.manifest["width"], shards.manifest["channels"]) == (12, 16, 3)
+
+
+def test_says_how_far_it_is(photos, tmp_path, world, monkeypatch):
+    said = []
+    monkeypatch.setattr(packing, "CHUNK", 20)
+    monkeypatch.setattr(progress, "report", lambda out, step, total, text="": said.append((step, total, text)))
+    run(photos, tmp_path, world)
+    assert said == [(20, 48, "packing train"), (40, 48, "packing train"), (48, 48, "packing train"),
+                    (12, 12, "packing test")]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["disk full", "interrupt", "stop"])
+def test_what_stops_it_leaves_nothing(photos, tmp_path, world, monkeypatch, moment):
+    error = {"disk full": OSError(errno.ENOSPC, "No space left on device"), "interrupt": KeyboardInterrupt()}
+    calls = []
+
+    def add(self, key, image, label):
+        calls.append(key)
+        if len(calls) == 30:
+            raise error[moment]
+        return real(self, key, image, label)
+
+    real = packing.Shard.add
+    monkeypatch.setattr(packing, "CHUNK", 20)
+    if moment == "stop":
+        answers = iter([False, False, True])
+        monkeypatch.setattr(world, "stopping", lambda: next(answers))
+    else:
+        monkeypatch.setattr(packing.Shard, "add", add)
+    with pytest.raises((OSError, KeyboardInterrupt, Stopped)):
+        run(photos, tmp_path / "out", world, shard_images=8)
+    assert content(tmp_path / "out") == {}
+    monkeypatch.undo()
+    run(photos, tmp_path / "out", world, shard_images=8)
+    run(photos, tmp_path / "whole", world, shard_images=8)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_what_a_kill_left_is_swept(photos, tmp_path, world):
+    run(photos, tmp_path / "out", world, shard_images=8)
+    shutil.copy(tmp_path / "out/train-000000.tar", tmp_path / "out/train-000099.tar")
+    (tmp_path / "out/train-000003.tar.part").write_bytes(b"half")
+    (tmp_path / "out/manifest.json").unlink()
+    run(photos, tmp_path / "out", world, shard_images=8)
+    run(photos, tmp_path / "whole", world, shard_images=8)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_packed_shards_are_used_where_they_lie(photos, tmp_path, world):
+    run(photos, tmp_path / "a", world, shard_images=20)
+    metrics = run(f"shards:{tmp_path / 'a'}", tmp_path / "b", world)
+    one, other = (Shards.open(tmp_path / name) for name in "ab")
+    assert not list((tmp_path / "b").glob("*.tar")) and metrics["train_images"] == one.n
+    assert one.fingerprint == other.fingerprint
+    assert [read(one, i) for i in range(one.n)] == [read(other, i) for i in range(one.n)]
