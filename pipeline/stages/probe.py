@@ -301,7 +301,12 @@ def card(metrics: dict[str, Any]) -> str:
             f"{100 * row[f'{few}_sd']:.2f} | {100 * row['knn_top1']:.2f} |"
         )
     lines += ["", "Test accuracy, %. ± of all labels: of a finite test set; of few labels: over label draws.", ""]
-    return "\n".join(lines + [f"- {key}: {value}" for key, value in protocol.items()])
+    return "\n".join(lines + [f"- {key}: {plain(value)}" for key, value in protocol.items()])
+
+
+def plain(value: Any) -> str:
+    """As a person would write it: 1e-05, not 9.999999999999999e-06."""
+    return ", ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else str(value)
 
 
 def sampling(p: float, n: int) -> float:
