@@ -37,6 +37,7 @@ import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
 
 ATTEMPTS = 3  # of a stage whose process died; a stage goes on from its last checkpoint
+STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
 ROOT = str(Path(__file__).parents[2])
 
 
@@ -50,7 +51,7 @@ class Cluster:
                 self._join(self.address)
             else:
                 self._start()
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        except Exception as error:  # ray raises bare ones, too
             where = f"RAY_ADDRESS={self.address}" if self.address else "a local one"
             raise ClusterError(
                 f"no Ray cluster: {where} does not answer ({first_line(error)}); check that it runs, and that "
@@ -69,13 +70,20 @@ class Cluster:
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *(p for p in paths if p and p != ROOT)])
         usable = len(os.sched_getaffinity(0))
-        ray.init(
-            "local",  # never "auto", which joins whatever cluster of whomever it finds
-            num_cpus=usable if usable < (os.cpu_count() or 1) else None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        for attempt in range(STARTS):
+            try:
+                ray.init(
+                    "local",  # never "auto", which joins whatever cluster of whomever it finds
+                    num_cpus=usable if usable < (os.cpu_count() or 1) else None,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+                break
+            except Exception:
+                ray.shutdown()
+                if attempt == STARTS - 1:
+                    raise
         for _ in range(int(ray.cluster_resources().get("CPU", 1))):
             _warm.remote()
 
