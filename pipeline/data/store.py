@@ -63,7 +63,8 @@ class Folder:
         return Path(self.name(name)).read_bytes()
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        return os.pread(self.handle(name).fd, size, offset)
+        handle = self.handle(name)  # held until it is read: the last to hold it closes it
+        return os.pread(handle.fd, size, offset)
 
     def forget(self, name: str) -> None:
         self.handle.cache_clear()  # type: ignore[attr-defined]
