@@ -4,6 +4,9 @@
     pipeline show [RUNS]
     pipeline index TARS [--test TARS] [--out FOLDER]
     pipeline check SHARDS [--quarantine] [--ledger FILE ...]
+    pipeline verify CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
+    pipeline embed ENCODER IMAGES OUT.parquet
+    pipeline export ENCODER FOLDER
 
 Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,
 75 saved after a signal: run the same command again.
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import ConfigError, PipelineError
 
-COMMANDS = ("run", "show", "index", "check")
+COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export")
 """Each a module of pipeline.commands, imported when it is asked for."""
 
 

@@ -74,7 +74,7 @@ def memory(settings: Pretrain | Generate, objective: Objective, image: Image) ->
     """Bytes that one process holds at the peak of a step: weights, gradients, optimiser, memory banks, and what the
     forward pass keeps for the backward pass of one micro-batch. Workspaces and the allocator's slack come on top."""
     trained = 4 * parameters(objective)
-    states = {"sgd": 1, "adam": 2}[settings.optimiser.kind]
+    states = {"sgd": 1, "lars": 1, "adam": 2}[settings.optimiser.kind]
     held = [*objective.parameters(), *objective.buffers()]
     still = sum(t.numel() * t.element_size() for t in held) - trained
     average = trained if settings.ema else 0

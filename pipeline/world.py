@@ -90,6 +90,12 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
+    def fast_bf16(self) -> bool:
+        """Whether the device has arithmetic in bf16 (a CPU: AVX512-BF16 or AMX)."""
+        if self.device.type != "cpu":
+            return True
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
     def sum(self, x: Tensor) -> Tensor:
         """Sum over ranks, same shape; differentiable (its backward sums too)."""
         return x if self.size == 1 else _Sum.apply(x)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective
 from pipeline.objectives.lista import LISTA
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, MoCo, SimCLR
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
@@ -18,11 +18,24 @@ HEAD = Head(hidden=12, dim=6)
 NARROW = Bottleneck(latent=4, width=16)
 CASES = {
     "simclr": SimCLR(head=HEAD, temperature=0.5),
+    "simclr_v2": SimCLR(head=Head(hidden=12, dim=6, layers=3, norm="hidden"), temperature=0.5),
     "moco": MoCo(queue=20, momentum=0.9, head=HEAD),
     "moco_symmetric": MoCo(queue=21, momentum=0.9, symmetric=True, head=HEAD),
     "moco_paper": MoCo(queue=20, temperature=0.07, mask_own=False, head=Head(hidden=0, dim=6)),
+    "moco_sum": MoCo(
+        queue=21,
+        momentum=0.9,
+        momentum_schedule="cosine",
+        symmetric=True,
+        reduction="sum",
+        head=Head(hidden=12, dim=6, layers=3, norm="hidden"),
+    ),
+    "moco_v3": MoCoV3(momentum=0.9, head=Head(hidden=12, dim=6, norm="all"), predictor=Head(hidden=12, dim=6)),
+    "moco_v3_paper": MoCoV3(temperature=0.2, momentum=0.9, mask_own=False, head=HEAD, predictor=None),
     "pirl": PIRL(negatives=16, temperature=0.5, head=Head(hidden=0, dim=6)),
     "pirl_infonce": PIRL(loss="infonce", negatives=0, temperature=0.5, weight=0.3, head=HEAD),
+    "pirl_sharded": PIRL(negatives=16, bank="sharded", temperature=0.5, head=Head(hidden=0, dim=6)),
+    "pirl_rotation": PIRL(negatives=0, bank="sharded", pretext="rotation", temperature=0.5, head=HEAD),
     "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
     "ae": AE(net=NARROW),
     "dae": DAE(net=Bottleneck(latent=4, width=16, shape="conv")),

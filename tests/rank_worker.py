@@ -1,13 +1,14 @@
-"""Trains every objective a few steps on whatever ranks there are: `python -m tests.rank_worker FOLDER`."""
+"""Trains every objective a few steps on whatever ranks there are: `python -m tests.rank_worker FOLDER [RUN ...]`."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.settings.nets import Norm
-from pipeline.training import loop
+from pipeline.training import loop, watch
 from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
 
@@ -17,6 +18,7 @@ NORMS = {
     "global": Norm(),
     "none": Norm(kind="none"),
     "split": Norm(kind="split", splits=2),
+    "shuffle": Norm(kind="shuffle", splits=2),
     "finer": Norm(kind="split", splits=4),
     "local": Norm(kind="local"),
 }
@@ -24,12 +26,15 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     **{name: (name, "global", 1, torch.float64) for name in CASES},
     **{f"{name}_fp32": (name, "global", 1, torch.float32) for name in CASES},
     **{f"{name}_{norm}": (name, norm, 1, torch.float64) for name in CONTRASTIVE for norm in ("split", "local")},
+    **{f"{name}_shuffle": (name, "shuffle", 1, torch.float64) for name in ("moco", "moco_v3")},
     "simclr_finer": ("simclr", "finer", 1, torch.float64),
     **{
         f"{name}_cut": (name, "none", 2, torch.float64)
-        for name in ("simclr", "moco_symmetric", "pirl", "vae_gaussian")
+        for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian")
     },
 }
+FEW = [name for name in (*CONTRASTIVE, "vae_gaussian", "simclr_finer", "moco_shuffle", "moco_v3_cut") if name in RUNS]
+"""What four ranks are shown."""
 
 
 def train(run: str, world: World) -> dict[str, Any]:
@@ -49,16 +54,17 @@ def train(run: str, world: World) -> dict[str, Any]:
             first = {k: p.grad.clone() for k, p in objective.named_parameters() if p.grad is not None}
         optimiser.step()
         optimiser.zero_grad()
-        objective.commit(result.pending, step)
+        objective.commit(result.pending, step, (step + 1) / STEPS)
+    watch.compare_ranks(objective, STEPS, world)
     state = {k: v.clone() for k, v in objective.state_dict().items()}
     return {"losses": losses, "gradient": first, "state": state}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, runs: Iterable[str]) -> None:
     world = World()
-    torch.save({run: train(run, world) for run in RUNS}, folder / f"{world.rank}-of-{world.size}.pt")
+    torch.save({run: train(run, world) for run in runs}, folder / f"{world.rank}-of-{world.size}.pt")
     world.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or RUNS)

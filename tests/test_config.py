@@ -56,7 +56,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     # unknown kinds and values
     ("moco.kind=pretrian", 'unknown kind "pretrian"; did you mean "pretrain"?'),
     ("moco.objective.kind=mocco", 'did you mean "moco"?'),
-    ("moco.objective.kind=vae", 'unknown kind "vae"; expected one of simclr, moco, pirl'),
+    ("moco.objective.kind=vae", 'unknown kind "vae"; expected one of simclr, moco, moco_v3, pirl'),
     ("moco.net.kind=resnet80", 'did you mean "resnet'),
     ("moco.views.kind=simclear", 'did you mean "simclr"?'),
     ("moco.optimiser.kind=admm", 'did you mean "adam"?'),

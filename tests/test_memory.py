@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from tests.cases import random
 WRITES = st.lists(st.integers(0, 25), min_size=1, max_size=12)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(size=st.integers(1, 12), writes=WRITES)
 def test_queue_is_a_deque(size, writes):
     """Any batch size, over the wrap, also larger than the queue: the newest keys stay, in order."""
@@ -32,6 +33,25 @@ def test_queue_is_a_deque(size, writes):
         if model:
             assert queue.age(step).item() == pytest.approx(sum(step - s for _, _, s in model) / len(model))
             assert queue.hidden(ids)[:, queue.steps < 0].all()
+
+
+def test_queue_is_a_deque_over_ten_thousand_sequences():
+    """The same at length: 10^4 random sequences of batch sizes, the keys' order after each."""
+    draw = np.random.default_rng(0)
+    wrapped = over = 0
+    for sequence in range(10_000):
+        size = int(draw.integers(1, 13))
+        queue, model, made = Queue(size, 1, 0), deque(maxlen=size), 0
+        for step, n in enumerate(draw.integers(0, 18, draw.integers(1, 6)).tolist()):
+            numbers = torch.arange(made, made + n)
+            queue.write(numbers[:, None].float(), numbers, step)
+            model.extend(range(made, made + n))
+            made, over = made + n, over + (n > size)
+        wrapped += made > size
+        order = (queue.next + torch.arange(size)) % size
+        kept = [i for i in queue.ids[order].tolist() if i >= 0]
+        assert kept == list(model) == [int(k) for k in queue.keys[order, 0].tolist()[size - len(kept) :]], sequence
+    assert wrapped > 5000 and over > 5000
 
 
 def test_queue_starts_with_random_directions_that_stand_in_for_the_first_step_only():

@@ -1,6 +1,7 @@
 """Norms, trunks, heads and decoders: against torch's own, and against loops over blocks."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import decoders, heads, norm, trunks
 from pipeline.nets.norm import BatchNorm
-from pipeline.settings.nets import CNN, Norm, ResNet
+from pipeline.settings.nets import CNN, Norm, ResNet, ViT
 from pipeline.settings.objectives import Bottleneck, Head
 from tests.cases import random
 
@@ -153,7 +154,7 @@ def test_a_copied_trunk_is_its_own():
 
 
 def test_patch_head_joins_in_the_order_given_and_does_not_mix_images():
-    head = heads.PatchHead(Head(hidden=0, dim=4), 6, 9).double()
+    head = heads.PatchHead(heads.build(Head(hidden=0, dim=4), 6), 4, 9).double()
     x = random(3, 9, 6)
     y = head(x)
     by_hand = []
@@ -182,3 +183,41 @@ def test_decoder_undoes_the_encoders_shape(shape, layers, side):
     z = decoders.encoder(settings, image, 10)(x)
     assert z.shape == (2, 10)
     assert decoders.decoder(settings, image)(z[:, :5]).shape == x.shape
+
+
+def test_vit_has_fixed_places_and_a_frozen_projection():
+    net = ViT(patch=4, width=16, depth=2, heads=2)
+    trunk = trunks.build(net, COLOUR, None, 3)
+    x = random(2, 3, 32, 32).float()
+    assert trunk(x).shape == (2, trunk.features) == (2, 16)
+    still = {n for n, p in trunk.named_parameters() if not p.requires_grad}
+    assert still == {"conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding"}
+    table = trunk.encoder.pos_embedding[0]
+    assert table.shape == (65, 16) and (table[0] == 0).all()
+    for place, (y, x) in ((1, (0, 0)), (12, (1, 3)), (64, (7, 7))):
+        for i in range(4):
+            speed = 10000 ** (-i / 4)
+            found = table[place].view(4, 4)[:, i].tolist()
+            expected = [math.sin(x * speed), math.cos(x * speed), math.sin(y * speed), math.cos(y * speed)]
+            assert found == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match="does not divide"):
+        trunks.build(ViT(patch=5, width=16, depth=1, heads=2), COLOUR)
+
+
+def test_head_norms_follow_the_trunk():
+    kinds = [type(m).__name__ for m in heads.build(Head(hidden=8, dim=4, layers=3, norm="all"), 6)]
+    assert kinds == ["Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm"]
+    last = heads.build(Head(hidden=8, dim=4, norm="all"), 6, Norm(kind="split", splits=2))[-1]
+    assert last.weight is None and last.bias is None and last.blocks == 2
+    y = heads.build(Head(hidden=8, dim=4, norm="all"), 6)(random(16, 6).float())
+    torch.testing.assert_close(y.mean(0), torch.zeros(4), rtol=0, atol=1e-6)
+    assert type(heads.build(Head(hidden=8, dim=4, norm="hidden"), 6, Norm(kind="none"))[1]).__name__ == "GroupNorm"
+
+
+def test_untracked_statistics_are_as_before():
+    trunk = trunks.build(CNN(), GREY)
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    with norm.untracked(trunk):
+        trunk(random(4, 1, 8, 8).float())
+    assert all(torch.equal(v, before[k]) for k, v in trunk.state_dict().items())
+    assert norm.blocks(trunk) == 1 and norm.blocks(trunks.build(CNN(norm=Norm(kind="none")), GREY)) == 0

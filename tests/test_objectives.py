@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.base import Batch
+from pipeline.objectives.energies import watch
 from pipeline.settings.nets import Norm
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
@@ -18,6 +19,7 @@ from tests.cases import CASES, CONTRASTIVE, IMAGE, SAMPLES, batch, make, warm
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 WRITTEN = {  # what commit may change, by the start of its name
     "moco": ("key_trunk.", "key_head.", "queue."),
+    "moco_v3": ("key_trunk.", "key_head."),
     "pirl": ("bank.", "log_partition"),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -174,15 +176,20 @@ def test_step_is_made_of_detached_scalars_and_whole_pending(name, world):
     objective = warm(make(name, world))
     result = objective(batch(objective, IDS, 3))
     assert result.loss.shape == () and result.loss.requires_grad
-    for tag, value in result.scalars.items():
+    scalars = result.scalars | objective.watched(3)
+    if name in CONTRASTIVE:
+        scalars |= watch(result)
+        assert result.rows.shape == (len(IDS), result.rows.shape[1]) and not result.rows.requires_grad
+    for tag, value in scalars.items():
         assert re.fullmatch(r"(learn|vae|energy|codes)/[a-z_]+", tag)
         assert value.shape == () and not value.requires_grad and torch.isfinite(value), tag
-        assert value.dtype == torch.float64, tag
+        assert value.dtype == torch.float64 or tag == "learn/queue_age", tag
     assert not any(v.requires_grad for v in result.pending.values())
     wanted = {"learn/accuracy", "learn/alignment", "learn/uniformity", "learn/std"}
     if name in CONTRASTIVE:
-        assert wanted <= set(result.scalars)
-        assert ("learn/queue_age" in result.scalars) == (name != "simclr")
+        assert wanted <= set(scalars)
+        assert ("learn/queue_age" in scalars) == (CASES[name].kind in ("moco", "pirl"))
+        assert ("learn/key_distance" in scalars) == name.startswith("moco")
 
 
 @EVERY
@@ -219,7 +226,7 @@ def test_first_weights_depend_on_the_seed_alone(name, world):
     assert changed(one, make(name, world, seed=6))
 
 
-@pytest.mark.parametrize("name", [n for n in CONTRASTIVE if n != "moco_paper"])
+@pytest.mark.parametrize("name", [n for n in CONTRASTIVE if not n.endswith("_paper")])
 def test_an_image_is_never_its_own_negative(name, world):
     objective = make(name, world)
     for step in range(4):
@@ -229,7 +236,7 @@ def test_an_image_is_never_its_own_negative(name, world):
         own = b.ids.repeat_interleave(len(result.low) // len(ids))[:, None] == negatives(objective, b)
         assert torch.isinf(result.high[own]).all()
         objective.commit(result.pending, step)
-    assert own.any() or name == "pirl"
+    assert own.any() or CASES[name].kind == "pirl"
 
 
 def negatives(objective, b: Batch) -> Tensor:
@@ -239,6 +246,8 @@ def negatives(objective, b: Batch) -> Tensor:
         return b.ids.repeat_interleave(2)
     if kind == "MoCo":
         return objective.queue.ids
+    if kind == "MoCoV3":
+        return b.ids
     drawn = objective.negatives(b)
     return torch.arange(SAMPLES) if drawn is None else drawn
 
@@ -247,7 +256,7 @@ def negatives(objective, b: Batch) -> Tensor:
 def test_the_page_names_its_source(kind):
     page = inspect.getdoc(OBJECTIVES[kind]) + (inspect.getdoc(inspect.getmodule(OBJECTIVES[kind])) or "")
     assert re.search(r"arXiv \d{4}\.\d{4,5}|(19|20)\d\d", page), "names no paper"
-    assert "eq." in page or "E(" in page or "E =" in page, "gives no equation"
+    assert "eq." in page or "lgorithm 1: L =" in page or "E(" in page or "E =" in page, "gives no equation"
 
 
 def test_the_suite_holds_every_objective():

@@ -50,13 +50,13 @@ def test_simclr_is_eq_1(world):
     agree(objective, b, oracle)
 
 
-@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "moco_paper"])
+@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "moco_sum", "moco_paper"])
 def test_moco_is_eq_1(name, world):
     objective = warm(make(name, world), 2)
     settings: MoCo = CASES[name]  # type: ignore[assignment]
     b = batch(objective, IDS, 2)
     queue, t = objective.queue, settings.temperature
-    assert (queue.steps < 0).any() == (name != "moco_symmetric")
+    assert (queue.steps < 0).any() == (not settings.symmetric)
 
     def oracle(queries: Tensor, keys: Tensor) -> Tensor:
         total, count = torch.zeros(()).double(), 0
@@ -67,9 +67,63 @@ def test_moco_is_eq_1(name, world):
                     if not settings.mask_own or (own != i and step >= 0):
                         down = down + exp(q @ queue.keys[slot] / t)
                 total, count = total - torch.log(up / (up + down)), count + 1
-        return total / count
+        return total / (len(IDS) if settings.reduction == "sum" else count)
 
     agree(objective, b, oracle)
+
+
+@pytest.mark.parametrize("name", ["moco_v3", "moco_v3_paper"])
+def test_moco_v3_is_algorithm_1(name, world):
+    """ctr(q1, k2) + ctr(q2, k1), each times 2 T; with mask_own a second key of the query's image is left out."""
+    objective, settings = warm(make(name, world), 1), CASES[name]
+    b, t = batch(objective, IDS, 1), settings.temperature
+
+    def oracle(queries: Tensor, keys: Tensor) -> Tensor:
+        total, keys = torch.zeros(()).double(), keys.detach()
+        for view in (0, 1):
+            for n, i in enumerate(IDS):
+                q, down = queries[n, view], 0.0
+                up = exp(q @ keys[n, view] / t)
+                for m, j in enumerate(IDS):
+                    if m != n and not (settings.mask_own and i == j):
+                        down = down + exp(q @ keys[m, view] / t)
+                total = total - 2 * t * torch.log(up / (up + down)) / len(IDS)
+        return total
+
+    agree(objective, b, oracle)
+    _, k = objective.embed(b)
+    assert not k.requires_grad and (settings.predictor is None) == isinstance(objective.predictor, nn.Identity)
+    first, second = (normalize(objective.key_head(objective.key_trunk(v)), dim=1) for v in b.views)
+    torch.testing.assert_close(k, torch.stack([second, first], 1), rtol=1e-12, atol=1e-14)
+
+
+def test_momentum_rises_to_one_along_a_cosine(world):
+    from pipeline.objectives.moco import momentum
+
+    settings = CASES["moco_sum"]
+    at = [momentum(settings, p) for p in (0.0, 0.25, 0.5, 1.0)]
+    assert at == pytest.approx([0.9, 1 - 0.1 * (0.5 + math.sqrt(0.125)), 0.95, 1.0], rel=1e-12)
+    objective = make("moco_sum", world)
+    with torch.no_grad():
+        for p in objective.trunk.parameters():
+            p.add_(1.0)
+    before = [p.clone() for p in objective.key_trunk.parameters()]
+    objective.commit(objective(batch(objective, IDS)).pending, 0, 1.0)
+    assert all(torch.equal(*pair) for pair in zip(before, objective.key_trunk.parameters(), strict=True))
+    objective.commit(objective(batch(objective, IDS)).pending, 0, 0.5)
+    for old, new, fast in zip(before, objective.key_trunk.parameters(), objective.trunk.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.95 * old + 0.05 * fast, rtol=1e-12, atol=1e-14)
+
+
+def test_rotation_turns_the_second_view_as_drawn(world):
+    objective = make("pirl_rotation", world)
+    b = batch(objective, IDS)
+    turns = (4 * b.uniform("rotation")).long().tolist()
+    assert len(set(turns)) > 1 and turns[IDS.index(3)] == turns[4]  # of the sample, not of its place
+    (rows,) = objective.embed(b)
+    turned = torch.stack([torch.rot90(x, k, (1, 2)) for x, k in zip(b.views[1], turns, strict=True)])
+    expected = normalize(objective.g(objective.trunk(turned)), dim=1)
+    torch.testing.assert_close(rows[:, 1], expected, rtol=1e-12, atol=1e-14)
 
 
 def h(up: Tensor, downs: list[Tensor], which: int) -> Tensor:
@@ -77,7 +131,7 @@ def h(up: Tensor, downs: list[Tensor], which: int) -> Tensor:
     return (up if which < 0 else downs[which]) / (up + sum(downs))
 
 
-@pytest.mark.parametrize("name", ["pirl", "pirl_infonce", "pirl_binary_nce"])
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("pirl")])
 def test_pirl_is_eq_3_to_5(name, world):
     objective = warm(make(name, world), 2)
     settings = CASES[name]

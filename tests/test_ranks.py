@@ -4,34 +4,44 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.rank_worker import RUNS, train
+from tests.rank_worker import FEW, RUNS, train
 
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two ranks ended with, all runs in one pair of processes."""
-    folder = tmp_path_factory.mktemp("ranks")
+def start(folder: Path, count: int, *words: str) -> list[dict]:
+    """What each of ``count`` ranks ended with, all runs in one set of processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.rank_worker", str(folder)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "tests.rank_worker", str(folder), *words],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
+                 "ACCELERATE_USE_CPU": "true"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]  # fmt: skip
-    outputs = [p.communicate(timeout=300)[0] for p in started]
-    assert [p.returncode for p in started] == [0, 0], "\n".join(outputs)
-    return [torch.load(folder / f"{rank}-of-2.pt") for rank in range(2)]
+    outputs = [p.communicate(timeout=600)[0] for p in started]
+    assert [p.returncode for p in started] == [0] * count, "\n".join(outputs)
+    return [torch.load(folder / f"{rank}-of-{count}.pt") for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("ranks"), 2)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("four"), 4, *FEW)
 
 
 def size(value) -> float:
@@ -47,15 +57,31 @@ def close(two, one, tolerance: float, scale: float | None = None) -> None:
         torch.testing.assert_close(two[key], value, rtol=0, atol=limit, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_two_ranks_are_one(run, ranks, world):
-    two, one = ranks[0][run], train(run.replace("_local", "_split"), world)  # each rank by itself: two blocks
+def hold(several, run: str, one) -> None:
+    """Losses, first gradient and last state of several ranks against one's."""
     exact = not run.endswith("_fp32")
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-12 if exact else 1e-5)
+    assert several["losses"] == pytest.approx(one["losses"], rel=1e-12 if exact else 1e-5)
     largest = max(size(g) for g in one["gradient"].values())
     assert largest > 1e-3
-    close(two["gradient"], one["gradient"], 1e-12 if exact else 1e-5, largest)
-    close(two["state"], one["state"], 1e-11 if exact else 1e-4)
+    close(several["gradient"], one["gradient"], 1e-12 if exact else 1e-5, largest)
+    close(several["state"], one["state"], 1e-11 if exact else 1e-4)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_are_one(run, ranks, world):
+    hold(ranks[0][run], run, train(run.replace("_local", "_split"), world))  # each rank by itself: two blocks
+
+
+@pytest.mark.parametrize("run", FEW)
+def test_four_ranks_are_one(run, four, world):
+    hold(four[0][run], run, train(run, world))
+
+
+@pytest.mark.parametrize(("sharded", "replicated"), [("pirl_sharded", "pirl")])
+def test_a_sharded_bank_is_the_whole_one(sharded, replicated, ranks, four):
+    for several in (ranks, four):
+        assert several[0][sharded]["losses"] == several[0][replicated]["losses"]
+        close(several[0][sharded]["state"], several[0][replicated]["state"], 0.0)
 
 
 @pytest.mark.parametrize("run", RUNS)

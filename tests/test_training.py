@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError, NoProgressError, Stopped
-from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.nets import CNN, Norm, ResNet
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Head, MoCo, SimCLR
 from pipeline.settings.stages import Generate, Pretrain
-from pipeline.settings.training import SGD, Adam
+from pipeline.settings.training import LARS, SGD, Adam
 from pipeline.stages import generate, pretrain
 from pipeline.training import checkpoint, optim
 from pipeline.world import World
@@ -61,6 +61,44 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, digits, tmp_path):
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
     for file in ("metrics.jsonl", "encoder.safetensors", "snapshots/00000006/encoder.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
+
+
+def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
+    changes = {"channels_last": True, "optimiser": LARS(lr=0.5, lr_batch=0), "net": ResNet(norm=Norm(kind="none"))}
+    changes |= {"train_examples": 64, "log_steps": 1}
+    whole = train("moco", digits, tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train("moco", digits, tmp_path / "cut", stop_at=3, **changes)
+    parts = train("moco", digits, tmp_path / "cut", **changes)
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+
+
+def test_lars_by_hand():
+    """One matrix and one bias, two steps, as in MoCo v3's code."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2).double()
+    settings = stage("moco", optimiser=LARS(lr=0.5, lr_batch=0, weight_decay=0.1))[1]
+    optimiser = optim.build(module, settings)
+    w, b = module.weight.detach().clone(), module.bias.detach().clone()
+    v, u = torch.zeros_like(w), torch.zeros_like(b)
+    for _ in range(2):
+        module.weight.grad, module.bias.grad = torch.ones_like(w), 2 * torch.ones_like(b)
+        optimiser.step()
+        d = torch.ones_like(w) + 0.1 * w
+        v = 0.9 * v + 1e-3 * w.norm() / d.norm() * d
+        u = 0.9 * u + 2
+        w, b = w - 0.5 * v, b - 0.5 * u
+        torch.testing.assert_close((module.weight, module.bias), (w, b), rtol=1e-12, atol=0, check_dtype=False)
+
+
+def test_schedules_and_scalings():
+    _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=256, schedule="steps")
+    rates = [optim.rate(settings, s, 200, 10) for s in (0, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
+    _, settings = stage("moco", optimiser=SGD(lr=0.12, lr_batch=0), lr_floor=1e-3)
+    assert optim.rate(settings, 100, 100, 10) == pytest.approx(1.2e-4)
+    _, settings = stage("moco", optimiser=LARS(lr=0.075, lr_batch=1, lr_scaling="sqrt"), batch=64)
+    assert settings.peak_lr() == pytest.approx(0.6)
 
 
 def test_a_damaged_newest_checkpoint_costs_only_time(digits, tmp_path):

@@ -72,14 +72,19 @@ def load(folder: Path) -> Encoder:
     return Encoder(module.float(), image, normalised).eval().requires_grad_(False)
 
 
+def settings(spec: dict[str, Any]) -> Net:
+    """The net's settings in a trunk's spec."""
+    return TypeAdapter(Net).validate_python(spec["net"])
+
+
 def rebuild(spec: dict[str, Any], image: Image) -> tuple[nn.Module, bool]:
     """The empty module of a spec, and whether it takes normalised images."""
     if spec["kind"] == "trunk":
-        return trunks.build(TypeAdapter(Net).validate_python(spec["net"]), image), True
+        return trunks.build(settings(spec), image), True
     if spec["kind"] == "autoencoder":
-        settings = TypeAdapter(Generative).validate_python(spec["objective"])
-        made: Any = objectives.OBJECTIVES[settings.kind]
-        return made(settings, None, image, 0, None, 0).encoder, False
+        chosen = TypeAdapter(Generative).validate_python(spec["objective"])
+        made: Any = objectives.OBJECTIVES[chosen.kind]
+        return made(chosen, None, image, 0, None, 0).encoder, False
     if spec["kind"] == "sparse":
         codes = Codes.model_validate(spec["codes"])
         if codes.encoder is None:

@@ -1,10 +1,25 @@
-"""What features tell without labels, in float64."""
+"""What features tell without a probe, in float64; and an encoder's own, while it learns."""
 
+import copy
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from pipeline import keyed
+from pipeline.data.index import Shards
+from pipeline.data.loader import images
+from pipeline.evaluation.knn import classify
+
+if TYPE_CHECKING:
+    from pipeline.image import Image
+
+MOST, LEAST = 8192, 100
+"""Images that an encoder is judged on while it trains; under LEAST nothing is said."""
 
 
 def rankme(features: Tensor) -> float:
@@ -31,3 +46,40 @@ def uniformity(features: Tensor) -> float:
     """log mean exp(-2 ||x - y||^2) over all pairs of different unit rows of [n, D] (the same paper)."""
     distances = torch.pdist(normalize(features.double(), dim=1))
     return float(distances.square().mul(-2).logsumexp(0)) - math.log(len(distances))
+
+
+def judge(
+    shards: Shards, image: "Image", used: int, budget: int, seed: int
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Scalars of a trunk while it learns: RankMe of its features, and the share of a fifth of the images whose class
+    their nearest neighbours in the rest name (k 20, T 0.07).
+
+    The images are a fixed draw of the training split, at most ``budget``: those past the ``used`` ones that are
+    trained on, if there are enough. Their labels are used here and nowhere else in a training; without labels there is
+    no such share. None where there are too few images to say anything.
+    """
+    start = used if shards.n - used >= min(MOST, budget) else 0
+    count = min(MOST, budget, shards.n - start)
+    if count < LEAST:
+        return None
+    chosen = start + keyed.permute(np.arange(count), shards.n - start, seed, "judged")
+    labels = torch.from_numpy(shards.labels[chosen])
+    held: list[Tensor] = []
+
+    @torch.no_grad()
+    def scalars(trunk: nn.Module) -> dict[str, float]:
+        if not held:
+            held.append(images(shards, chosen, image.side))
+        # A copy, so that neither its mode nor its statistics are touched.
+        still = copy.deepcopy(trunk).float().eval()
+        device = next(still.parameters()).device
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (image.mean, image.std))
+        rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float().cpu() for x in held[0].split(256)])
+        found = {"learn/rankme": rankme(rows), "learn/judged": float(count)}
+        if (labels >= 0).all():
+            cut = count * 4 // 5
+            named = classify(rows[:cut], labels[:cut], rows[cut:], 20, 0.07)
+            found["learn/knn_top1"] = float((named == labels[cut:]).double().mean())
+        return found
+
+    return scalars

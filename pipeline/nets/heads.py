@@ -1,26 +1,52 @@
 """The projections from features to the space in which energies are measured."""
 
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from pipeline.nets import norm
+from pipeline.settings.nets import Norm
 from pipeline.settings.objectives import Head
+from pipeline.world import World
 
 
-def build(settings: Head, features: int) -> nn.Sequential:
-    """[B, features] -> [B, dim]: one linear layer (MoCo v1, PIRL), or two with ReLU between (MoCo v2, SimCLR)."""
+def build(settings: Head, features: int, norms: Norm | None = None, world: World | None = None) -> nn.Sequential:
+    """[B, features] -> [B, dim]: one linear layer (MoCo v1, PIRL), or several with ReLU between (MoCo v2, SimCLR)."""
     if settings.hidden == 0:
         return nn.Sequential(nn.Linear(features, settings.dim))
-    return nn.Sequential(nn.Linear(features, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, settings.dim))
+    make: Callable[[int], Any] = norm.layer(norms or Norm(), world)
+    widths = [features, *[settings.hidden] * (settings.layers - 1), settings.dim]
+    layers: list[nn.Module] = []
+    for i, (before, width) in enumerate(pairwise(widths)):
+        last = i == len(widths) - 2
+        normed = settings.norm == "all" or (settings.norm == "hidden" and not last)
+        layers.append(nn.Linear(before, width, bias=not normed))
+        if normed:
+            layers.append(plain(make(width)) if last else make(width))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The norm without its scale and shift."""
+    layer.weight, layer.bias, layer.affine = None, None, False  # type: ignore[assignment]
+    return layer
 
 
 class PatchHead(nn.Module):
     """PIRL's g (arXiv 1912.01991, sec. 3.2): a head per patch, all joined in the order given by one linear layer."""
 
-    def __init__(self, settings: Head, features: int, patches: int):
+    def __init__(self, each: nn.Module, dim: int, patches: int):
         super().__init__()
-        self.each = build(settings, features)
-        self.join = nn.Linear(patches * settings.dim, settings.dim)
+        self.each = each
+        self.join = nn.Linear(patches * dim, dim)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Features [B, patches, D], image-major -> [B, dim]."""
-        return self.join(torch.flatten(self.each(patches), 1))
+        # Flattened, so that a batch norm inside sees rows; a sample's patches stay next to each other.
+        each = self.each(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        return self.join(torch.flatten(each, 1))

@@ -1,7 +1,8 @@
 """Batch norm whose statistics come from blocks of the global batch, whatever number of ranks it lies on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +118,23 @@ def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
     if settings.kind == "none":
         return lambda channels: nn.GroupNorm(math.gcd(settings.groups, channels), channels)
     ranks = world.size if world else 1
-    blocks = {"global": 1, "split": settings.splits, "local": ranks}[settings.kind]
+    blocks = {"global": 1, "shuffle": settings.splits, "split": settings.splits, "local": ranks}[settings.kind]
     return lambda channels: BatchNorm(channels, blocks, world)
+
+
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms use their batch's statistics as ever, but what they keep of them is undone at the end."""
+    with torch.no_grad():
+        kept = {n: b.clone() for n, b in module.named_buffers() if "running_" in n or "num_batches" in n}
+        yield
+        for name, value in kept.items():
+            module.get_buffer(name).copy_(value)
+
+
+def blocks(module: nn.Module) -> int:
+    """Most blocks of any batch norm inside; 0 without one."""
+    return max((part.blocks for part in module.modules() if isinstance(part, BatchNorm)), default=0)
 
 
 def stride(module: nn.Module) -> None:

@@ -1,13 +1,15 @@
 """The trunks: images to the features that are probed and exported."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import norm, seeded
-from pipeline.settings.nets import CNN, Net, ResNet
+from pipeline.settings.nets import CNN, Net, ResNet, ViT
 from pipeline.world import World
 
 
@@ -39,6 +41,8 @@ def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> 
     with seeded(seed, "init", "trunk"):
         if isinstance(net, CNN):
             return SmallCNN(net, image.channels, world)
+        if isinstance(net, ViT):
+            return _vit(net, image)
         return _resnet(net, image, world)
 
 
@@ -57,6 +61,37 @@ def _resnet(net: ResNet, image: Image, world: World | None) -> Any:
     trunk.features = trunk.fc.in_features
     trunk.fc = nn.Identity()
     return trunk
+
+
+def _vit(net: ViT, image: Image) -> Any:
+    """torchvision's transformer, its classifier removed, with MoCo v3's fixed places and first weights
+    (arXiv 2104.02057, sec. 4 and appendix A)."""
+    from torchvision.models import VisionTransformer
+
+    if image.side % net.patch:
+        raise ConfigError(f"net.patch {net.patch} does not divide views of {image.side} pixels; change views.size")
+    trunk: Any = VisionTransformer(image.side, net.patch, net.depth, net.heads, net.width, 4 * net.width)
+    project: Any = nn.Conv2d(image.channels, net.width, net.patch, net.patch)
+    bound = math.sqrt(6 / (image.channels * net.patch**2 + net.width))
+    nn.init.uniform_(project.weight, -bound, bound)
+    nn.init.zeros_(project.bias)
+    trunk.conv_proj = project
+    nn.init.normal_(trunk.class_token, std=1e-6)
+    trunk.encoder.pos_embedding = nn.Parameter(places(image.side // net.patch, net.width), requires_grad=False)
+    trunk.conv_proj.requires_grad_(not net.frozen_patches)
+    trunk.heads, trunk.features = nn.Identity(), net.width
+    return trunk
+
+
+def places(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column at width / 4 frequencies, after a zero row for the class token ->
+    [1, 1 + side^2, width]."""
+    run = torch.arange(side, dtype=torch.float32)
+    y, x = torch.meshgrid(run, run, indexing="ij")
+    speed = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    across, down = (at.flatten()[:, None] * speed for at in (x, y))
+    table = torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], 1)
+    return torch.cat([torch.zeros(1, width), table])[None]
 
 
 def embed_patches(trunk: nn.Module, patches: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pipeline.objectives.autoencoders import AE, DAE, VAE
 from pipeline.objectives.base import Objective
 from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
+from pipeline.objectives.moco_v3 import MoCoV3
 from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.simclr import SimCLR
 from pipeline.settings.nets import Net
@@ -14,6 +15,7 @@ from pipeline.world import World
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "moco": MoCo,
+    "moco_v3": MoCoV3,
     "pirl": PIRL,
     "ae": AE,
     "dae": DAE,

@@ -5,7 +5,7 @@ loss = mean(low + logsumexp(-[low, high])).
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +46,28 @@ class Step:
     """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
     two, 2B, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no negative of
     the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``: detached
-    rows of the whole micro-batch over all ranks, in order, for `Objective.commit`."""
+    rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` [B, dim], the
+    detached unit rows of the first view, and the ``temperature``, for what is watched."""
 
     loss: Tensor
     low: Tensor
     high: Tensor
     scalars: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
+    temperature: float = 1.0
 
 
 class Objective(nn.Module):
     """``embed`` works sample by sample; ``score`` may look at the whole batch and at memory. Neither changes state,
     but for batch norm's running statistics."""
 
-    recipe: ClassVar[str]
+    recipe: str
     """"two" random views, "jigsaw": image and nine patches, the "image" itself in [0, 1], or "signals"."""
     coupled: bool = False
     """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
+    blind_epochs: int = 0
+    """Epochs before its energies tell anything."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Rows per sample, [B, ...] each, from the batch's views."""
@@ -77,8 +82,21 @@ class Objective(nn.Module):
         return embedded if part == "embed" else self.score(embedded, batch)
 
     @torch.no_grad()
-    def commit(self, pending: dict[str, Tensor], batch_step: int) -> None:
-        """Once after each applied optimiser step, with the pending rows of the whole global batch."""
+    def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
+        """Once after each applied optimiser step, with the pending rows of the whole global batch; ``progress``: share
+        of training that is then done."""
+
+    def watched(self, step: int) -> dict[str, Tensor]:
+        """Scalars of its state by tag, 0-d, read where they are logged. Called on all ranks together."""
+        return {}
+
+    def replicated(self) -> dict[str, Tensor]:
+        """Weights and memory that every rank holds alike."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor] | None:
+        """Of `embed`'s rows, those of the first view and of the second that is its positive, [B, dim] each."""
+        return None
 
     @property
     def encoder(self) -> nn.Module:

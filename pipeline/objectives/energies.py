@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from pipeline.objectives.base import Step
+
 
 def full(x: Tensor) -> Tensor:
     """At least fp32: energies and losses are never halved, whatever autocast says."""
@@ -48,20 +50,33 @@ def binary_nce(low: Tensor, high: Tensor, log_partition: Tensor, log_odds: float
 
 
 @torch.no_grad()
-def watch(rows: Tensor, low: Tensor, high: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Scalars of unit rows [B, d] with positives' energies low [R] and negatives' high [R, K].
+def watch(step: Step) -> dict[str, Tensor]:
+    """Scalars of a contrastive step, of its unit rows [B, d], its low [R] and its high [R, K].
 
-    accuracy: positives ranked first; alignment: mean squared distance to the positive; uniformity: log of the mean of
-    e^(-2 squared distance) over pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions, 1/sqrt(d) if spread
-    over the sphere, 0 if collapsed.
+    accuracy: positives ranked first; auroc: share of an image's negatives above its positive, 1/2 where the two cannot
+    be told apart; positive_share: of the positive in the softmax; effective_negatives: 1 / sum of the squared shares
+    of the negatives, K where all weigh the same; alignment: mean squared distance to the positive; uniformity: log of
+    the mean of e^(-2 squared distance) over pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions,
+    1/sqrt(d) if spread over the sphere, 0 if collapsed.
     """
+    rows, low, high = step.rows, step.low.detach(), step.high.detach()
+    assert rows is not None
     some = rows[:256]  # pairs grow with the square
     n = len(some)
     apart = 2 - 2 * some @ some.T
     apart.fill_diagonal_(torch.inf)
-    return {
-        "learn/accuracy": (low[:, None] < high).all(1).to(low.dtype).mean(),
-        "learn/alignment": (2 + 2 * temperature * low).mean(),
+    scalars = {
+        "learn/alignment": (2 + 2 * step.temperature * low).mean(),
         "learn/uniformity": (-2 * apart).flatten().logsumexp(0) - torch.log(apart.new_tensor(max(1, n * (n - 1)))),
         "learn/std": rows.std(0, correction=0).mean(),
     }
+    if high.numel():
+        above, real = low[:, None] < high, torch.isfinite(high)
+        share = high.neg().softmax(1).nan_to_num()  # a row may have none
+        scalars |= {
+            "learn/accuracy": above.all(1).to(low.dtype).mean(),
+            "learn/auroc": (above & real).sum().to(low.dtype) / real.sum().clamp(min=1),
+            "learn/positive_share": (-infonce(low, high)).exp().mean(),
+            "learn/effective_negatives": (1 / share.square().sum(1).clamp(min=1e-30)).mul(real.any(1)).mean(),
+        }
+    return scalars

@@ -1,6 +1,7 @@
 """MoCo (He et al. 2020, arXiv 1911.05722; v2: Chen et al. 2020, arXiv 2003.04297): a query against a queue of keys."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from pipeline.image import Image
 from pipeline.nets import heads, norm, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import infonce, unit, watch
+from pipeline.objectives.energies import infonce, unit
 from pipeline.objectives.memory import Queue
 from pipeline.settings.nets import Net
+from pipeline.settings.objectives import Following
 from pipeline.settings.objectives import MoCo as Settings
 from pipeline.world import World
 
@@ -30,11 +32,8 @@ class MoCo(Objective):
         self.settings, self.world = settings, world
         self.trunk = trunks.build(net, image, world, seed)
         with seeded(seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features)
-        self.key_trunk, self.key_head = copy.deepcopy((self.trunk, self.head))
-        self.key_trunk.requires_grad_(False)
-        self.key_head.requires_grad_(False)
-        norm.stride(self.key_trunk)
+            self.head = heads.build(settings.head, self.trunk.features, net.norm, world)
+        self.key_trunk, self.key_head = slow_copy(net, self.trunk, self.head)
         self.queue = Queue(settings.queue, settings.head.dim, seed)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -55,22 +54,59 @@ class MoCo(Objective):
             own = batch.ids.repeat_interleave(q.shape[1])
             if self.settings.mask_own:
                 high = high.masked_fill(self.queue.hidden(own), torch.inf)
-            scalars = watch(q.detach()[:, 0], low.detach(), high.detach(), self.settings.temperature)
-            scalars["learn/queue_age"] = self.queue.age(batch.step).to(low.dtype)
-            scalars["learn/own_share"] = (own[:, None] == self.queue.ids).to(low.dtype).mean()
+            scalars = {"learn/own_share": (own[:, None] == self.queue.ids).to(low.dtype).mean()}
             pending = {"keys": self.world.gather(k), "ids": self.world.gather(batch.ids)}
-            return Step(infonce(low, high).mean(), low, high, scalars, pending)
+            loss = infonce(low, high).mean() * (q.shape[1] if self.settings.reduction == "sum" else 1)
+            return Step(loss, low, high, scalars, pending, q.detach()[:, 0], self.settings.temperature)
 
     @torch.no_grad()
-    def commit(self, pending: dict[str, Tensor], batch_step: int) -> None:
+    def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         """Moves the key encoder's parameters, then enqueues keys [n, V, dim] of ids [n]: all of one view, then all of
         the other."""
         for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
-            for key, query in zip(slow.parameters(), fast.parameters(), strict=True):
-                key.lerp_(query, 1 - self.settings.momentum)
+            follow(slow, fast, momentum(self.settings, progress))
         keys, ids = pending["keys"], pending["ids"]
         self.queue.write(keys.transpose(0, 1).flatten(0, 1), ids.repeat(keys.shape[1]), batch_step)
+
+    def watched(self, step: int) -> dict[str, Tensor]:
+        ages = self.queue.age(step)
+        return {"learn/queue_age": ages, "learn/key_distance": distance(self.trunk, self.key_trunk)}
+
+    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return embedded[0][:, 0], embedded[1][:, 0]
 
     @property
     def encoder(self) -> nn.Module:
         return self.trunk
+
+
+def slow_copy(net: Net, trunk: nn.Module, head: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The key encoder: both with the same first weights, untrained; with norm.kind shuffle its batch norms take other
+    companions than the queries'."""
+    pair = copy.deepcopy((trunk, head))
+    for part in pair:
+        part.requires_grad_(False)
+        if net.norm.kind == "shuffle":
+            norm.stride(part)
+    return pair
+
+
+def momentum(settings: Following, progress: float) -> float:
+    """Of the key encoder once ``progress`` of training is done."""
+    if settings.momentum_schedule == "constant":
+        return settings.momentum
+    return 1 - (1 - settings.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """Parameters: slow <- momentum slow + (1 - momentum) fast. Batch norms keep statistics of their own batches."""
+    for key, query in zip(slow.parameters(), fast.parameters(), strict=True):
+        key.lerp_(query, 1 - momentum)
+
+
+@torch.no_grad()
+def distance(fast: nn.Module, slow: nn.Module) -> Tensor:
+    """|| fast - slow || / || fast || over all parameters, 0-d."""
+    apart = torch.stack([(a - b).square().sum() for a, b in zip(fast.parameters(), slow.parameters(), strict=True)])
+    return (apart.sum() / torch.stack([a.square().sum() for a in fast.parameters()]).sum()).sqrt()

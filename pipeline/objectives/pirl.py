@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
+from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import binary_nce, infonce, nce, unit, watch
+from pipeline.objectives.energies import binary_nce, infonce, nce, unit
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import PIRL as Settings
@@ -21,28 +22,37 @@ class PIRL(Objective):
     """Eq. 5: L = weight L(m_I, g(patches)) + (1 - weight) L(m_I, f(image)), with m_I the image's row in the bank.
 
     L is by default the noise contrastive estimator of eq. 3-4 over rows drawn once a step for the whole batch. Both
-    terms meet the row, never each other. The row moves towards f(image) in `commit`.
+    terms meet the row, never each other. The row moves towards f(image) in `commit`. With pretext rotation the second
+    term sees the other view, turned by a quarter as often as drawn, through a head like f.
     """
 
-    recipe = "jigsaw"
+    blind_epochs = 2  # in the first, rows are random
     log_partition: Tensor
 
     def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
         super().__init__()
         self.settings, self.world, self.samples = settings, world, samples
+        if net.kind == "vit" and settings.pretext == "jigsaw":
+            raise ConfigError("net.kind vit takes images of one size, not patches; use pretext: rotation or a resnet")
         self.trunk = trunks.build(net, image, world, seed)
+        self.recipe = "jigsaw" if settings.pretext == "jigsaw" else "two"
         with seeded(seed, "init", "head"):
-            self.f = heads.build(settings.head, self.trunk.features)
-            self.g = heads.PatchHead(settings.head, self.trunk.features, settings.jigsaw.cells**2)
-        self.bank = Bank(samples, settings.head.dim, seed)
+            self.f, self.g = (heads.build(settings.head, self.trunk.features, net.norm, world) for _ in "fg")
+            if settings.pretext == "jigsaw":
+                self.g = heads.PatchHead(self.g, settings.head.dim, settings.jigsaw.cells**2)
+        self.bank = Bank(samples, settings.head.dim, seed, world, settings.bank == "sharded")
         if settings.loss == "binary_nce":  # of image and patches; not a number until the first commit
             self.register_buffer("log_partition", torch.full((2,), torch.nan))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit rows of the image and of its patches, [B, 2, dim]."""
-        image, patches = batch.views
+        """-> unit rows of the image and of its patches (or of the turned view), [B, 2, dim]."""
+        image, other = batch.views
         f = unit(self.f(self.trunk(image)))
-        g = unit(self.g(trunks.embed_patches(self.trunk, patches)))
+        if self.settings.pretext == "rotation":
+            turns = (4 * batch.uniform("rotation")).long()
+            g = unit(self.g(self.trunk(turn(other, turns))))
+        else:
+            g = unit(self.g(trunks.embed_patches(self.trunk, other)))
         return (torch.stack([f, g], 1),)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
@@ -51,12 +61,12 @@ class PIRL(Objective):
         chosen = self.settings
         with torch.autocast(rows.device.type, enabled=False):
             drawn = self.negatives(batch)
-            others = self.bank.rows if drawn is None else self.bank.rows[drawn]
-            low = -(rows * self.bank.rows[batch.ids][:, None]).sum(2).flatten() / chosen.temperature
+            columns = torch.arange(self.samples, device=batch.ids.device) if drawn is None else drawn
+            whole = drawn is None and chosen.bank == "replicated"
+            others = self.bank.rows if whole else self.bank.read(columns)
+            low = -(rows * self.bank.read_own(batch.ids)[:, None]).sum(2).flatten() / chosen.temperature
             high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
-            own = batch.ids.repeat_interleave(2)[:, None] == (
-                torch.arange(self.samples, device=batch.ids.device) if drawn is None else drawn
-            )
+            own = batch.ids.repeat_interleave(2)[:, None] == columns
             if chosen.mask_own:
                 high = high.masked_fill(own, torch.inf)
             pending = {"rows": self.world.gather(rows.detach()[:, 0]), "ids": self.world.gather(batch.ids)}
@@ -68,10 +78,10 @@ class PIRL(Objective):
             else:
                 losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
             weights = losses.new_tensor([1 - chosen.weight, chosen.weight])
-            scalars = watch(rows.detach()[:, 0], low.detach(), high.detach(), chosen.temperature)
-            scalars["learn/queue_age"] = self.bank.age(batch.step).to(low.dtype)
-            scalars["learn/own_share"] = own.to(low.dtype).mean()
-            return Step((losses.view(-1, 2) * weights).sum(1).mean(), low, high, scalars, pending)
+            apart = (rows.detach()[:, 0] - rows.detach()[:, 1]).square().sum(1).mean()
+            scalars = {"learn/own_share": own.to(low.dtype).mean(), "learn/invariance": apart}
+            loss = (losses.view(-1, 2) * weights).sum(1).mean()
+            return Step(loss, low, high, scalars, pending, rows.detach()[:, 0], chosen.temperature)
 
     def negatives(self, batch: Batch) -> Tensor | None:
         """Ids of the rows that a step's whole global batch is held against, without repetition; none: all rows."""
@@ -89,7 +99,7 @@ class PIRL(Objective):
         return (math.log(self.samples) + torch.log(total[0] / total[1]))[None]
 
     @torch.no_grad()
-    def commit(self, pending: dict[str, Tensor], batch_step: int) -> None:
+    def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         """Moves the batch's rows [n, dim] of ids [n]; fixes binary_nce's partition the first time."""
         self.bank.write(pending["rows"], pending["ids"], batch_step, self.settings.momentum)
         if "log_partition" in pending:
@@ -97,6 +107,19 @@ class PIRL(Objective):
             mean = estimates.logsumexp(0) - math.log(len(estimates))
             self.log_partition.copy_(torch.where(self.log_partition.isnan(), mean, self.log_partition))
 
+    def watched(self, step: int) -> dict[str, Tensor]:
+        return {"learn/queue_age": self.bank.age(step)}
+
+    def replicated(self) -> dict[str, Tensor]:
+        owned = ("bank.rows", "bank.last_step") if self.bank.size > 1 else ()
+        return {k: v for k, v in super().replicated().items() if k not in owned}
+
     @property
     def encoder(self) -> nn.Module:
         return self.trunk
+
+
+def turn(images: Tensor, turns: Tensor) -> Tensor:
+    """Square images [B, C, S, S], each by its number of quarter turns, int64 [B]."""
+    every = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
+    return every[turns, torch.arange(len(images), device=images.device)]

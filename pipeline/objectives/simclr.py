@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import infonce, unit, watch
+from pipeline.objectives.energies import infonce, unit
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import SimCLR as Settings
 from pipeline.world import World
@@ -23,7 +23,7 @@ class SimCLR(Objective):
         self.temperature, self.world = settings.temperature, world
         self.trunk = trunks.build(net, image, world, seed)
         with seeded(seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features)
+            self.head = heads.build(settings.head, self.trunk.features, net.norm, world)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit rows of both views [B, 2, dim]."""
@@ -39,8 +39,11 @@ class SimCLR(Objective):
             own = batch.ids.repeat_interleave(2)[:, None] == self.world.gather(batch.ids).repeat_interleave(2)
             low = -(rows[:, 0] * rows[:, 1]).sum(1).repeat_interleave(2) / self.temperature
             high = (-(rows.flatten(0, 1) @ everyone.T) / self.temperature).masked_fill(own, torch.inf)
-            scalars = watch(rows.detach()[:, 0], low.detach(), high.detach(), self.temperature)
-            return Step(infonce(low, high).mean(), low, high, scalars)
+            scalars = {"learn/own_share": own.to(low.dtype).mean() - 2 / len(everyone)}
+            return Step(infonce(low, high).mean(), low, high, scalars, {}, rows.detach()[:, 0], self.temperature)
+
+    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return embedded[0][:, 0], embedded[0][:, 1]
 
     @property
     def encoder(self) -> nn.Module:

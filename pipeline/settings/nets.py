@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Count, Settings
 
@@ -10,11 +10,13 @@ from .base import Count, Settings
 class Norm(Settings):
     """Which images a batch norm takes its statistics from."""
 
-    kind: Literal["global", "split", "local", "none"] = "global"
-    """global: the whole batch over all ranks; split: blocks of the global batch by position (MoCo's leak guard on
-    one device); local: each rank's own share (depends on the number of ranks); none: group norm instead."""
+    kind: Literal["global", "shuffle", "split", "local", "none"] = "global"
+    """global: the whole batch over all ranks; shuffle: blocks of the global batch by position, a key's companions
+    others than its query's (MoCo's shuffled batch norm, on any number of devices); split: the same blocks for both,
+    by which a query may know its key; local: each rank's own share (depends on the number of ranks); none: group
+    norm instead."""
     splits: Count = 1
-    """Blocks of the global batch, for split."""
+    """Blocks of the global batch, for shuffle and split: 8 is MoCo on eight devices."""
     groups: Count = 8
     """Groups of the group norm, for none."""
 
@@ -39,4 +41,26 @@ class ResNet(Settings):
     norm: Norm = Norm()
 
 
-Net = Annotated[CNN | ResNet, Field(discriminator="kind")]
+class ViT(Settings):
+    """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it: fixed sine-cosine places, frozen patch projection.
+
+    Defaults: MoCo v3's ViT-S, twelve blocks of twelve heads."""
+
+    kind: Literal["vit"] = "vit"
+    patch: Count = 16
+    width: Count = 384
+    depth: Count = 12
+    heads: Count = 12
+    frozen_patches: bool = True
+    """The random patch projection is not trained (arXiv 2104.02057, sec. 4.2)."""
+    norm: Norm = Norm()
+    """Of the heads; the trunk has layer norms."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self):
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads} and of 4")
+        return self
+
+
+Net = Annotated[CNN | ResNet | ViT, Field(discriminator="kind")]

@@ -10,9 +10,14 @@ from .base import Count, Fraction, Positive, Settings
 class Head(Settings):
     """The projection between the trunk and the space in which energies are measured."""
 
-    hidden: int = 2048
-    """Units of the hidden layer; 0: one linear layer (MoCo v1, PIRL)."""
+    hidden: Annotated[int, Field(ge=0)] = 2048
+    """Units of the hidden layers; 0: one linear layer (MoCo v1, PIRL)."""
     dim: Count = 128
+    layers: Annotated[int, Field(ge=2, le=4)] = 2
+    """Linear layers where there are hidden ones; 3 in SimCLR v2 (arXiv 2006.10029)."""
+    norm: Literal["none", "hidden", "all"] = "none"
+    """Batch norm, of the trunk's kind, after the hidden layers (SimCLR's code); all: after the last too, there
+    without scale and shift (MoCo v3)."""
 
 
 class SimCLR(Settings):
@@ -23,22 +28,45 @@ class SimCLR(Settings):
     head: Head = Head()
 
 
-class MoCo(Settings):
+class Following(Settings):
+    """How a key encoder follows the query encoder: key <- momentum key + (1 - momentum) query."""
+
+    momentum: Fraction = 0.999
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: rises to 1 as 1 - (1 - momentum) (1 + cos(pi progress)) / 2 (BYOL, arXiv 2006.07733; MoCo v3)."""
+
+
+class MoCo(Following):
     """MoCo (arXiv 1911.05722, eq. 1; v2: arXiv 2003.04297): a query against a key and a queue of older keys."""
 
     kind: Literal["moco"] = "moco"
     temperature: Positive = 0.2
     """0.2 in v2; 0.07 in v1."""
-    momentum: Fraction = 0.999
-    """The key encoder follows the query encoder: key <- momentum key + (1 - momentum) query."""
     queue: Count = 65536
     """Keys kept; any number, whatever the batch."""
     symmetric: bool = False
-    """Both views query both: the mean of the two losses, both key sets enqueued after both."""
+    """Both views query both, each the other's key; both key sets are enqueued after both losses."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Of the two symmetric losses. The authors' colab sums them, which is twice the learning rate of a mean."""
     mask_own: bool = True
     """A key of the query's own image is never its negative, nor a random row the queue started with; false: both are,
     as in the paper."""
     head: Head = Head()
+
+
+class MoCoV3(Following):
+    """MoCo v3 (arXiv 2104.02057, algorithm 1): predictor, no queue, the batch's keys as negatives, both directions."""
+
+    kind: Literal["moco_v3"] = "moco_v3"
+    temperature: Positive = 1.0
+    """1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by twice it."""
+    momentum: Fraction = 0.99
+    momentum_schedule: Literal["constant", "cosine"] = "cosine"
+    mask_own: bool = True
+    """A key of the query's own image, where it is in the batch twice, is not its negative; false: as in the paper."""
+    head: Head = Head(hidden=4096, dim=256, norm="all")
+    predictor: Head | None = Head(hidden=4096, dim=256, norm="hidden")
+    """On top of the queries' head; none: removed."""
 
 
 class Jigsaw(Settings):
@@ -68,10 +96,14 @@ class PIRL(Settings):
     """Of the memory: row <- normalise(momentum row + (1 - momentum) f(image))."""
     negatives: int = 32000
     """Rows of the bank drawn a step, shared by the batch; 0: all rows, exactly."""
+    bank: Literal["replicated", "sharded"] = "replicated"
+    """replicated: every rank holds all rows; sharded: each those with id mod ranks its own, to the same results."""
+    pretext: Literal["jigsaw", "rotation"] = "jigsaw"
+    """rotation: the second view turned by 0, 90, 180 or 270 degrees in place of patches (sec. 4.4 of the paper)."""
     mask_own: bool = True
     """The image's own row is never its negative; false: it may be drawn, as in the paper."""
     head: Head = Head(hidden=0)
-    """Of f and, per patch, of g; g then joins its patches by one more linear layer."""
+    """Of f and, per patch, of g; g then joins its patches by one more linear layer. hidden 2048: the MLP variant."""
     jigsaw: Jigsaw = Jigsaw()
 
 
@@ -125,5 +157,5 @@ class LISTA(Settings):
     """code: squared distance to the exact code; energy: the lasso's own objective."""
 
 
-Contrastive = Annotated[SimCLR | MoCo | PIRL, Field(discriminator="kind")]
+Contrastive = Annotated[SimCLR | MoCo | MoCoV3 | PIRL, Field(discriminator="kind")]
 Generative = Annotated[AE | DAE | VAE, Field(discriminator="kind")]

@@ -6,13 +6,18 @@ from pydantic import Field, model_validator
 
 from .base import Count, Fraction, Positive, Settings
 
+Scaling = Literal["linear", "sqrt"]
+"""How lr grows from lr_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's other
+rule, 0.075 sqrt(batch), is lr 0.075, lr_batch 1)."""
+
 
 class SGD(Settings):
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.03
-    """For a batch of lr_batch; scaled linearly with the global batch."""
+    """For a batch of lr_batch; scaled with the global batch."""
     lr_batch: Annotated[int, Field(ge=0)] = 256
     """0: lr is taken as it is."""
+    lr_scaling: Scaling = "linear"
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norms: bool = True
@@ -20,17 +25,33 @@ class SGD(Settings):
     nesterov: bool = False
 
 
+class LARS(Settings):
+    """SGD whose step is, in every weight matrix, in proportion to the weights' norm (arXiv 1708.03888), as MoCo v3 and
+    SimCLR use it: biases and norms neither decayed nor adapted."""
+
+    kind: Literal["lars"] = "lars"
+    lr: Positive = 0.3
+    lr_batch: Annotated[int, Field(ge=0)] = 256
+    """0: lr is taken as it is."""
+    lr_scaling: Scaling = "linear"
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    trust: Positive = 1e-3
+    """Length of a step over that of the weights, at lr 1."""
+
+
 class Adam(Settings):
     kind: Literal["adam"] = "adam"
     lr: Positive = 1e-3
     lr_batch: Annotated[int, Field(ge=0)] = 0
     """0: lr is taken as it is."""
+    lr_scaling: Scaling = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled (AdamW)."""
     decay_norms: bool = False
 
 
-Optimiser = Annotated[SGD | Adam, Field(discriminator="kind")]
+Optimiser = Annotated[SGD | LARS | Adam, Field(discriminator="kind")]
 
 
 class Training(Settings):
@@ -45,13 +66,20 @@ class Training(Settings):
     """Micro-batches a step."""
     optimiser: Optimiser = SGD()
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """steps: a tenth at each of lr_drops."""
+    lr_drops: tuple[float, ...] = (0.6, 0.8)
+    """Shares of training at which schedule steps divides by ten (MoCo v1: epochs 120 and 160 of 200)."""
+    lr_floor: Fraction = 0.0
+    """Share of the peak at which the cosine ends (PIRL: 1e-3)."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     ema: Fraction = 0.0
     """Decay of the exponential moving average of the weights that are exported; 0: the last weights."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16: autocast, logits and losses stay in fp32."""
+    channels_last: bool = False
+    """Convolutions on [B, H, W, C] in memory: on CPUs a third faster for residual networks, and on GPUs in bf16."""
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
     window: Count | None = None
@@ -59,6 +87,12 @@ class Training(Settings):
     log_steps: Count = 10
     save_epochs: Count = 10
     """Between checkpoints."""
+    save_steps: Count | None = None
+    """Between checkpoints, instead of epochs."""
+    check_steps: Annotated[int, Field(ge=0)] = 200
+    """Between comparisons of the ranks' weights and memories, bit for bit; 0: none."""
+    collapse: Literal["say", "stop", "ignore"] = "say"
+    """What to do where embeddings fall together or energies stay flat: write a line, or end with code 70."""
     keep: Count = 2
     """Checkpoints kept."""
     snapshots: Annotated[int, Field(ge=0)] = 4
@@ -73,8 +107,10 @@ class Training(Settings):
         return self
 
     def peak_lr(self) -> float:
-        """The learning rate after warm-up: lr x batch / lr_batch (arXiv 1706.02677), or lr where lr_batch is 0."""
-        return self.optimiser.lr * (self.batch / self.optimiser.lr_batch if self.optimiser.lr_batch else 1.0)
+        """The learning rate after warm-up: lr x batch / lr_batch, or its root, or lr where lr_batch is 0."""
+        chosen = self.optimiser
+        share = self.batch / chosen.lr_batch if chosen.lr_batch else 1.0
+        return chosen.lr * (share if chosen.lr_scaling == "linear" else share**0.5)
 
     def samples(self, packed: int) -> int:
         """Samples trained on, of those packed."""

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline import objectives, sheets
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
-from pipeline.evaluation import encoders
+from pipeline.evaluation import encoders, quality
 from pipeline.settings.stages import Pretrain
 from pipeline.training import loop
 from pipeline.views import recipes
@@ -43,6 +43,9 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
         spec = {"net": settings.net.model_dump(mode="json"), "image": encoders.describe(image)}
         encoders.save(folder, "trunk", encoder, spec)
 
+    every = settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n)
+    # A forward pass on so many costs a hundredth of the training between two checkpoints.
+    judge = quality.judge(shards, image, samples, every * settings.batch // 25, seed)
     first = next(iter(feed.steps(0)))[2][0].views
     try:
         return loop.train(
@@ -54,6 +57,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             out=out,
             world=world,
             export=export,
+            judge=judge,
             sheets={f"views/{objective.recipe}": sheets.views(first, image)},
         )
     finally:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pipeline import progress
 from pipeline.board import Board
 from pipeline.errors import Stopped
+from pipeline.nets.norm import untracked
+from pipeline.objectives import energies
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
 from pipeline.training import checkpoint, optim, watch
@@ -55,36 +57,45 @@ def train(
     world: World,
     export: Callable[[nn.Module, Path], None],
     sheets: Mapping[str, np.ndarray] | None = None,
+    judge: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
 
     ``export(encoder, folder)`` writes an encoder; it is called for each snapshot along the way and at the end.
-    ``sheets``: pictures of what goes in, uint8 [H, W, 3] by tag, shown at step 0.
+    ``sheets``: pictures of what goes in, uint8 [H, W, 3] by tag, shown at step 0. ``judge``: scalars of the encoder,
+    asked of rank 0 at every checkpoint.
     Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
-    that is not finite (the last good checkpoint stays).
+    that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
     """
     objective.to(world.device)
     if settings.precision == "fp64":
         objective.double()
+    if settings.channels_last:
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = optim.build(objective, settings)
     average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
     start = restore(out, objective, optimiser, average)
     model = world.wrap(objective).train()
     board = Board(out if world.main else None, start)
-    if world.main and (said := watch.micro_statistics(objective, settings)):
-        print(said, flush=True)
+    if world.main:
+        for line in watch.beforehand(objective, settings, world):
+            print(line, flush=True)
     for tag, sheet in (sheets or {}).items():
         board.image(tag, 0, sheet)
     marks = snapshot_steps(total, settings.snapshots)
-    save_every = settings.save_epochs * feed.steps_per_epoch
+    save_every = settings.save_steps or settings.save_epochs * feed.steps_per_epoch
+    alarm = watch.Collapse(objective, settings, feed.steps_per_epoch)
     finite = watch.Finite(type(objective).__name__, world.device)
     meter = watch.Meter(feed, settings.batch)
     last: dict[str, float] = {}
 
     def save(step: int) -> None:
         finite.check()
+        watch.compare_ranks(objective, step, world)
+        tensors = whole(objective, average)  # of all ranks, where each holds a part
         if world.main:
-            store(out, step, objective, optimiser, average, settings, seed)
+            keep = settings.keep if alarm.calm else len(checkpoint.steps(out / "checkpoints")) + 1
+            store(out, step, tensors, optimiser, settings, seed, keep)
         world.barrier()
 
     for step, epoch, loaded in feed.steps(start):
@@ -101,20 +112,29 @@ def train(
         finite.note(step, result.loss, norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        objective.commit(result.pending, step)
+        objective.commit(result.pending, step, (step + 1) / total)
         if average is not None:
             follow(average, objective.encoder, settings.ema)
         done = step + 1
-        if done % settings.log_steps == 0 or done == total:
-            last = scalars(result, norm, optimiser.param_groups[0]["lr"], world)
+        saving = done % save_every == 0 or done == total
+        if settings.check_steps and done % settings.check_steps == 0:
+            watch.compare_ranks(objective, done, world)
+        if done % settings.log_steps == 0 or saving:
+            last = scalars(objective, result, done, norm, optimiser.param_groups[0]["lr"], world)
             finite.check()
+            if saving and world.main and judge is not None:
+                last |= judge(average or objective.encoder)
+            if alarm.leaky(done):
+                last["learn/leak"] = watch.leak(objective, batches[0], world)
             board.scalars(done, last)
             board.timings(done, meter.read(done))
             if world.main:
                 progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
+            alarm.note(done, last, result)
         if done in marks and world.main:
             export(average or objective.encoder, out / "snapshots" / f"{done:08d}")
-        if done % save_every == 0 or done == total:
+        if saving:
+            watch.histograms(board, done, result)
             save(done)
     if world.main:
         export(average or objective.encoder, out)
@@ -139,19 +159,17 @@ def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> St
                 results.append(model(batch))
                 (results[-1].loss / len(batches)).backward()
         return detached(results)
-    statistics = {n: b.clone() for n, b in objective.named_buffers() if "running_" in n or "num_batches" in n}
-    with torch.no_grad():
+    with untracked(objective):  # the second pass moves the running statistics, once
         parts = [model(batch, "embed") for batch in batches]
-        for name, value in statistics.items():  # the second pass updates them, once
-            objective.get_buffer(name).copy_(value)
     rows = tuple(torch.cat(column).requires_grad_() for column in zip(*parts, strict=True))
     result = objective.score(rows, replace(batches[0], views=(), ids=torch.cat([b.ids for b in batches])))
-    cached = torch.autograd.grad(result.loss, rows)
+    cached = torch.autograd.grad(result.loss, rows, allow_unused=True)
     at = 0
     for i, batch in enumerate(batches):
         with unsynced(model, i < len(batches) - 1):
             again = model(batch, "embed")
-            torch.autograd.backward(again, [g[at : at + len(batch.ids)] for g in cached])
+            used = [(row, g[at : at + len(batch.ids)]) for row, g in zip(again, cached, strict=True) if g is not None]
+            torch.autograd.backward([row for row, _ in used], [g for _, g in used])
         at += len(batch.ids)
     return detached([result])
 
@@ -159,12 +177,19 @@ def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> St
 def detached(results: list[Step]) -> Step:
     """One step's mean loss, energies and scalars, and its pending rows in order, of its micro-batches'."""
     first = results[0]
+    if len(results) == 1:  # without a copy of the energies
+        scalars = {k: v.detach() for k, v in first.scalars.items()}
+        return replace(
+            first, loss=first.loss.detach(), low=first.low.detach(), high=first.high.detach(), scalars=scalars
+        )
     return Step(
         loss=torch.stack([r.loss.detach() for r in results]).mean(),
         low=torch.cat([r.low.detach() for r in results]),
         high=torch.cat([r.high.detach() for r in results]),
         scalars={k: torch.stack([r.scalars[k].detach() for r in results]).mean() for k in first.scalars},
         pending={k: torch.cat([r.pending[k] for r in results]) for k in first.pending},
+        rows=None if first.rows is None else torch.cat([r.rows for r in results if r.rows is not None]),
+        temperature=first.temperature,
     )
 
 
@@ -199,14 +224,18 @@ def follow(average: nn.Module, encoder: nn.Module, decay: float) -> None:
             a.copy_(b)
 
 
-def scalars(result: Step, norm: Tensor, lr: float, world: World) -> dict[str, float]:
+def scalars(
+    objective: Objective, result: Step, step: int, norm: Tensor, lr: float, world: World
+) -> dict[str, float]:
     """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
     values = {"train/loss": result.loss, "energy/low": result.low.mean()}
     if result.high.numel():
         seen = torch.isfinite(result.high)
         values["energy/high"] = result.high[seen].mean()
         values["energy/gap"] = values["energy/high"] - values["energy/low"]
-    values |= result.scalars
+    values |= result.scalars | objective.watched(step - 1)
+    if result.rows is not None:
+        values |= energies.watch(result)
     table = world.sum(torch.stack([v.detach().double().reshape(()) for v in values.values()])) / world.size
     return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
 
@@ -230,19 +259,24 @@ def restore(out: Path, objective: Objective, optimiser: torch.optim.Optimizer, a
     return int(state["step"])
 
 
-def store(
-    out: Path,
-    step: int,
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    average: nn.Module | None,
-    settings: Training,
-    seed: int,
-) -> None:
-    """Writes everything that the rest of the training depends on."""
+def whole(objective: Objective, average: nn.Module | None) -> dict[str, Tensor]:
+    """Named tensors of the objective, and of its average. Called on all ranks together."""
     tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    return tensors
+
+
+def store(
+    out: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    settings: Training,
+    seed: int,
+    keep: int,
+) -> None:
+    """Writes everything that the rest of the training depends on."""
     moments, numbers = checkpoint.pack_optimiser(optimiser)
     state = {
         "seed": seed,
@@ -251,4 +285,4 @@ def store(
         "settings": settings.model_dump(mode="json"),
         "torch": str(torch.__version__),
     }
-    checkpoint.save(out / "checkpoints", step, tensors | moments, state, settings.keep)
+    checkpoint.save(out / "checkpoints", step, tensors | moments, state, keep)

@@ -1,34 +1,75 @@
 """Optimisers over named parameters, and the learning rate as a function of the step alone."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.settings.training import LARS as LARSSettings
 from pipeline.settings.training import SGD, Training
 
 
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates (You, Gitman & Ginsburg, arXiv 1708.03888), in the form that MoCo v3's code gave them.
+
+    d = g + weight_decay w; d *= trust |w| / |d| where both are above 0; v <- momentum v + d; w <- w - lr v. Groups
+    with ``adapt`` false (biases and norms) take d = g.
+    """
+
+    def __init__(self, groups: Any, lr: float, momentum: float, trust: float):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                d = p.grad
+                if group["adapt"]:
+                    d = d.add(p, alpha=group["weight_decay"])
+                    weight, length = p.norm(), d.norm()
+                    ratio = torch.where((weight > 0) & (length > 0), group["trust"] * weight / length, 1.0)
+                    d = d * ratio.to(d.dtype)
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(d)
+                p.add_(velocity, alpha=-group["lr"])
+
+
 def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that train; biases and norms (one dimension or less) undecayed if so set."""
+    """SGD, LARS or AdamW over the parameters that train; biases and norms (one dimension or less) undecayed if so
+    set, and always under LARS."""
     trained = [p for p in objective.parameters() if p.requires_grad]
     chosen = settings.optimiser
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1 or chosen.decay_norms], "weight_decay": chosen.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1 and not chosen.decay_norms], "weight_decay": 0.0},
+    spared = isinstance(chosen, LARSSettings) or not chosen.decay_norms
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1 or not spared], "weight_decay": chosen.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1 and spared], "weight_decay": 0.0},
     ]
+    if isinstance(chosen, LARSSettings):
+        groups[1]["adapt"] = False
     groups = [g for g in groups if g["params"]]
     lr = settings.peak_lr()
+    fused = trained[0].is_cuda  # on a CPU it is worth nothing
+    if isinstance(chosen, LARSSettings):
+        return LARS(groups, lr, chosen.momentum, chosen.trust)
     if isinstance(chosen, SGD):
-        return torch.optim.SGD(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov)
-    return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step: linear warm-up, then constant or a half cosine to 0 (arXiv 1608.03983)."""
+    """Learning rate of a step: linear warm-up, then constant, a cosine (arXiv 1608.03983), or drops to a tenth."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     peak = settings.peak_lr()
     if step < warmup:
         return peak * (step + 1) / warmup
     if settings.schedule == "constant":
         return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    if settings.schedule == "steps":
+        return peak * 0.1 ** sum(step >= share * total for share in settings.lr_drops)
+    half = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return peak * (settings.lr_floor + (1 - settings.lr_floor) * half)

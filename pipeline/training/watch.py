@@ -1,29 +1,140 @@
-"""What is watched while training: that numbers are finite, how fast it goes, and what a reader should know first."""
+"""What is watched while training: that numbers are finite, ranks alike, embeddings spread; and how fast it goes."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.board import Board
 from pipeline.errors import NoProgressError
-from pipeline.nets.norm import BatchNorm
+from pipeline.nets import norm
+from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
+from pipeline.world import World
 
 if TYPE_CHECKING:
     from pipeline.training.loop import Feed
 
+PATIENCE = 50  # steps
+POINT, FLAT, LEAK = 0.1, 0.02, 0.1
+PICTURED = 1 << 16  # negatives' energies in a histogram
 
-def micro_statistics(objective: nn.Module, settings: Training) -> str | None:
-    """The line that a training with batch norm and accumulation begins with; none where there is nothing to say."""
-    normed = sum(isinstance(part, BatchNorm) for part in objective.modules())
-    if settings.accumulate == 1 or not normed:
-        return None
-    return (
-        f"accumulate {settings.accumulate}: the {normed} batch norms take their statistics from micro-batches of "
-        f"{settings.batch // settings.accumulate} images, not from the batch of {settings.batch}, so this is not the "
-        f"big batch; with norm.kind none it is, exactly"
-    )
+
+def beforehand(objective: Objective, settings: Training, world: World) -> Iterator[str]:
+    """The lines that a training begins with: what is not as its reader may think."""
+    norms = sum(isinstance(part, norm.BatchNorm) for part in objective.modules())
+    if settings.accumulate > 1 and norms:
+        yield (
+            f"accumulate {settings.accumulate}: the {norms} batch norms take their statistics from micro-batches of "
+            f"{settings.batch // settings.accumulate} images, not from the batch of {settings.batch}, so this is not "
+            f"the big batch; with norm.kind none it is, exactly"
+        )
+    if settings.precision == "bf16" and not world.fast_bf16():
+        yield "precision bf16: this CPU has no bf16 arithmetic, so it is slower than fp32 here"
+
+
+def compare_ranks(objective: Objective, step: int, world: World) -> None:
+    """Raises NoProgressError, on all ranks, where weights or memory that all should hold alike differ in a bit."""
+    if world.size == 1:
+        return
+    held = objective.replicated()
+    table = world.gather(torch.stack([checksum(t.detach()) for t in held.values()])[None])
+    differs = (table != table[0]).any(0).tolist()
+    if any(differs):
+        name = next(n for n, d in zip(held, differs, strict=True) if d)
+        ranks = [r for r in range(world.size) if (table[r] != table[0]).any()]
+        raise NoProgressError(
+            f"{type(objective).__name__}: {name} and {sum(differs) - 1} other tensors of rank {ranks[0]} are not "
+            f"those of rank 0 at step {step}: the ranks have come apart; the last good checkpoint is kept. Check that "
+            f"all nodes run the same versions and devices, then run the same command again"
+        )
+
+
+def checksum(x: Tensor) -> Tensor:
+    """A sum over the bits of x, each word weighted by its place: int64, 0-d."""
+    words = x.contiguous().view(-1).view(torch.uint8)
+    width = next(w for w in (8, 4, 2, 1) if words.numel() % w == 0)
+    numbers = words.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[width]).to(torch.int64)
+    return (numbers * (2 * (torch.arange(len(numbers), device=x.device) % 32749) + 1)).sum()
+
+
+def leak(objective: Objective, batch: Batch, world: World) -> float:
+    """How much nearer, in cosine, an image's views are for having been normalised beside the same companions: the
+    second view is embedded again with its batch turned by half. 0 but for noise unless batch norm tells."""
+    first, second = batch.views
+    half = len(batch.ids) // 2
+    with norm.untracked(objective):
+        told = objective.pair(objective.embed(batch))
+        turned = objective.pair(objective.embed(replace(batch, views=(first, second.roll(half, 0)))))
+    assert told is not None and turned is not None
+    near, far = (told[0] * told[1]).sum(1), (told[0] * turned[1].roll(-half, 0)).sum(1)
+    return float(world.sum((near - far).mean()) / world.size)
+
+
+def histograms(board: Board, step: int, result: Step) -> None:
+    """Energies of positives and of some negatives, one over the other on the board."""
+    board.histogram("energy/low", step, result.low.float().cpu().numpy())
+    if result.high.numel():
+        some = result.high[:, :: max(1, result.high.numel() // PICTURED)].float().cpu()
+        board.histogram("energy/high", step, some[torch.isfinite(some)].numpy())
+
+
+class Collapse:
+    """Reads what is logged; where for PATIENCE steps it says that nothing is learned any more, names it.
+
+    Three signs. std: the embeddings' deviation is under POINT of that of a sphere: they are (nearly) one point. gap:
+    positives lie less than FLAT nats under negatives: no sample is told from another (a temperature without end).
+    leak: a positive is nearer by LEAK in cosine for sharing its companions in batch norm. Nothing is read in the first
+    PATIENCE steps, in warm-up, nor while an objective is blind.
+    """
+
+    def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
+        self.name, self.do = type(objective).__name__, settings.collapse
+        self.from_step = PATIENCE + round((settings.warmup_epochs + objective.blind_epochs) * steps_per_epoch)
+        self.leaks = objective.recipe == "two" and norm.blocks(objective) > 1
+        self.since: int | None = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last reading was healthy."""
+        return self.since is None
+
+    def leaky(self, step: int) -> bool:
+        """Whether batch norm's companions are to be looked at: rarely, since it takes two forward passes."""
+        return self.leaks and step % PATIENCE == 0
+
+    def signs(self, read: dict[str, float], result: Step) -> list[str]:
+        if result.rows is None:
+            return []
+        found, sphere = [], result.rows.shape[1] ** -0.5
+        if read["learn/std"] < POINT * sphere:
+            found.append(f"the embeddings are nearly one point (std {read['learn/std']:.2g}, spread {sphere:.2g})")
+        if read.get("energy/gap", 1.0) < FLAT:
+            found.append(f"negatives are not pushed above positives (gap {read['energy/gap']:.2g} nats)")
+        if read.get("learn/leak", 0.0) > LEAK:
+            found.append(f"batch norm tells an image's views by their companions (leak {read['learn/leak']:.2g})")
+        return found
+
+    def note(self, step: int, read: dict[str, float], result: Step) -> None:
+        """Raises NoProgressError, or says a line, as the settings ask."""
+        if self.do == "ignore" or step < self.from_step:
+            return
+        found = self.signs(read, result)
+        if not found:
+            self.since = None
+            return
+        self.since = step if self.since is None else self.since
+        if step - self.since < PATIENCE and "learn/leak" not in read:
+            return
+        text = f"{self.name}: collapsed at step {self.since}: {'; '.join(found)}"
+        if self.do == "stop":
+            raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
+                                  f"rate, or set norm.kind global or shuffle; collapse: ignore goes on")  # fmt: skip
+        print(text, flush=True)
+        self.since, self.do = None, "ignore"  # once
 
 
 class Finite:

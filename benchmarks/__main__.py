@@ -1,0 +1,33 @@
+"""Ours beside a peer on the same work: `uv run --group bench python -m benchmarks [FIGURE ...]`.
+
+Prints a table, and for each figure a JSON line {"figure", "ratio", "ours", "peer", "unit", "n"}; a ratio above 1 says
+that ours is better. Each figure is a function of that name in the module that it is listed with.
+"""
+
+import importlib
+import json
+import sys
+
+FIGURES = {
+    "moco_step": "pretraining",
+    "moco_step_bf16": "pretraining",
+    "moco_overhead": "pretraining",
+    "pirl_negatives": "pretraining",
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        print(f"no figure {', '.join(unknown)}; expected some of {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    for name in names or list(FIGURES):
+        result = getattr(importlib.import_module(f"benchmarks.{FIGURES[name]}"), name)()
+        seen = f"ours {result['ours']:.4g}, peer {result['peer']:.4g} {result['unit']}, ratio {result['ratio']:.2f}"
+        print(f"{name:20} {seen}")
+        print(json.dumps({"figure": name, **result}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,184 @@
+"""What a GPU does with this: `python -m benchmarks.gpu PHOTOS OUT [--small]`, without Ray and without a network.
+
+Measures decoding, photometrics, the pure step (fp32, TF32, bf16; eager and compiled), its share of a large matrix
+product of the same run, peak memory beside the estimate, and training end to end from shards with its waiting.
+Each piece ends within minutes and is written to OUT/gpu.json: the same command goes on with what is missing. PHOTOS: a
+folder of a few hundred images, replicated for the feed. The table is OUT/gpu.md.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import estimate, objectives
+from pipeline.data.sources import IMAGES
+from pipeline.image import Image
+from pipeline.objectives.base import Batch
+from pipeline.settings.data import MoCoV2
+from pipeline.settings.nets import ResNet
+from pipeline.settings.objectives import MoCo
+from pipeline.settings.stages import Pack, Pretrain
+from pipeline.stages import pack, pretrain
+from pipeline.training import optim
+from pipeline.training.loop import backward
+from pipeline.views import recipes
+from pipeline.views.decode import decode
+from pipeline.world import World
+
+
+class Bench:
+    """``small``: sizes at which a CPU shows that all of it runs; such numbers are no claim."""
+
+    def __init__(self, photos: Path, out: Path, small: bool):
+        self.out, self.small, self.world = out, small, World(1 if small else 8)
+        self.device = self.world.device
+        self.photos = sorted(p for p in photos.rglob("*") if p.suffix.lower() in IMAGES)
+        if not self.photos:
+            raise SystemExit(f"{photos}: no images in it; expected a folder with a few hundred photographs")
+        self.side, self.batch = (32, 8) if small else (224, 256)
+        self.kind: Any = "resnet18" if small else "resnet50"
+        self.repeats = 2 if small else 20
+
+    def seconds(self, one: Callable[[], Any]) -> float:
+        """Of a repeat, after two that are not counted."""
+        for _ in range(2):
+            one()
+        self.wait()
+        begun = time.perf_counter()
+        for _ in range(self.repeats):
+            one()
+        self.wait()
+        return (time.perf_counter() - begun) / self.repeats
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def name(self) -> dict[str, Any]:
+        card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU: not a measurement"
+        return {"device": card, "torch": torch.__version__, "small": self.small}
+
+    def matmul(self, precision: str) -> dict[str, Any]:
+        n = 256 if self.small else 8192
+        a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        return {"tflops": 2 * n**3 / self.seconds(lambda: a @ a) / 1e12}
+
+    def decoding(self) -> dict[str, Any]:
+        data = [p.read_bytes() for p in self.photos[:64]]
+        return {"images_per_s_and_core": len(data) / self.seconds(lambda: [decode(d, 3) for d in data])}
+
+    def photometrics(self) -> dict[str, Any]:
+        image = Image(3, self.side, (0.5,) * 3, (0.25,) * 3)
+        recipe = recipes.build("two", MoCoV2(size=self.side), image, None, 0)
+        import numpy as np
+
+        ids = np.arange(self.batch)
+        crops = tuple(
+            torch.randint(0, 256, (self.batch, 3, self.side, self.side), dtype=torch.uint8) for _ in range(2)
+        )
+        draws = recipe.draws(0, ids)
+        return {"images_per_s": 2 * self.batch / self.seconds(lambda: recipe.finish(crops, draws, self.device))}
+
+    def settings(self, precision: str) -> Pretrain:
+        return Pretrain(
+            data="shards", net=ResNet(kind=self.kind), views=MoCoV2(size=self.side), batch=self.batch,
+            objective=MoCo(queue=64 if self.small else 65536), channels_last=True, steps=3 if self.small else 100,
+            precision="bf16" if precision == "bf16" else "fp32", log_steps=1 if self.small else 20, threads=1 if
+            self.small else 16, collapse="ignore", train_examples=None,
+        )  # fmt: skip
+
+    def step(self, precision: str, mode: str) -> dict[str, Any]:
+        """The pure step from synthetic input: images a second, and FLOP/s by a count of the forward pass."""
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        settings, image = self.settings(precision), Image(3, self.side, (0.5,) * 3, (0.25,) * 3)
+        objective: Any = objectives.build(settings.objective, settings.net, image, 10_000, self.world, 0)
+        objective.to(self.device).to(memory_format=torch.channels_last).train()
+        optimiser, at = optim.build(objective, settings), itertools.count()
+        views = tuple(torch.randn(self.batch, 3, self.side, self.side, device=self.device) for _ in range(2))
+        given = Batch(views, torch.arange(self.batch, device=self.device))
+        flops = 4 * self.forward_flops(objective.trunk, views[0])
+        if mode == "compile":
+            objective.trunk.compile()
+            objective.key_trunk.compile()
+
+        def one() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                result = backward(objective, objective, [given])
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            objective.commit(result.pending, next(at))
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        took = self.seconds(one)
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        expected = estimate.memory(settings, self.on_meta(settings), image)
+        rates = {"images_per_s": self.batch / took, "tflops": flops / took / 1e12}
+        return {**rates, "peak_bytes": peak, "estimated_bytes": expected}
+
+    def on_meta(self, settings: Pretrain) -> Any:
+        built = estimate.build(settings, estimate.Packed(10_000, 3, self.side), 0)
+        assert built is not None
+        return built[0]
+
+    def forward_flops(self, trunk: torch.nn.Module, images: torch.Tensor) -> int:
+        """Of one forward pass of a batch; a step is four: query forward, twice that backward, key forward."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            trunk(images)
+        return counted.get_total_flops()
+
+    def end_to_end(self) -> dict[str, Any]:
+        """Training from shards: images a second and the share of the time that steps wait for images."""
+        folder, shards, run = (self.out / name for name in ("photos", "shards", "run"))
+        copies = max(1, -(-(2 if self.small else 40) * self.batch // len(self.photos)))
+        if not (shards / "manifest.json").exists():
+            folder.mkdir(exist_ok=True)
+            for at, (copy, photo) in enumerate(itertools.product(range(copies), self.photos)):
+                link = folder / f"{at:06d}-{copy}{photo.suffix}"
+                if not link.exists():
+                    link.symlink_to(photo.resolve())
+            shards.mkdir(exist_ok=True)
+            pack.run(Pack(source=f"folder:{folder}", test=0.02), 0, {}, shards, self.world)
+        run.mkdir(exist_ok=True)
+        pretrain.run(self.settings("bf16"), 0, {"shards": shards}, run, self.world)
+        rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
+        last = [r for r in rows if "feed/images_per_s" in r][-1]
+        wait = last["feed/wait"] * last["feed/images_per_s"] / self.batch
+        return {"images_per_s": last["feed/images_per_s"], "wait_share": wait}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU: shows that it runs, measures nothing")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench, path = Bench(options.photos, options.out, options.small), options.out / "gpu.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    precisions, modes = ("fp32", "tf32", "bf16"), ("eager",) if options.small else ("eager", "compile")
+    pieces: dict[str, Callable[[], dict[str, Any]]] = {"device": bench.name}
+    pieces |= {f"matmul {p}": lambda p=p: bench.matmul(p) for p in precisions}
+    pieces |= {"decode": bench.decoding, "photometrics": bench.photometrics}
+    pieces |= {f"step {p} {m}": lambda p=p, m=m: bench.step(p, m) for p in precisions for m in modes}
+    pieces |= {"end to end bf16": bench.end_to_end}
+    for name, piece in pieces.items():
+        if name not in done:
+            done[name] = piece()
+            path.write_text(json.dumps(done, indent=1) + "\n")
+            print(name, json.dumps(done[name]), flush=True)
+    lines = [f"| {name} | {', '.join(f'{k} {v}' for k, v in row.items())} |" for name, row in done.items()]
+    (options.out / "gpu.md").write_text("\n".join(["| piece | result |", "|---|---|", *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The pretraining step beside lightly's modules, and PIRL's negatives beside a gather a sample."""
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import objectives
+from pipeline.image import Image
+from pipeline.objectives.base import Batch
+from pipeline.settings.nets import ResNet
+from pipeline.settings.objectives import Head, MoCo
+from pipeline.training.loop import backward
+from pipeline.world import World
+
+BATCH = int(os.environ.get("BENCH_BATCH", "256"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+IMAGE = Image(3, 32, (0.5,) * 3, (0.25,) * 3)
+SETTINGS = MoCo(queue=4096, momentum=0.99, temperature=0.1, mask_own=False, head=Head(hidden=512, dim=128))
+
+
+def rounds(work: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
+    """Seconds of each, the median of ``count`` interleaved rounds after one that is not counted."""
+    seen: dict[str, list[float]] = {name: [] for name in work}
+    for at in range(count + 1):
+        for name, one in work.items():
+            begun = time.perf_counter()
+            one()
+            if at:
+                seen[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(times) for name, times in seen.items()}
+
+
+def batch() -> Batch:
+    torch.manual_seed(0)
+    views = tuple(torch.randn(BATCH, 3, 32, 32) for _ in range(2))
+    return Batch(views, torch.arange(BATCH))
+
+
+def ours(precision: str, channels_last: bool) -> Callable[[], None]:
+    """One step of the loop: forward, backward, optimiser, commit."""
+    objective = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
+    if channels_last:
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.06, momentum=0.9)
+    given, at = batch(), iter(range(10**9))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            result = backward(objective, objective, [given])
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        objective.commit(result.pending, next(at))
+
+    return step
+
+
+def bare(channels_last: bool) -> Callable[[], None]:
+    """The passes that no implementation can do without: query forward and backward, key forward."""
+    objective: Any = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
+    if channels_last:
+        objective.to(memory_format=torch.channels_last)
+    first, second = batch().views
+
+    def step() -> None:
+        objective.head(objective.trunk(first)).square().sum().backward()
+        with torch.no_grad():
+            objective.key_head(objective.key_trunk(second))
+        objective.zero_grad(set_to_none=True)
+
+    return step
+
+
+def lightlys() -> Callable[[], None]:
+    """MoCo v2 composed of lightly's modules as its documentation does it."""
+    from lightly.loss import NTXentLoss
+    from lightly.models import ResNetGenerator
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    trunk = torch.nn.Sequential(*list(ResNetGenerator("resnet-18").children())[:-1], torch.nn.AdaptiveAvgPool2d(1))
+    head = MoCoProjectionHead(512, 512, 128)
+    slow, slow_head = copy.deepcopy(trunk), copy.deepcopy(head)
+    deactivate_requires_grad(slow)
+    deactivate_requires_grad(slow_head)
+    criterion = NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
+    optimiser = torch.optim.SGD([*trunk.parameters(), *head.parameters()], 0.06, momentum=0.9)
+    first, second = batch().views
+
+    def step() -> None:
+        update_momentum(trunk, slow, m=0.99)
+        update_momentum(head, slow_head, m=0.99)
+        query = head(trunk(first).flatten(1))
+        with torch.no_grad():
+            key = slow_head(slow(second).flatten(1))
+        optimiser.zero_grad()
+        criterion(query, key).backward()
+        optimiser.step()
+
+    return step
+
+
+@cache
+def steps() -> dict[str, float]:
+    """All of them in one run, so that each is measured beside the others."""
+    torch.set_num_threads(THREADS)
+    work = {
+        "lightly": lightlys(),
+        "fp32": ours("fp32", True),
+        "bf16": ours("bf16", True),
+        "bare": bare(True),
+    }
+    return rounds(work, ROUNDS)
+
+
+def compared(mine: str, peer: str) -> dict[str, Any]:
+    seen = steps()
+    return {"ratio": seen[peer] / seen[mine], "ours": seen[mine], "peer": seen[peer], "unit": "s/step", "n": ROUNDS}
+
+
+def moco_step() -> dict[str, Any]:
+    """ResNet-18, 32x32, fp32, channels_last, beside lightly's fp32."""
+    return compared("fp32", "lightly")
+
+
+def moco_step_bf16() -> dict[str, Any]:
+    """bf16 and channels_last, beside lightly's fp32."""
+    return compared("bf16", "lightly")
+
+
+def moco_overhead() -> dict[str, Any]:
+    """The whole step beside its bare model passes: 0.95 is an overhead of 5 %."""
+    return compared("fp32", "bare")
+
+
+def pirl_negatives() -> dict[str, Any]:
+    """Energies of 32 images against 32,000 rows each: one draw for the batch, or a gather for every sample."""
+    torch.set_num_threads(1)
+    bank = torch.nn.functional.normalize(torch.randn(100_000, 128), dim=1)
+    rows = torch.nn.functional.normalize(torch.randn(32, 128), dim=1)
+    shared = torch.randperm(100_000)[:32_000]
+    each = torch.randint(0, 100_000, (32, 32_000))
+
+    def gathered() -> Tensor:
+        return torch.einsum("bd,bkd->bk", rows, bank[each.flatten()].view(32, 32_000, 128))
+
+    seen = rounds({"shared": lambda: rows @ bank[shared].T, "gathered": gathered}, 5 * ROUNDS)
+    ratio = seen["gathered"] / seen["shared"]
+    return {"ratio": ratio, "ours": seen["shared"], "peer": seen["gathered"], "unit": "s", "n": 5 * ROUNDS}

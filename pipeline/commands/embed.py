@@ -1,0 +1,31 @@
+"""pipeline embed ENCODER IMAGES OUT.parquet: features of any images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.commands import Parser, parse
+
+ABOUT = """Writes a row for every image: name, split, label, features. Images of another size are resized and cut as
+the probe does it."""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = Parser(prog="pipeline embed", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("encoder", metavar="ENCODER", help="the folder of a stage that makes an encoder")
+    parser.add_argument("images", metavar="IMAGES", help="a folder of images, or of packed shards")
+    parser.add_argument("out", metavar="OUT.parquet", help="the file to write")
+    parser.add_argument("--threads", type=int, default=1, help="of the forward pass (default: 1)")
+    options = parse(parser, words)
+    from pipeline.evaluation import embed, encoders
+    from pipeline.world import World
+
+    folder = Path(options.encoder)
+    encoder = encoders.load(folder)
+    record = folder / "artifact.json"
+    key = json.loads(record.read_text())["key"] if record.exists() else ""
+    about = {"encoder": folder.name, "key": key, "spec": (folder / encoders.SPEC).read_text()}
+    device = World(options.threads).device
+    count = embed.embed(encoder, Path(options.images), Path(options.out), device, about)
+    print(f"{options.out}: features of {count} images")
+    return 0

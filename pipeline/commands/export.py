@@ -1,0 +1,21 @@
+"""pipeline export ENCODER FOLDER: a trained backbone as timm, torchvision and the Hugging Face Hub take it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.commands import Parser, parse
+
+ABOUT = """Writes model.safetensors, config.json and a model card. ENCODER: the folder of a pretraining stage, such as
+runs/moco-1a2b3c4d, or of one of its snapshots."""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = Parser(prog="pipeline export", description=ABOUT, allow_abbrev=False)
+    parser.add_argument("encoder", metavar="ENCODER", help="a folder with encoder.safetensors")
+    parser.add_argument("out", metavar="FOLDER", help="where to")
+    options = parse(parser, words)
+    from pipeline.evaluation import exports
+
+    architecture = exports.write(Path(options.encoder), Path(options.out))
+    print(f"{options.out}: {architecture}, model.safetensors, config.json, README.md")
+    return 0

@@ -1,0 +1,138 @@
+"""An encoder as others load it: safetensors with torchvision's names, in the layout of timm and the Hugging Face Hub.
+
+    model.safetensors   the backbone's weights, fp32, without a classifier
+    config.json         architecture and preprocessing, as timm reads them
+    README.md           the model card: what it was trained on and how, and what a probe says of it
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from pipeline.errors import DataError
+from pipeline.evaluation import encoders
+from pipeline.image import Image
+from pipeline.settings.nets import ResNet, ViT
+
+
+def write(folder: Path, out: Path) -> str:
+    """Writes the encoder of an artifact (or of one of its snapshots) to ``out``; returns its architecture.
+
+    Raises DataError where there is no trunk that timm and torchvision know.
+    """
+    encoder = encoders.load(folder)
+    spec = json.loads((folder / encoders.SPEC).read_text())
+    net = encoders.settings(spec) if spec["kind"] == "trunk" else None
+    if not isinstance(net, ResNet | ViT):
+        what = spec["kind"] if net is None else net.kind
+        raise DataError(
+            f"{folder}: a {what} has no counterpart in timm or torchvision; expected a resnet or a vit. `pipeline "
+            f"embed` writes the features of any encoder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.contiguous() for k, v in encoder.module.state_dict().items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / "README.md").write_text(card(folder, config, small(net, encoder.image)))
+    return config["architecture"]
+
+
+def small(net: ResNet | ViT, image: Image) -> bool:
+    """Whether the first convolution is the small images' 3x3."""
+    return isinstance(net, ResNet) and (net.stem == "small" or (net.stem == "auto" and image.side < 64))
+
+
+def describe(net: ResNet | ViT, image: Image, features: int) -> dict[str, Any]:
+    """timm's config.json."""
+    first = "conv1" if isinstance(net, ResNet) else "conv_proj"
+    return {
+        "architecture": net.kind if isinstance(net, ResNet) else f"torchvision.VisionTransformer({net.model_dump()})",
+        "num_classes": 0,
+        "num_features": features,
+        "global_pool": "avg" if isinstance(net, ResNet) else "token",
+        "model_args": {"in_chans": image.channels},
+        "pretrained_cfg": {
+            "input_size": [image.channels, image.side, image.side],
+            "mean": list(image.mean),
+            "std": list(image.std),
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "num_classes": 0,
+            "first_conv": first,
+            "classifier": "fc" if isinstance(net, ResNet) else "heads",
+        },
+    }
+
+
+RECIPE = """```python
+import torch, torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{architecture}()
+{changes}model.fc = torch.nn.Identity()
+model.load_state_dict(load_file("model.safetensors"))  # all keys
+model.eval()  # images [B, {channels}, {side}, {side}] -> [B, {num_features}]
+```
+
+```python
+import timm
+
+model = timm.create_model("{architecture}", num_classes=0, in_chans={channels})
+{changes}model.load_state_dict(load_file("model.safetensors"))
+```
+"""
+SMALL = """model.conv1 = torch.nn.Conv2d({channels}, 64, 3, 1, 1, bias=False)  # the stem for small images
+model.maxpool = torch.nn.Identity()
+"""
+GREY = "model.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)\n"
+
+
+def card(folder: Path, config: dict[str, Any], stem: bool) -> str:
+    """The model card, in Markdown."""
+    channels, side, _ = config["pretrained_cfg"]["input_size"]
+    changes = SMALL if stem else GREY if channels != 3 else ""
+    facts = {k: config[k] for k in ("architecture", "num_features")} | {"channels": channels, "side": side}
+    residual = config["architecture"].startswith("resnet")
+    loading = RECIPE.format(**facts, changes=changes.format(**facts)) if residual else ""
+    home = next((p for p in (folder, *folder.parents[:2]) if (p / "artifact.json").exists()), None)
+    record = json.loads((home / "artifact.json").read_text()) if home else {}
+    settings = record.get("settings", {})
+    kind = settings.get("objective", {}).get("kind", "unknown")
+    mean, std = (", ".join(f"{v:.4f}" for v in config["pretrained_cfg"][k]) for k in ("mean", "std"))
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, {kind}]
+---
+# {config["architecture"]}, pretrained without labels by {kind}
+
+Pixels / 255, then less ({mean}) over ({std}); {side} x {side}.
+
+{loading}
+## What a probe says
+{results(home, record)}
+## How it was trained
+```json
+{json.dumps({k: record[k] for k in ("stage", "key", "seed", "settings", "versions", "processes", "metrics") if k in record}, indent=1, sort_keys=True)}
+```
+"""  # noqa: E501
+
+
+def results(home: Path | None, record: dict[str, Any]) -> str:
+    """The rows of every finished probe beside the artifact that judged it, with the probe's protocol."""
+    lines = []
+    for path in sorted(home.parent.glob("*/artifact.json")) if home else []:
+        probe = json.loads(path.read_text())
+        rows = probe.get("metrics", {}).get("rows", {})
+        if probe.get("kind") != "probe" or record.get("key") not in probe.get("inputs", {}).values():
+            continue
+        name = next(n for n, key in probe["inputs"].items() if key == record["key"])
+        for row in (name, "raw_pixels", "random"):
+            numbers = {k: v for k, v in sorted(rows.get(row, {}).items()) if isinstance(v, int | float)}
+            lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
+        protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders", "random_net")}
+        lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
+    return "\n".join(lines or ["No probe has judged it yet."]) + "\n"

@@ -1,0 +1,157 @@
+"""What is exported, loaded in a process that knows nothing of us: every key, the same features."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import cli
+from pipeline.evaluation import encoders
+from pipeline.image import Image
+from pipeline.nets import trunks
+from pipeline.settings.nets import CNN, ResNet
+
+LOADS = """
+import sys, torch
+from safetensors.torch import load_file
+folder, peer, small, channels = sys.argv[1], sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
+if peer == "torchvision":
+    import torchvision
+    model = torchvision.models.resnet18()
+    model.fc = torch.nn.Identity()
+else:
+    import timm
+    model = timm.create_model("resnet18", num_classes=0, in_chans=channels)
+if small:
+    model.conv1 = torch.nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+    model.maxpool = torch.nn.Identity()
+elif peer == "torchvision" and channels != 3:
+    model.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+model.load_state_dict(load_file(folder + "/model.safetensors"), strict=True)
+given = load_file(folder + "/../given.safetensors")
+with torch.no_grad():
+    apart = (model.eval()(given["images"]) - given["features"]).abs().max()
+assert apart < 1e-5, apart
+assert not any(name.startswith("pipeline") for name in sys.modules)
+"""
+
+
+def trained(folder, net, image):
+    """An encoder's folder, its statistics no longer the first ones."""
+    trunk = trunks.build(net, image)
+    trunk(torch.rand(4, image.channels, image.side, image.side))
+    encoders.save(folder, "trunk", trunk, {"net": net.model_dump(mode="json"), "image": encoders.describe(image)})
+    return encoders.load(folder)
+
+
+@pytest.mark.parametrize("image", [Image(3, 64, (0.5,) * 3, (0.2,) * 3), Image(1, 28, (0.1,), (0.3,))], ids=str)
+def test_torchvision_and_timm_load_every_key(image, tmp_path):
+    encoder = trained(tmp_path / "run", ResNet(), image)
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    pixels = torch.randint(0, 256, (3, image.channels, image.side, image.side), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (image.mean, image.std))
+    given = {"images": (pixels / 255 - mean) / std, "features": encoder(pixels)}
+    save_file(given, tmp_path / "given.safetensors")
+    for peer in ("torchvision", "timm"):
+        words = [str(tmp_path / "out"), peer, str(image.side < 64), str(image.channels)]
+        done = subprocess.run([sys.executable, "-I", "-c", LOADS, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architecture"] == "resnet18" and config["num_features"] == 512
+    assert config["pretrained_cfg"]["mean"] == list(image.mean)
+
+
+HUB = """
+import sys, timm, torch
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True)
+assert model.num_features == 512 and model.pretrained_cfg["mean"][0] == 0.5
+from safetensors.torch import load_file
+given = load_file(sys.argv[1] + "/../given.safetensors")
+assert (model.eval()(given["images"]) - given["features"]).abs().max() < 1e-5
+"""
+
+
+def test_the_layout_is_the_hubs(tmp_path):
+    image = Image(3, 64, (0.5,) * 3, (0.2,) * 3)
+    encoder = trained(tmp_path / "run", ResNet(), image)
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    save_file({"images": (pixels / 255 - 0.5) / 0.2, "features": encoder(pixels)}, tmp_path / "given.safetensors")
+    done = subprocess.run([sys.executable, "-I", "-c", HUB, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_card_tells_the_metrics_and_their_protocol(tmp_path):
+    home = tmp_path / "moco-12345678"
+    trained(home, ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3))
+    settings = {"kind": "pretrain", "objective": {"kind": "moco"}}
+    (home / "artifact.json").write_text(json.dumps({"key": "k", "stage": "moco", "seed": 3, "settings": settings}))
+    probe = {
+        "kind": "probe", "inputs": {"moco": "k", "shards": "s"}, "seed": 3, "settings": {"per_class": 10, "draws": 10},
+        "metrics": {"rows": {"moco": {"knn_top1": 0.75}, "raw_pixels": {"knn_top1": 0.5}}},
+    }  # fmt: skip
+    (tmp_path / "probe-1").mkdir()
+    (tmp_path / "probe-1/artifact.json").write_text(json.dumps(probe))
+    assert cli.main(["export", str(home), str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "moco: knn_top1 0.7500" in card and "raw_pixels: knn_top1 0.5000" in card and '"draws": 10' in card
+    assert "by moco" in card and card.startswith("---\nlibrary_name: timm")
+
+
+def test_what_nobody_else_loads_is_refused_in_a_line(tmp_path, capsys):
+    trained(tmp_path / "run", CNN(), Image(1, 8, (0.5,), (0.2,)))
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 65
+    assert "a cnn has no counterpart" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 65
+
+
+READS = """
+import sys, numpy, pyarrow.parquet
+table = pyarrow.parquet.read_table(sys.argv[1])
+numpy.save(sys.argv[2], numpy.stack(table["features"].to_numpy(zero_copy_only=False)))
+print(table.num_rows, table.column_names, table["label"][3].as_py(), sorted(table.schema.metadata))
+assert "torch" not in sys.modules
+"""
+
+
+def test_embedded_shards_are_the_encoders_features(digits, tmp_path):
+    import numpy as np
+
+    from pipeline.data.index import Shards
+    from pipeline.data.loader import images
+
+    encoder = trained(tmp_path / "run", CNN(width=8), Image(1, 8, (0.5,), (0.2,)))
+    out = tmp_path / "f.parquet"
+    assert cli.main(["embed", str(tmp_path / "run"), str(digits), str(out)]) == 0
+    done = subprocess.run([sys.executable, "-I", "-c", READS, str(out), str(tmp_path / "f.npy")], capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shards = Shards.open(digits, "train")
+    said = f"1797 ['name', 'split', 'label', 'features'] {shards.labels[3]} [b'encoder', b'key', b'spec']"
+    assert done.stdout.strip() == said
+    rows = torch.from_numpy(np.load(tmp_path / "f.npy"))
+    torch.testing.assert_close(rows[:300], encoder(images(shards, np.arange(300), 8)), rtol=0, atol=1e-5)
+
+
+def test_embedded_folder_and_a_file_that_is_no_image(tmp_path, capsys):
+    import pyarrow.parquet as parquet
+
+    from pipeline.data.sources import png
+
+    encoder = trained(tmp_path / "run", CNN(width=8), Image(3, 16, (0.5,) * 3, (0.2,) * 3))
+    pixels = torch.randint(0, 256, (2, 20, 24, 3), dtype=torch.uint8).numpy()
+    for name, one in zip(("a/x.png", "b/y.png"), pixels, strict=True):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos" / name).write_bytes(png(one))
+    words = ["embed", str(tmp_path / "run"), str(tmp_path / "photos"), str(tmp_path / "f.parquet")]
+    assert cli.main(words) == 0
+    table = parquet.read_table(tmp_path / "f.parquet")
+    assert table["name"].to_pylist() == ["a/x.png", "b/y.png"] and table["label"].to_pylist() == [0, 1]
+    assert len(table["features"][0]) == encoder.module.features
+    (tmp_path / "photos/b/z.png").write_bytes(b"none")
+    (tmp_path / "f.parquet").unlink()
+    assert cli.main(words) == 65
+    assert "z.png" in capsys.readouterr().err and not list(tmp_path.glob("*f.parquet"))

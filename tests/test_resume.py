@@ -1,0 +1,115 @@
+"""SIGKILL at random moments, then on with other threads or another number of ranks: the undisturbed run.
+
+Three kills here; twenty with `pytest tests/test_resume.py --kills 20`.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.training import checkpoint
+from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, STEPS
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+def begin(shards: Path, out: Path, threads: int, ranks: int, name: str) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-m", "tests.resume_worker", str(shards), str(out), str(threads), name]
+    return [
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", **({**world, "RANK": str(r), "LOCAL_RANK": str(r)}
+                                                               if ranks > 1 else {})},
+        )
+        for r in range(ranks)
+    ]  # fmt: skip
+
+
+def finish(started: list[subprocess.Popen]) -> None:
+    told = [p.communicate(timeout=900)[0] for p in started]
+    assert [p.returncode for p in started] == [0] * len(started), "\n".join(told)
+
+
+def rows(out: Path) -> list[dict]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def batches(home: Path) -> dict[int, set[int]]:
+    """By step, the ids that it was made of, over its ranks and however often it was computed."""
+    found: dict[int, set[int]] = {}
+    for path in home.glob("ids-*.jsonl"):
+        for line in path.read_text().splitlines():
+            step, _, ids = json.loads(line)
+            assert len(set(ids)) == len(ids) in (BATCH, BATCH // 2)
+            found.setdefault(step, set()).update(ids)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """Undisturbed runs, one process and one thread."""
+    folders = {}
+    for name in OBJECTIVES:
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        finish(begin(digits, folders[name], 1, 1, name))
+    return folders
+
+
+@pytest.mark.timeout(7200)
+def test_killed_and_gone_on_with_other_threads_and_ranks(digits, tmp_path, request, whole):
+    kills = request.config.getoption("--kills")
+    draw = random.Random(kills)
+    for at in range(kills):
+        name = list(OBJECTIVES)[at % 2]
+        home = tmp_path / f"{at}"
+        home.mkdir()
+        # Every other with another number of ranks, every one with other threads; the first alike, to the bit.
+        before, after = ((1, 1), (1, 1)) if at == 0 else ((1, 1 + at % 2), (2, 2 - at % 2))
+        moment = draw.randrange(4, STEPS - 2)
+        started = begin(digits, home / "run", *before, name)
+        while len(rows(home / "run")) < moment and all(p.poll() is None for p in started):
+            time.sleep(0.002)
+        for p in started:
+            p.send_signal(signal.SIGKILL)
+        for p in started:
+            p.communicate()
+        assert any(p.returncode == -9 for p in started) and not (home / "run/encoder.safetensors").exists()
+        finish(begin(digits, home / "run", *after, name))
+        compare(whole[name], home, exact=at == 0)
+        print(f"kill {at + 1} of {kills}: {name} at step {moment}, threads and ranks {before} then {after}")
+
+
+def compare(whole: Path, home: Path, exact: bool) -> None:
+    """Loss curve, weights, memory, and every planned id once in every epoch."""
+    if exact:
+        for name in ("metrics.jsonl", "encoder.safetensors", f"checkpoints/{STEPS:08d}/tensors.safetensors"):
+            assert (whole / name).read_bytes() == (home / "run" / name).read_bytes(), name
+    a, b = rows(whole), rows(home / "run")
+    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, STEPS + 1))
+    assert [r["train/loss"] for r in b] == pytest.approx([r["train/loss"] for r in a], rel=1e-4)
+    (one, _), (two, _) = (checkpoint.newest(f / "checkpoints") for f in (whole, home / "run"))
+    assert set(one) == set(two)
+    for key, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-3 * float(value.abs().max()), msg=key)
+        else:
+            assert torch.equal(two[key], value), key
+    seen = batches(home)
+    assert sorted(seen) == list(range(STEPS)) and {len(ids) for ids in seen.values()} == {BATCH}
+    for epoch in range(STEPS * BATCH // EXAMPLES):
+        steps = range(epoch * EXAMPLES // BATCH, (epoch + 1) * EXAMPLES // BATCH)
+        assert sorted(i for step in steps for i in seen[step]) == list(range(EXAMPLES))

@@ -1,0 +1,59 @@
+"""`pipeline verify`: silent where ranks agree, and names the tensor where they do not."""
+
+import pytest
+
+from pipeline import cli
+from pipeline.commands import verify
+from pipeline.training import checkpoint
+
+CONFIG = """\
+root: ROOT
+stages:
+  shards: {kind: pack, source: digits}
+  moco:
+    kind: pretrain
+    data: shards
+    net: {kind: cnn, width: 8, norm: {kind: NORM}}
+    views: {kind: characters}
+    objective: {kind: moco, queue: 64, head: {hidden: 0, dim: 16}}
+    batch: 32
+"""
+
+
+def config(tmp_path, norm: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.replace("ROOT", str(tmp_path / "runs")).replace("NORM", norm))
+    return str(path)
+
+
+@pytest.mark.cluster
+def test_ranks_that_agree(tmp_path, capsys):
+    assert cli.main(["verify", config(tmp_path, "global"), "--steps", "2"]) == 0
+    assert "moco: 1 and 2 processes, fp64: agree over 2 steps within 1e-10" in capsys.readouterr().out
+
+
+@pytest.mark.cluster
+def test_per_rank_statistics_are_found(tmp_path, capsys):
+    assert cli.main(["verify", config(tmp_path, "local"), "--steps", "1"]) == 1
+    said = capsys.readouterr()
+    assert "moco: 1 and 2 processes, fp64: step 1: the loss is" in said.out and "norm.kind local" in said.err
+
+
+def test_a_config_with_nothing_to_verify(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("stages:\n  shards: {kind: pack, source: digits}\n")
+    assert cli.main(["verify", str(path)]) == 2
+    assert "no stage to verify" in capsys.readouterr().err
+
+
+def test_the_first_tensor_that_differs_is_named(tmp_path):
+    import torch
+
+    for name, value in (("a", 1.0), ("b", 1.5)):
+        folder = tmp_path / name
+        tensors = {"objective.w": torch.full((2,), value), "objective.queue.ids": torch.arange(3)}
+        checkpoint.save(folder / "checkpoints", 1, tensors, {}, 1)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    found = verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10)
+    assert found == "step 1: objective.w [2] differs by 0.5, its largest entry is 1"
+    assert verify.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None

@@ -1,0 +1,143 @@
+"""What is watched: collapses that were put in are named within 200 steps, healthy runs are left alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline import objectives
+from pipeline.errors import NoProgressError
+from pipeline.objectives import energies
+from pipeline.objectives.base import Step
+from pipeline.objectives.moco import MoCo
+from pipeline.settings import objectives as chosen
+from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.stages import Pretrain
+from pipeline.settings.training import SGD, Adam
+from pipeline.stages import pretrain
+from pipeline.training import checkpoint, watch
+from tests.cases import CONTRASTIVE, batch, make, random, warm
+
+HEAD = chosen.Head(hidden=64, dim=16)
+HEALTHY = {
+    "moco": chosen.MoCo(queue=256, momentum=0.99, head=HEAD),
+    "moco_symmetric": chosen.MoCo(queue=256, momentum=0.99, temperature=0.1, symmetric=True, head=HEAD),
+    "moco_v3": chosen.MoCoV3(
+        temperature=0.2, head=chosen.Head(hidden=64, dim=16, norm="all"), predictor=chosen.Head(hidden=64, dim=16)
+    ),
+    "simclr": chosen.SimCLR(temperature=0.5, head=HEAD),
+    "pirl": chosen.PIRL(loss="infonce", temperature=0.2, negatives=0, head=HEAD),
+}
+STEPS = 200
+
+
+class Attracted(MoCo):
+    """No negatives, no predictor, a key encoder that is the query encoder: nothing keeps the embeddings apart."""
+
+    def score(self, embedded, batch):
+        step = super().score(embedded, batch)
+        return replace(step, loss=step.low.mean(), high=step.low.new_empty(len(step.low), 0))
+
+
+def run(digits, out, world, objective, **changes):
+    """A training of 200 steps on digits -> its rows of metrics.jsonl."""
+    common = {
+        "data": "shards", "batch": 64, "steps": STEPS, "net": CNN(width=8), "views": {"kind": "characters"},
+        "optimiser": Adam(lr=2e-3), "snapshots": 0, "save_steps": 50, "objective": objective, "collapse": "stop",
+    }  # fmt: skip
+    out.mkdir(exist_ok=True)
+    pretrain.run(Pretrain(**{**common, **changes}), changes.pop("seed", 0), {"shards": digits}, out, world)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def flagged(digits, out, world, objective, words: str, **changes) -> None:
+    with pytest.raises(NoProgressError, match=words) as told:
+        run(digits, out, world, objective, **changes)
+    step = int(str(told.value).split("at step ")[1].split(":")[0])
+    assert step <= STEPS and "last good checkpoint is kept" in str(told.value)
+    assert checkpoint.steps(out / "checkpoints")
+
+
+def test_no_negatives_and_no_predictor(digits, tmp_path, world, monkeypatch):
+    monkeypatch.setitem(objectives.OBJECTIVES, "moco", Attracted)
+    flagged(digits, tmp_path / "a", world, chosen.MoCo(queue=64, momentum=0.0, head=HEAD), "one point")
+
+
+def test_temperature_without_end(digits, tmp_path, world):
+    flagged(digits, tmp_path / "a", world, chosen.MoCo(queue=256, temperature=1e4, head=HEAD), "not pushed above")
+
+
+def test_batch_norm_that_tells(digits, tmp_path, world):
+    net = CNN(width=16, norm=Norm(kind="split", splits=32))
+    flagged(digits, tmp_path / "a", world, HEALTHY["moco"].model_copy(update={"temperature": 0.07}), "companions",
+            net=net)  # fmt: skip
+
+
+def test_shuffled_batch_norm_does_not_tell(digits, tmp_path, world):
+    net = CNN(width=16, norm=Norm(kind="shuffle", splits=32))
+    objective = HEALTHY["moco"].model_copy(update={"temperature": 0.07})
+    rows = run(digits, tmp_path / "a", world, objective, net=net)
+    seen = [row["learn/leak"] for row in rows if "learn/leak" in row]
+    assert len(seen) == STEPS // watch.PATIENCE and max(map(abs, seen)) < 0.05
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_runs_are_left_alone(name, seed, digits, tmp_path, world):
+    """Twice, once by Adam and once by SGD: with --kills above 3, as many seeds."""
+    optimiser = Adam(lr=1e-3) if seed else SGD(lr=0.1, lr_batch=0)
+    rows = run(digits, tmp_path / "a", world, HEALTHY[name], optimiser=optimiser, seed=seed)
+    assert rows[-1]["step"] == STEPS
+    judged = [row for row in rows if "learn/rankme" in row]
+    assert [row["step"] for row in judged] == [50, 100, 150, 200]
+    assert all(1 <= row["learn/rankme"] <= 32 and 0 <= row["learn/knn_top1"] <= 1 for row in judged)
+
+
+def test_ranks_that_have_come_apart_are_named():
+    class Apart:
+        rank, size = 0, 2
+
+        def gather(self, x):
+            other = x.clone()
+            other[0, 2] += 1
+            return torch.cat([x, other])
+
+    objective = torch.nn.Linear(3, 2)
+    objective.replicated = lambda: {"weight": objective.weight, "bias": objective.bias, "queue": torch.arange(4)}
+    with pytest.raises(NoProgressError, match=r"queue .* of rank 1 .* at step 12"):
+        watch.compare_ranks(objective, 12, Apart())
+
+
+@pytest.mark.parametrize("x", [torch.arange(5), random(3, 3), random(7).float(), torch.tensor(True), random(2, 0)])
+def test_a_checksum_sees_every_bit_and_place(x):
+    whole = watch.checksum(x)
+    assert whole.dtype == torch.int64 and whole == watch.checksum(x.clone())
+    if x.numel() > 1:
+        assert whole != watch.checksum(x.flip(0))
+        other = x.clone()
+        other.view(-1)[1] = torch.nextafter(x.view(-1)[1], x.new_tensor(9.0)) if x.is_floating_point() else 77
+        assert whole != watch.checksum(other)
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_what_is_read_of_a_step(name, world):
+    """auroc, effective negatives and the positive's share, as loops over the step's energies."""
+    objective = warm(make(name, world))
+    step = objective(batch(objective, [3, 1, 12, 25, 9, 30, 17, 6], 3))
+    read = energies.watch(step)
+    above, pairs, effective, share = 0, 0, [], []
+    for low, high in zip(step.low.tolist(), step.high.tolist(), strict=True):
+        seen = torch.tensor([e for e in high if e != float("inf")]).double()
+        above, pairs = above + int((seen > low).sum()), pairs + len(seen)
+        effective.append(float(1 / torch.softmax(-seen, 0).square().sum()))
+        share.append(float(torch.softmax(-torch.cat([torch.tensor([low]).double(), seen]), 0)[0]))
+    assert float(read["learn/auroc"]) == pytest.approx(above / pairs, rel=1e-12)
+    assert float(read["learn/effective_negatives"]) == pytest.approx(sum(effective) / len(effective), rel=1e-9)
+    assert float(read["learn/positive_share"]) == pytest.approx(sum(share) / len(share), rel=1e-9)
+
+
+def test_nothing_is_read_of_negatives_that_are_not_there():
+    rows = torch.nn.functional.normalize(random(4, 3), dim=1)
+    read = energies.watch(Step(torch.zeros(()), -torch.ones(4).double(), torch.empty(4, 0), rows=rows))
+    assert "learn/auroc" not in read and all(torch.isfinite(v) for v in read.values())
