@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import affine_grid, grid_sample
 
 from pipeline import keyed
 from pipeline.settings.data import Characters
@@ -29,18 +29,20 @@ def matrices(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view:
 
 
 def bending(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str, side: int) -> Tensor:
-    """Displacements in [-1, 1] units -> [B, side, side, 2]: Gaussian noise on a coarse grid, made smooth between.
+    """Displacements in [-1, 1] units -> [B, side, side, 2]: white noise smoothed by a Gaussian (Simard et al. 2003).
 
-    The grid's spacing is the field's standard deviation; its root mean square is ``settings.elastic`` pixels.
+    The noise lies on a grid as wide as the Gaussian's deviation, which smooths it as it would any finer one; weights
+    of each pixel have norm 1, so that the root mean square is ``settings.elastic`` pixels everywhere.
     """
-    coarse = max(2, round(side / settings.elastic_sigma)) + 1
-    noise = keyed.normal(2 * coarse * coarse, seed, epoch, ids, view, "elastic")
-    field = torch.from_numpy(noise).float().view(-1, 2, coarse, coarse)
-    field = interpolate(field, size=(side, side), mode="bicubic", align_corners=True)
-    # The interpolation's own gain, the same for every sample: the root of the mean sum of its squared weights.
-    basis = interpolate(torch.eye(coarse)[None, :, None], size=(1, side), mode="bicubic", align_corners=True)
-    gain = basis[0, :, 0].square().sum(0).mean()
-    return field.permute(0, 2, 3, 1) * (settings.elastic / gain * 2 / side)
+    sigma = settings.elastic_sigma
+    places = torch.arange(-2 * sigma, side + 2 * sigma + 1, sigma)
+    pixels = torch.arange(side) + 0.5
+    weights = torch.exp(-((pixels[:, None] - places) ** 2) / (2 * sigma**2))
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    count = len(places)
+    noise = torch.from_numpy(keyed.normal(2 * count * count, seed, epoch, ids, view, "elastic")).float()
+    field = weights @ noise.view(-1, 2, count, count) @ weights.T
+    return field.permute(0, 2, 3, 1) * (settings.elastic * 2 / side)
 
 
 def view(
