@@ -9,6 +9,10 @@ import json
 import sys
 
 FIGURES = {
+    "read_32": "streaming",
+    "read_jpeg": "streaming",
+    "shard_size": "streaming",
+    "order_1e9": "streaming",
     "moco_step": "pretraining",
     "moco_step_bf16": "pretraining",
     "moco_overhead": "pretraining",
