@@ -65,7 +65,7 @@ def account(folder: Path, truth: list[bytes], draw: random.Random, counts: Count
             counts["given up"] += 1
             continue
         assert data == truth[sample], "wrong bytes were delivered"
-        decode(data, 3)
+        decode(bytes(data), 3)
         counts["replaced" if attempt else "delivered"] += 1
 
 

@@ -70,6 +70,36 @@ class Folder:
         self.handle.cache_clear()  # type: ignore[attr-defined]
 
 
+class Remote:
+    """Files below a URL that fsspec knows (s3://, gs://, https://, memory://), read in ranges."""
+
+    def __init__(self, url: str):
+        from fsspec.core import url_to_fs
+
+        self.url = url.rstrip("/")
+        self.files, self.path = url_to_fs(self.url)
+
+    def name(self, name: str) -> str:
+        return name if "://" in name else f"{self.url}/{name}"
+
+    def size(self, name: str) -> int | None:
+        try:
+            return self.files.size(f"{self.path}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def whole(self, name: str) -> bytes:
+        return self.files.cat_file(f"{self.path}/{name}")
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        return self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size)
+
+    def forget(self, name: str) -> None:
+        self.files.invalidate_cache()
+
+
 def open_store(place: Path | str) -> Store:
     """The files of a folder or a URL."""
+    if "://" in str(place):
+        return Remote(str(place))
     return Folder(Path(place).expanduser())
