@@ -1,0 +1,23 @@
+"""Streaming of plain WebDataset tars: exact order at any position, for any number of ranks, checked to the byte.
+
+    from pipeline.data import Shards, Stream, datasource
+
+    for sample in Stream("runs/shards-1234abcd", seed=0, epoch=3, start=1000):
+        sample["id"], sample["key"], sample["image"], sample["label"]
+    ray.data.read_datasource(datasource("runs/shards-1234abcd"))
+
+Each name is imported when it is asked for: Shards, Order and read_many need numpy, Stream torch, datasource Ray.
+"""
+
+import importlib
+from typing import Any
+
+HOME = {"Shards": "index", "Order": "order", "read": "reader", "read_many": "reader", "Stream": "interop",
+        "datasource": "interop"}  # fmt: skip
+__all__ = list(HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{HOME[name]}"), name)
