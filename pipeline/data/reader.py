@@ -19,8 +19,11 @@ except ImportError:
 
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EBUSY}  # fmt: skip
-GAP, RANGE = 1 << 13, 1 << 20
-"""Bytes that are read and thrown away sooner than read past by another call, and of one call at most, about."""
+GAP, RANGE = 1 << 13, 1 << 18
+"""Bytes that are read and thrown away sooner than read past by another call; and of one call at most, about: what the
+cache holds until it is checked."""
+FAR_GAP, FAR_RANGE = 1 << 17, 1 << 20
+"""The same for a URL."""
 PATIENCE = 60.0
 """Seconds for which a read that may heal is tried again."""
 
@@ -71,7 +74,8 @@ def read_many(shards: Shards, ids: np.ndarray, buffer: Buffer | None = None) -> 
     which, at = shards.locate(ids[order])
     edges = np.flatnonzero(np.diff(which, prepend=-1, append=-1)).tolist()
     parts = [(int(which[a]), order[a:b], shards.table(int(which[a]))[at[a:b]]) for a, b in pairwise(edges)]
-    spans = [ranges(rows) for _, _, rows in parts]
+    near = isinstance(shards.tars, Folder)
+    spans = [ranges(rows, *((GAP, RANGE) if near else (FAR_GAP, FAR_RANGE))) for _, _, rows in parts]
     room = (buffer or Buffer()).view(sum(int((ends - starts).sum()) for _, starts, ends in spans))
     for (k, places, rows), (firsts, starts, ends) in zip(parts, spans, strict=True):
         sizes = (ends - starts).tolist()
@@ -79,12 +83,12 @@ def read_many(shards: Shards, ids: np.ndarray, buffer: Buffer | None = None) -> 
     return out
 
 
-def ranges(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ranges(rows: np.ndarray, gap: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which of the rows, in order of offset, begin a range that is read at once; where the ranges start and end.
-    Neighbours are joined over a gap that costs less than another call, to about a megabyte."""
+    Neighbours are joined over a gap that costs less than another call, to ``most`` bytes or so."""
     starts = rows["offset"].astype(np.int64)
     ends = starts + rows["size"]
-    new = (starts[1:] - ends[:-1] > GAP) | (starts[1:] // RANGE != starts[:-1] // RANGE)
+    new = (starts[1:] - ends[:-1] > gap) | (starts[1:] // most != starts[:-1] // most)
     firsts = np.flatnonzero(np.concatenate([[True], new]))
     return firsts, starts[firsts], np.maximum.reduceat(ends, firsts)
 
@@ -92,18 +96,21 @@ def ranges(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _fill(out: list, shards: Shards, k: int, places: np.ndarray, rows: np.ndarray, spans, room: memoryview):
     """Reads the ranges of one shard into ``room`` -> what is left of it; whatever is odd is read again by itself."""
     crc, name = crc32, shards.name(k)
-    wanted = list(zip(places.tolist(), *(rows[n].tolist() for n in ("offset", "size", "crc32")), strict=True))
-    firsts = [*spans[0], len(wanted)]
-    for at, (first, start, size) in enumerate(zip(*spans, strict=True)):
+    firsts, starts, sizes = spans
+    begun = np.repeat(starts, np.diff(firsts, append=len(rows)))
+    low = rows["offset"].astype(np.int64) - begun
+    columns = places, low, low + rows["size"], rows["crc32"]
+    wanted = list(zip(*(column.tolist() for column in columns), strict=True))
+    for first, last, start, size in zip(firsts, [*firsts[1:], len(rows)], starts, sizes, strict=True):
         part, room = room[:size], room[size:]
-        got = start + _into(shards.tars, name, start, part)
-        for place, offset, length, check in wanted[first : firsts[at + 1]]:
-            data = part[offset - start : offset - start + length]
-            if offset + length <= got and crc(data) == check:
+        got = _into(shards.tars, name, start, part)
+        for place, lo, hi, check in wanted[first:last]:
+            data = part[lo:hi]
+            if hi <= got and crc(data) == check:
                 out[place] = data
                 continue
             try:
-                out[place] = memoryview(checked(shards.tars, name, offset, length, check))
+                out[place] = memoryview(checked(shards.tars, name, start + lo, hi - lo, check))
             except BadSample as error:
                 out[place] = error
     return room
