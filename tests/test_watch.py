@@ -128,10 +128,10 @@ def test_what_is_read_of_a_step(name, world):
     read = energies.watch(step)
     above, pairs, effective, share = 0, 0, [], []
     for low, high in zip(step.low.tolist(), step.high.tolist(), strict=True):
-        seen = torch.tensor([e for e in high if e != float("inf")]).double()
+        seen = torch.tensor([e for e in high if e != float("inf")], dtype=torch.float64)
         above, pairs = above + int((seen > low).sum()), pairs + len(seen)
         effective.append(float(1 / torch.softmax(-seen, 0).square().sum()))
-        share.append(float(torch.softmax(-torch.cat([torch.tensor([low]).double(), seen]), 0)[0]))
+        share.append(float(torch.softmax(-torch.cat([torch.tensor([low], dtype=torch.float64), seen]), 0)[0]))
     assert float(read["learn/auroc"]) == pytest.approx(above / pairs, rel=1e-12)
     assert float(read["learn/effective_negatives"]) == pytest.approx(sum(effective) / len(effective), rel=1e-9)
     assert float(read["learn/positive_share"]) == pytest.approx(sum(share) / len(share), rel=1e-9)
