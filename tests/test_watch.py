@@ -141,3 +141,28 @@ def test_nothing_is_read_of_negatives_that_are_not_there():
     rows = torch.nn.functional.normalize(random(4, 3), dim=1)
     read = energies.watch(Step(torch.zeros(()), -torch.ones(4).double(), torch.empty(4, 0), rows=rows))
     assert "learn/auroc" not in read and all(torch.isfinite(v) for v in read.values())
+
+
+def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
+    from pipeline.data.index import Shards
+    from pipeline.errors import DataError
+    from pipeline.evaluation import quality
+    from pipeline.nets import trunks
+
+    shards = Shards.open(digits, "train")
+    image = shards.image(None)
+    trunk = trunks.build(CNN(width=8), image)
+    assert quality.judge(shards, image, 1438, 99, 0) is None
+    read = quality.judge(shards, image, 1000, 300, 0)
+    assert read is not None
+    found = read(trunk)
+    assert found == read(trunk) and found["learn/judged"] == 300 and trunk.training
+    monkeypatch.setattr(quality, "HELD", 0)
+    assert quality.judge(shards, image, 1000, 300, 0)(trunk) == found
+
+    def broken(*_):
+        raise DataError("shard 0: torn")
+
+    monkeypatch.setattr(quality, "images", broken)
+    assert quality.judge(shards, image, 1000, 300, 0)(trunk) == {}
+    assert "not judged while it trains: shard 0: torn" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +13,13 @@ from torch.nn.functional import normalize
 from pipeline import keyed
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.errors import DataError
 from pipeline.evaluation.knn import classify
 
 if TYPE_CHECKING:
     from pipeline.image import Image
 
+HELD = 1 << 28  # bytes of those images that are kept decoded
 MOST, LEAST = 8192, 100
 """Images that an encoder is judged on while it trains; under LEAST nothing is said."""
 
@@ -56,7 +58,7 @@ def judge(
 
     The images are a fixed draw of the training split, at most ``budget``: those past the ``used`` ones that are
     trained on, if there are enough. Their labels are used here and nowhere else in a training; without labels there is
-    no such share. None where there are too few images to say anything.
+    no such share. None where there are too few images to say anything; no scalars where one cannot be read.
     """
     start = used if shards.n - used >= min(MOST, budget) else 0
     count = min(MOST, budget, shards.n - start)
@@ -64,17 +66,31 @@ def judge(
         return None
     chosen = start + keyed.permute(np.arange(count), shards.n - start, seed, "judged")
     labels = torch.from_numpy(shards.labels[chosen])
+    fits = count * image.channels * image.side**2 <= HELD
     held: list[Tensor] = []
+
+    def parts() -> Iterator[Tensor]:
+        """The images, uint8 [<= 256, C, S, S] at a time; kept where they fit."""
+        for at, ids in enumerate(np.split(chosen, range(256, count, 256))):
+            if len(held) <= at:
+                part = images(shards, ids, image.side)
+                if not fits:
+                    yield part
+                    continue
+                held.append(part)
+            yield held[at]
 
     @torch.no_grad()
     def scalars(trunk: nn.Module) -> dict[str, float]:
-        if not held:
-            held.append(images(shards, chosen, image.side))
         # A copy, so that neither its mode nor its statistics are touched.
         still = copy.deepcopy(trunk).float().eval()
         device = next(still.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (image.mean, image.std))
-        rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float().cpu() for x in held[0].split(256)])
+        try:
+            rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float().cpu() for x in parts()])
+        except DataError as error:  # a training forgives some unreadable images
+            print(f"not judged while it trains: {error}", flush=True)
+            return {}
         found = {"learn/rankme": rankme(rows), "learn/judged": float(count)}
         if (labels >= 0).all():
             cut = count * 4 // 5
