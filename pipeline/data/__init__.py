@@ -14,7 +14,7 @@ from typing import Any
 
 HOME = {"Shards": "index", "Order": "order", "read": "reader", "read_many": "reader", "Stream": "interop",
         "datasource": "interop"}  # fmt: skip
-__all__ = list(HOME)
+__all__ = ["Order", "Shards", "Stream", "datasource", "read", "read_many"]
 
 
 def __getattr__(name: str) -> Any:
