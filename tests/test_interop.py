@@ -69,7 +69,7 @@ import sys, ray
 from pipeline.data import datasource
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 ours = {r["key"]: bytes(r["image"]) for r in ray.data.read_datasource(datasource(sys.argv[1])).take_all()}
-ray_own = ray.data.read_webdataset(sys.argv[1] + "/train-000000.tar", decoder=False).take_all()
+ray_own = ray.data.read_webdataset(sys.argv[1] + "/train-000000.tar", decoder=None).take_all()
 assert len(ours) == 97 and len(ray_own) == 25
 assert all(ours[r["__key__"]] == bytes(r["jpg"]) for r in ray_own)
 """
