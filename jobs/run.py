@@ -33,7 +33,10 @@ def main(words: list[str]) -> int:
     if told:
         print(root)
         return 0
-    return cli.main(["run", *words, f"root={root}"])
+    code = cli.main(["run", *words, f"root={root}"])
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        print(f"exit code {code}", flush=True)  # of a job that was stopped, Ray tells none
+    return code
 
 
 if __name__ == "__main__":

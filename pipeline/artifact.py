@@ -27,7 +27,9 @@ VERSIONS = {"pack": 2, "pretrain": 2, "generate": 1, "codes": 1, "probe": 1}
 """Raised when a stage's code comes to other results from the same settings: its old artifacts are then not reused."""
 
 QUARANTINE = "quarantine.json"
-NAME, BEGUN, LOCK, LOG, STOP = "artifact.json", "begun.json", "lock", "error.log", "stop"
+NAME, BEGUN, LOCK = "artifact.json", "begun.json", "lock"
+LOG, STOP, FAILED = "error.log", "stop", "failed"
+"""Tracebacks; what asks the stage to stop; the exit code that a rank ended with, for those it took with it."""
 NUMBERS = ("torch", "torchvision", "numpy", "accelerate", "scipy", "scikit-learn", "numba", "pillow")
 """Packages whose version can change a number."""
 BEAT, STALE = 10.0, 60.0
@@ -225,7 +227,7 @@ def finish(out: Path, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[st
         "metrics": metrics,
     }
     progress.clear(out)
-    for name in (LOG, STOP):
+    for name in (LOG, STOP, FAILED):
         (out / name).unlink(missing_ok=True)
     write(out / NAME, record)
     (out / BEGUN).unlink()

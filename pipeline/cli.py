@@ -7,6 +7,9 @@
     pipeline verify CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
     pipeline embed ENCODER IMAGES OUT.parquet
     pipeline export ENCODER FOLDER
+    pipeline submit CONFIG --address URL [stage.key=value ...]      as a Ray job
+    pipeline slurm CONFIG --nodes N --gpus G [--submit]             the sbatch command
+    pipeline doctor --cluster [RUNS]                                whether the machines fit together
 
 Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,
 75 saved after a signal: run the same command again.
@@ -20,7 +23,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import ConfigError, PipelineError
 
-COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export")
+COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export", "submit", "slurm", "doctor")
 """Each a module of pipeline.commands, imported when it is asked for."""
 
 

@@ -8,27 +8,34 @@
 import errno
 import importlib
 import os
+import re
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact, config
-from pipeline.errors import ConfigError, NoProgressError, PipelineError, Stopped
+from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.settings.stages import Stage
 
 if TYPE_CHECKING:
     from pipeline.show import Watch
 
+LOST = re.compile(
+    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|communicator was aborted|remote process exited"
+)
+"""What gloo and NCCL say of a process at the other end that died, or whose machine did."""
+
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of the config, its key, and whether its artifact exists. ``inputs``: keys by stage name."""
+    """A stage of the config, its key, and whether its artifact exists. ``inputs``: identities by stage name."""
 
     name: str
     kind: str
@@ -41,6 +48,10 @@ class Planned:
     place: str
     """here, task or workers."""
     done: bool
+    needs: dict[str, str] = field(default_factory=dict)
+    """Keys by stage name of the stages it needs. ``inputs`` are their identities, which a quarantine changes."""
+    label: str = ""
+    """What it is called where several variants of a config run at once."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Job:
     """What relative paths in settings are relative to."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What artifact.json says of where this comes from."""
+    needs: tuple[str, ...] = ()
+    """Keys of the stages that have to be done before."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -76,7 +89,8 @@ def plan(cfg: "config.Config", here: bool = False) -> list[Planned]:
         folder = artifact.folder(Path(cfg.root), name, key)
         done = artifact.done(folder, key) is not None
         place = placement(stage, here)
-        planned[name] = Planned(name, stage.kind, stage, seed, key, folder, inputs, outside, place, done)
+        needs = {ref: planned[ref].key for ref in edges[name]}
+        planned[name] = Planned(name, stage.kind, stage, seed, key, folder, inputs, outside, place, done, needs)
     return list(planned.values())
 
 
@@ -106,8 +120,19 @@ def only(planned: list[Planned], names: Iterable[str]) -> list[Planned]:
     return [p for p in planned if p.name in wanted]
 
 
+def together(variants: dict[str, list[Planned]]) -> list[Planned]:
+    """The stages of several variants of a config, each once: what two of them share is not theirs to be named by."""
+    shared = Counter(p.key for planned in variants.values() for p in planned)
+    found = {
+        p.key: replace(p, label=p.name if shared[p.key] > 1 or not mark else f"{p.name} {mark}")
+        for mark, planned in variants.items()
+        for p in planned
+    }
+    return list(found.values())
+
+
 def job(p: Planned, planned: list[Planned]) -> Job:
-    folders = {q.name: str(q.folder.resolve()) for q in planned if q.name in p.inputs}
+    folders = {name: str(next(q.folder for q in planned if q.key == key).resolve()) for name, key in p.needs.items()}
     out = p.folder.resolve()
     facts = {
         "stage": p.name,
@@ -118,9 +143,9 @@ def job(p: Planned, planned: list[Planned]) -> Job:
         "inputs": p.inputs,
         "fingerprints": p.outside,
     }
-    return Job(
-        p.name, p.kind, p.settings, p.seed, folders, str(out), p.key, str(out / artifact.STOP), os.getcwd(), facts
-    )
+    stop = str(out / artifact.STOP)
+    name, needs = p.label or p.name, tuple(p.needs.values())
+    return Job(name, p.kind, p.settings, p.seed, folders, str(out), p.key, stop, os.getcwd(), facts, needs)
 
 
 # ---------------------------------------------------------------------------------------------------------------- work
@@ -147,8 +172,10 @@ def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable
             record = world.share(artifact.done(out, job.key) if world.main else None)
             if record is not None:  # by the process that this one waited for
                 return record["metrics"]
-            if lock is not None and (changed := artifact.begin(out)):
-                say(f"goes on with other versions than it began with: {changed}")
+            if lock is not None:
+                (out / artifact.FAILED).unlink(missing_ok=True)
+                if changed := artifact.begin(out):
+                    say(f"goes on with other versions than it began with: {changed}")
             stage = importlib.import_module(f"pipeline.stages.{job.kind}")
             inputs = {name: Path(folder) for name, folder in job.inputs.items()}
             metrics = stage.run(job.settings, job.seed, inputs, out, world)
@@ -161,6 +188,9 @@ def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable
     except Exception as error:
         if not isinstance(error, Stopped):
             log(out, error)
+            if not LOST.search(str(error)):
+                with suppress(OSError):
+                    (out / artifact.FAILED).write_text(str(explained(job, error).code))
         raise
 
 
@@ -183,9 +213,22 @@ def explained(job: Job, error: Exception) -> PipelineError:
             f"{job.name}: no space left on the disk of {where}: free some, then run the same command again"
         )
     what = (str(error).strip() or "no message").splitlines()[0]
+    if LOST.search(str(error)):
+        return ended_with(job, what)
     return PipelineError(
         f"{job.name}: a fault of ours, {type(error).__name__}: {what} (traceback in {where / artifact.LOG})"
     )
+
+
+def ended_with(job: Job, what: str) -> PipelineError:
+    """The error of a rank that another one took with it: with that one's code where it left one, else its machine
+    died."""
+    try:
+        code = int((Path(job.out) / artifact.FAILED).read_text())
+    except (OSError, ValueError):
+        return ClusterError(f"{job.name}: another rank is gone ({what[:160]}); the same command goes on")
+    kind = next((k for k in PipelineError.__subclasses__() if k.code == code), PipelineError)
+    return kind(f"{job.name}: another rank failed, which said why")
 
 
 def shown(path: Path) -> Path:
@@ -233,14 +276,14 @@ def execute(planned: list[Planned], chosen: list[Planned], watch: "Watch", here:
             record = artifact.read(p.folder) or {}
             changed = artifact.differences(record.get("versions", {}))
             watch.say(f"{p.name}: done already, {p.folder}" + (f", with {changed}" if changed else ""))
-    jobs = {p.name: job(p, planned) for p in chosen if not p.done}
-    away = {p.name for p in chosen if p.place != "here"}
+    jobs = {p.key: job(p, planned) for p in chosen if not p.done}
+    away = {p.key for p in chosen if p.place != "here"}
     with Stop() as stop:
-        return Run(jobs, away, {p.name for p in planned if p.done}, stop, watch).all(here, cluster)
+        return Run(jobs, away, {p.key for p in planned if p.done}, stop, watch).all(here, cluster)
 
 
 class Run:
-    """The stages of one command that wait, run and have ended. ``away``: names of those that a cluster runs."""
+    """The stages of one command, by key, that wait, run and have ended. ``away``: those that a cluster runs."""
 
     def __init__(self, jobs: dict[str, Job], away: set[str], done: set[str], stop: Stop, watch: "Watch"):
         self.waiting, self.away, self.done, self.stop, self.watch = dict(jobs), away, done, stop, watch
@@ -251,10 +294,11 @@ class Run:
         stopping = here.together(self.stop)
         while True:
             halted = stopping() or bool(self.codes)
-            ready = [] if halted else [j for j in self.waiting.values() if self.done.issuperset(j.inputs)]
-            for one in [j for j in ready if j.name in self.away]:
+            able = [j for j in self.waiting.values() if self.done.issuperset(j.needs)]
+            ready = [] if halted else able
+            for one in [j for j in ready if j.key in self.away]:
                 self.launch(one, cluster)
-            local = next((j for j in ready if j.name not in self.away), None)
+            local = next((j for j in ready if j.key not in self.away), None)
             if local is not None:
                 self.begin(local)
                 try:
@@ -263,18 +307,18 @@ class Run:
                     self.end(local, error)
             elif self.flying:
                 self.land(cluster)
-            elif not [j for j in ready if j.name in self.waiting]:
+            elif not [j for j in ready if j.key in self.waiting]:
                 break
         failed = [code for code in self.codes if code != Stopped.code]
         if failed or (self.codes and not self.waiting):
             return failed[0] if failed else Stopped.code
         if not self.waiting:
             return 0
-        self.watch.say(f"stopped before {', '.join(self.waiting)}; the same command goes on")
+        self.watch.say(f"stopped before {', '.join(j.name for j in self.waiting.values())}; the same command goes on")
         return Stopped.code
 
     def begin(self, one: Job) -> None:
-        del self.waiting[one.name]
+        del self.waiting[one.key]
         Path(one.stop_file).unlink(missing_ok=True)
         self.watch.add(one.name, Path(one.out))
 
@@ -298,7 +342,7 @@ class Run:
     def end(self, one: Job, result: Any) -> None:
         self.watch.remove(one.name)
         if not isinstance(result, Exception):
-            self.done.add(one.name)
+            self.done.add(one.key)
             self.watch.say(f"{one.name}: done, {shown(Path(one.out))}")
             return
         error = explained(one, result)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from pipeline import artifact, progress
@@ -154,6 +155,28 @@ def results(folders: Iterable[Path]) -> None:
                 [[n, percent(row, "linear_top1"), spread(row), percent(row, "knn_top1")] for n, row in rows.items()],
                 protocol(record),
             )
+
+
+def compare(variants: dict[str, list[Path]]) -> None:
+    """One table of all variants of a config: what each probe measured of each encoder, and the mean ± sd of it."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for mark, folders in variants.items():
+        for record in filter(None, map(artifact.read, folders)):
+            for name, row in record["metrics"].get("rows", {}).items() if record["kind"] == "probe" else ():
+                found.setdefault((record["stage"], name), {})[mark] = row
+    keys = ("linear_top1", "linear_10_per_class", "knn_top1")
+    rows = []
+    for (stage, name), by_mark in found.items():
+        rows += [[stage, name, mark, *(percent(row, key) for key in keys)] for mark, row in by_mark.items()]
+        rows.append([stage, name, f"mean ± sd of {len(by_mark)}", *(over(by_mark.values(), key) for key in keys)])
+    if rows:
+        columns = ["probe", "encoder", "variant", "linear", "linear, few labels", "kNN"]
+        table(f"{len(variants)} variants", columns, rows)
+
+
+def over(rows: Iterable[dict[str, float]], key: str) -> str:
+    values = [100 * row[key] for row in rows if row.get(key) is not None]
+    return f"{mean(values):.2f} ± {stdev(values):.2f} %" if len(values) > 1 else "-"
 
 
 def percent(row: dict[str, float], key: str) -> str:

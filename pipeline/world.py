@@ -14,6 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.errors import ClusterError
 
 
 class _Sum(torch.autograd.Function):
@@ -53,6 +56,27 @@ def _all_rows(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def meet(backend: str, limit: float) -> None:
+    """Joins the processes that a launcher announced by RANK, WORLD_SIZE and MASTER_*.
+
+    Raises ClusterError where they have not come together after ``limit`` seconds. From then on one may wait hours for
+    another: rank 0 does some stages alone.
+    """
+    env = os.environ
+    if dist.is_initialized() or int(env.get("WORLD_SIZE", "1")) == 1:
+        return
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=limit)))
+    except (dist.DistError, ValueError) as error:
+        where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
+        raise ClusterError(
+            f"rank {env.get('RANK')} of {env['WORLD_SIZE']} did not meet the others at {where} within {limit:g} s "
+            f"({str(error).splitlines()[0]}): check that all were started and reach that address, or give them longer "
+            f"by PIPELINE_GATE_S"
+        ) from None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(hours=12))
+
+
 class World:
     """One process of a stage: its rank among ``size``, its device, and whether it was asked to stop.
 
@@ -64,16 +88,14 @@ class World:
     def __init__(self, threads: int = 1, stop: Callable[[], bool] | None = None):
         torch.set_num_threads(threads)
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import DistributedDataParallelKwargs
 
         cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+        meet("nccl" if cuda else "gloo", float(os.environ.get("PIPELINE_GATE_S", "300")))
         self.accelerator = Accelerator(
             cpu=not cuda,
             mixed_precision="no",  # autocast is the loop's: Accelerate's is fixed once a process
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         torch.set_num_threads(threads)  # Accelerate sets its own on CPU
         self.rank = self.accelerator.process_index
@@ -113,6 +135,13 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def stopping(self) -> bool:
         """Whether any rank was asked to stop: the same answer on all, since all must save together."""

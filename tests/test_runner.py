@@ -644,3 +644,35 @@ def test_ranks_run_one_plan_stop_together_and_go_on(place):
     assert "shards: done already" in told[0][0]
     record = json.loads((folder / "artifact.json").read_text())
     assert record["processes"] == 2
+
+
+# -------------------------------------------------------------------------------------------------------------- sweeps
+def test_a_list_of_values_is_a_run_of_each(place, stages, capsys):
+    """What the variants share is done once; what each of them found stands in one table at the end."""
+    rows = {"moco": {"linear_top1": 0.5, "linear_10_per_class": 0.25, "knn_top1": 0.75}}
+    shown = iter(range(9))
+
+    def judge(out, world):
+        rows["moco"]["linear_top1"] = 0.5 + next(shown) / 100
+
+    stages.acts["probe"] = judge
+    module = sys.modules["pipeline.stages.probe"]
+    found = module.run  # type: ignore[attr-defined]
+    module.run = lambda *a: found(*a) | {"rows": {k: dict(v) for k, v in rows.items()}}  # type: ignore[attr-defined]
+    assert go("probe.draws=2,3,4", "vae.epochs=[1,2][0]") == 2  # a comma inside brackets lists nothing
+    assert "epochs" in capsys.readouterr().err
+    assert go("probe.draws=2,3,4") == 0
+    assert sorted(stages.calls) == ["codes", "generate", "pack", "probe", "probe", "probe"]
+    told = capsys.readouterr().out
+    assert "3 variants" in told and "51.00 ± 1.00 %" in told
+    assert {f"probe probe.draws={n}: starts" in told for n in (2, 3, 4)} == {True} and "codes: starts" in told
+
+
+def test_how_values_are_listed():
+    from pipeline.commands.run import sweep
+
+    found = [f"seed={seed} a.b={b}" for seed in (0, 1) for b in "xy"]
+    assert list(sweep(["seed=0,1", "a.b=x,y", "c=1"])) == found
+    assert sweep(["seed=0,1", "c=1"])["seed=1"] == ["seed=1", "c=1"]
+    for one in ("s=wds:{a,b}.tar", "v.size=[1,2]", "m={a: {c: 1, d: 2}, b: 3}", 's="a,b"', "bad", ""):
+        assert sweep([one]) == {"": [one]}

@@ -17,7 +17,8 @@ def parser() -> Parser:
     made = Parser(prog="pipeline run", description=ABOUT, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.epochs=100 seed=3 root=/tmp")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+                      help="such as moco.epochs=100 root=/tmp; seed=0,1,2 is a run of each")  # fmt: skip
     made.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE",
                       help="these stages, and what they still need; nothing else")  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="show what there is to do, and do nothing")
@@ -32,13 +33,22 @@ def main(words: Sequence[str]) -> int:
     from pipeline import config, runner
     from pipeline import show as tables
 
-    cfg = config.load(options.config, overrides)
-    planned = runner.plan(cfg, options.here)
-    chosen = runner.only(planned, names) if names else planned
+    variants = {}
+    for mark, chosen in sweep(overrides).items():
+        cfg = config.load(options.config, chosen)
+        variants[mark] = runner.plan(cfg, options.here)
+    planned = runner.together(variants)
+    named = {mark: runner.only(plan, names) if names else plan for mark, plan in variants.items()}
+    keys = {p.key for plan in named.values() for p in plan}
+    chosen = [p for p in planned if p.key in keys]
     if options.dry_run:
         tables.dry_run(planned, chosen)
         return 0
     quiet = os.environ.get("RANK", "0") != "0"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from pipeline import preflight
+
+        preflight.gate(planned[0].folder.parent.resolve())
     cluster = open_cluster(chosen, quiet)
     try:
         from pipeline.placement import here
@@ -50,8 +60,40 @@ def main(words: Sequence[str]) -> int:
             cluster.close()
     if code == 0 and not quiet:
         tables.results([p.folder for p in chosen])
+        if len(named) > 1:
+            tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
         print(f"tensorboard --logdir {cfg.root}")
     return code
+
+
+def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Every combination of the values that overrides list: "seed=0,1" -> {"seed=0": [...], "seed=1": [...]}. Commas
+    inside brackets and quotes belong to one value; where nothing is listed, one combination without a name."""
+    found: dict[str, list[str]] = {"": []}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        values = listed(value) if equals else [value]
+        several = len(values) > 1
+        found = {
+            f"{mark} {key}={one}".strip() if several else mark: [*before, f"{key}{equals}{one}"]
+            for mark, before in found.items()
+            for one in values
+        }
+    return found
+
+
+def listed(value: str) -> list[str]:
+    """A value cut at its commas, but for those inside brackets and quotes."""
+    found, depth, quote = [""], 0, ""
+    for letter in value:
+        if letter in "\"'" and quote in ("", letter):
+            quote = "" if quote else letter
+        depth += (letter in "[{(") - (letter in ")}]") if not quote else 0
+        if letter == "," and not depth and not quote:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 def open_cluster(chosen: Sequence[Any], quiet: bool) -> Any:

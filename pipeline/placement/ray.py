@@ -9,9 +9,11 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import preflight
 from pipeline.errors import ClusterError, NoProgressError, PipelineError
 from pipeline.placement import here
 from pipeline.runner import Job
@@ -35,6 +37,7 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
 
 import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 ATTEMPTS = 3  # of a stage whose process died; a stage goes on from its last checkpoint
 STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
@@ -63,6 +66,7 @@ class Cluster:
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
+        gate(int(os.environ.get("PIPELINE_NODES", "1")), float(os.environ.get("PIPELINE_GATE_S", "300")))
 
     def _start(self) -> None:
         # By the environment and not by runtime_env, which would make the workers started ahead unusable.
@@ -119,6 +123,21 @@ class Cluster:
         except RayError as error:
             return done[0], ClusterError(f"the Ray cluster lost the stage: {first_line(error)}; run the command again")
 
+    def census(self, root: Path) -> list[dict[str, Any]]:
+        """`preflight.facts` of every node; a clock that was read between our question and its answer is right."""
+        root.mkdir(parents=True, exist_ok=True)
+        token = f".preflight-{secrets.token_hex(4)}"
+        (root / token).touch()
+        found, now = [], time.time()
+        for node in (n for n in ray.nodes() if n["Alive"]):
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked = time.time()
+            one = ray.get(_facts.options(scheduling_strategy=where).remote(root, token))
+            early, late = min(0.0, one["clock"] - asked), max(0.0, one["clock"] - time.time())
+            found.append(one | {"who": node["NodeManagerAddress"], "clock": now + early + late})
+        (root / token).unlink()
+        return found
+
     def close(self) -> None:
         """Leaves the cluster; a local one ends."""
         ray.shutdown()
@@ -127,6 +146,21 @@ class Cluster:
 def need(place: Place, threads: int) -> dict[str, float]:
     """What a task, or each worker, takes from a node: CPUs, GPUs, bytes."""
     return {"CPU": threads, "GPU": place.gpus, "memory": int(place.memory_gb * 2**30)}
+
+
+def gate(nodes: int, limit: float) -> None:
+    """Waits until ``nodes`` are alive: a job's script starts the cluster and its driver at the same time.
+
+    Raises ClusterError where they are not after ``limit`` seconds.
+    """
+    end = time.monotonic() + limit
+    while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes:
+        if time.monotonic() > end:
+            raise ClusterError(
+                f"{alive} of {nodes} Ray nodes came together within {limit:g} s: see the log of `ray start` on the "
+                f"others, ask fewer nodes, or give them longer by PIPELINE_GATE_S"
+            )
+        time.sleep(0.25)
 
 
 def refuse_unfit(name: str, ask: dict[str, float], copies: int) -> None:
@@ -163,6 +197,11 @@ def _warm() -> None:
     """Imports what takes seconds, in each worker at the same time, before the first stage needs it."""
     import accelerate  # noqa: F401
     import torch  # noqa: F401
+
+
+@ray.remote(num_cpus=0)
+def _facts(root: Path, token: str) -> dict[str, Any]:
+    return preflight.facts(root, token)
 
 
 @ray.remote(num_cpus=1)

@@ -3,6 +3,7 @@
 It knows no objective and no data set; every trained stage runs through `train`.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -100,9 +101,14 @@ def train(
 
     for step, epoch, loaded in feed.steps(start):
         if world.stopping():
+            begun = time.perf_counter()
             save(step)
+            took = time.perf_counter() - begun  # to be less than the grace between a scheduler's signal and its kill
+            board.timings(step, {"ops/preempt_save_s": took})
             board.close()
-            raise Stopped(f"asked to stop: saved at step {step} of {total}; the same command goes on from there")
+            raise Stopped(
+                f"asked to stop: saved at step {step} of {total} in {took:.2g} s; the same command goes on from there"
+            )
         for group in optimiser.param_groups:
             group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)
         batches = [Batch(views(x, settings), x.ids, step, epoch, seed, step / total) for x in loaded]

@@ -1,0 +1,114 @@
+"""A real Ray cluster of several raylets on this machine, ended by the processes' own numbers.
+
+Each raylet has a temporary folder of its own: two that share one unpack, and remove, each other's job packages.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.processes import send, started_with, until
+
+ROOT = Path(__file__).parent.parent
+MARK = "PIPELINE_TEST_CLUSTER"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Raylets:
+    """``nodes`` raylets of two CPUs each; the first is the head, with the dashboard that jobs are sent to."""
+
+    def __init__(self, nodes: int = 2):
+        self.folder = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))  # short: unix sockets allow 100 characters
+        self.mark = secrets.token_hex(8)
+        self.port, self.dashboard = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.dashboard}"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
+        self.env = kept | {
+            MARK: self.mark,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_worker_niceness": "0",  # else 15: slow beside other tests
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+            "RAY_raylet_start_wait_time_s": "120",
+            "OMP_NUM_THREADS": "1",
+            "PIPELINE_ROOT": str(self.folder),
+        }
+        self.nodes: list[subprocess.Popen] = []
+        try:
+            self.head()
+            for _ in range(nodes - 1):
+                self.join()
+        except BaseException:
+            self.close()
+            raise
+
+    def head(self) -> None:
+        ports = f"--port={self.port} --dashboard-port={self.dashboard} --ray-client-server-port={free_port()}"
+        self.start(f"--head --dashboard-host=127.0.0.1 --include-dashboard=true {ports}")
+        told = self.log(0).read_text()  # ray replaces a loopback address by the machine's own
+        self.address = told.split("--address='")[1].split("'")[0]
+
+    def join(self) -> None:
+        self.start(f"--address={self.address}")
+
+    def start(self, options: str, again: int = 2) -> None:
+        index = len(self.nodes)
+        own = f"--temp-dir={self.folder}/{index} --dashboard-agent-listen-port={free_port()} --num-cpus=2"
+        words = f"ray start {options} {own} --object-store-memory=100000000 --disable-usage-stats --block"
+        log = self.log(index)
+        with log.open("w") as file:
+            node = subprocess.Popen(
+                words.split(), env=self.env, cwd=self.folder, stdout=file, stderr=file, start_new_session=True
+            )
+        self.nodes.append(node)
+        until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, 400, log.read_text)
+        if node.poll() is not None:  # a raylet gives up where its agents take 15 s to start, as on a busy machine
+            assert again, log.read_text()
+            self.nodes.pop()
+            self.start(options, again - 1)
+
+    def log(self, index: int) -> Path:
+        return self.folder / f"{index}.log"
+
+    def kill(self, index: int) -> None:
+        """A machine lost: the raylet and all below it, at once."""
+        os.killpg(self.nodes[index].pid, signal.SIGKILL)
+        self.nodes[index].wait()
+
+    def find(self, words: str) -> list[int]:
+        """Processes of this cluster whose command line begins with ``words``."""
+        return [pid for pid, line in started_with(**{MARK: self.mark}).items() if line.startswith(words)]
+
+    def client(self):
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"})
+
+    def close(self) -> None:
+        for node in self.nodes:
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+        while left := started_with(**{MARK: self.mark}):  # the watchers of jobs start others while we look
+            left.pop(os.getpid(), None)
+            send(left, signal.SIGKILL)
+            for node in self.nodes:
+                node.poll()
+            if not left:
+                break
+            time.sleep(0.05)
+        subprocess.run(["rm", "-rf", str(self.folder)], check=False)

@@ -1,0 +1,69 @@
+"""A config of seconds with every part of the base chain, and how the tests of clusters run and compare it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import progress
+
+ROOT = Path(__file__).parent.parent
+STEPS, LOG = 100, 10
+SMALL = f"""\
+root: ROOT
+stages:
+  shards: {{kind: pack, source: digits}}
+  moco:
+    kind: pretrain
+    data: shards
+    net: {{kind: cnn, width: 8, depth: 2}}
+    views: {{kind: characters}}
+    objective: {{kind: moco, queue: 64, head: {{hidden: 16, dim: 8}}}}
+    batch: 64
+    steps: {STEPS}
+    log_steps: {LOG}
+    save_epochs: 1
+    snapshots: 0
+  probe:
+    {{kind: probe, data: shards, encoders: [moco], draws: 2, train_examples: 400,
+     random_net: {{kind: cnn, width: 8, depth: 2}}}}
+"""
+
+
+def write(root: Path) -> Path:
+    """The config beside its run folder."""
+    path = root.parent / f"{root.name}.yaml"
+    path.write_text(SMALL.replace("ROOT", str(root)))
+    return path
+
+
+def alone() -> dict[str, str]:
+    """An environment of no cluster and no launcher."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def here(config: Path, *words: str, ranks: int = 1) -> None:
+    """The undisturbed run: in one process, or on the ranks of torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    words = (sys.executable, *launcher, "-m", "pipeline", "run", str(config), "--here", *words)
+    done = subprocess.run(words, cwd=ROOT, env=alone(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def only(root: Path, pattern: str) -> Path:
+    """The one file or folder below a run folder that matches."""
+    (found,) = root.glob(pattern)
+    return found
+
+
+def step(root: Path) -> int:
+    """How far the training below a run folder has come."""
+    return max(((progress.read(p) or (0,))[0] for p in root.glob("moco-*")), default=0)
+
+
+def losses(root: Path) -> str:
+    """The training's metrics, as they were written."""
+    text = only(root, "moco-*/metrics.jsonl").read_text()
+    assert text.count("train/loss") == STEPS // LOG
+    return text

@@ -1,0 +1,128 @@
+"""Ray Jobs on a real cluster of two raylets: what is submitted ends as it would have ended here.
+
+One cluster for all of the tests; jobs that do not depend on each other run side by side.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.placement import jobs
+from tests import small
+from tests.artifacts import differences
+from tests.processes import frozen, owners, send, until
+from tests.raylets import Raylets
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    raylets = Raylets()
+    yield raylets
+    raylets.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run folder of the small config, undisturbed in one process."""
+    root = tmp_path_factory.mktemp("whole") / "runs"
+    small.here(small.write(root))
+    return root
+
+
+def submit(cluster, config: Path, *words: str) -> str:
+    """As `ray job submit --working-dir . -- python jobs/run.py CONFIG ...`, with a longer grace."""
+    return cluster.client().submit_job(
+        entrypoint=f"python jobs/run.py {config} {shlex.join(words)}",
+        runtime_env={"working_dir": str(small.ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
+    )
+
+
+def ended(cluster, job: str) -> tuple[int, str, object]:
+    """A job's exit code as `pipeline submit` tells it, its log, and what the SDK says of it."""
+    client = cluster.client()
+    until(lambda: client.get_job_status(job).is_terminal(), 800, lambda: client.get_job_logs(job))
+    told, log = client.get_job_info(job), client.get_job_logs(job)
+    return jobs.code(told, log), log, told
+
+
+def signalled(root: Path, ask) -> None:
+    """Has the training asked to stop at a known step: it is frozen until its stop file is there."""
+    until(lambda: small.step(root) >= small.LOG)
+    out = small.only(root, "moco-*")
+    with frozen(owners(out / "lock")):
+        ask()
+        until((out / "stop").exists)
+
+
+def test_jobs_end_with_the_true_exit_code_and_the_same_bytes(cluster, whole, tmp_path):
+    config = small.write(tmp_path / "job")
+    (empty := tmp_path / "empty").mkdir()
+    words = {
+        0: [],
+        2: ["moco.epoch=3"],
+        65: [f"shards.source=folder:{empty}", f"root={tmp_path}/65"],
+        69: ["shards.place={on: task, gpus: 64}", f"root={tmp_path}/69"],
+    }
+    started = {code: submit(cluster, config, *changes) for code, changes in words.items()}
+    told = {code: ended(cluster, job) for code, job in started.items()}
+    assert {code: found for code, (found, _, _) in told.items()} == {code: code for code in words}, told
+    assert {code: info.driver_exit_code for code, (_, _, info) in told.items()} == {code: code for code in words}
+    assert "tensorboard --logdir" in told[0][1] and 'did you mean "epochs"' in told[2][1]
+    assert differences(whole, tmp_path / "job") == []
+
+
+def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster, whole, tmp_path):
+    """`ray job stop` leaves no exit code, so the job's last line says it; a signal's arrives by itself."""
+    config = small.write(root := tmp_path / "runs")
+    client, job = cluster.client(), submit(cluster, config)
+    signalled(root, lambda: client.stop_job(job))
+    code, log, told = ended(cluster, job)
+    assert (told.status, told.driver_exit_code, code) == ("STOPPED", None, 75) and "saved at step" in log, log
+
+    before, job = small.step(root), submit(cluster, config)
+    until(lambda: small.step(root) > before)
+    send(cluster.find("python jobs/run.py"), signal.SIGKILL)
+    assert ended(cluster, job)[0] == 137
+
+    job = submit(cluster, config)
+    until(lambda: (small.only(root, "moco-*") / "lock").exists() and cluster.find("python jobs/run.py"))
+    with frozen(owners(small.only(root, "moco-*") / "lock")):
+        send(cluster.find("python jobs/run.py"), signal.SIGTERM)
+        until((small.only(root, "moco-*") / "stop").exists)
+    code, log, told = ended(cluster, job)
+    assert (told.status, told.driver_exit_code, code) == ("FAILED", 75, 75), log
+
+    code, log, _ = ended(cluster, submit(cluster, config))
+    assert code == 0 and "shards: done already" in log, log
+    assert differences(whole, root) == []
+
+
+def test_the_command_submits_watches_and_ends_with_the_jobs_code(cluster, whole, tmp_path):
+    """A run that is finished already, and one that cannot be: neither starts a training."""
+    config = small.write(root := tmp_path / "runs")
+    root.symlink_to(whole)
+    command = [sys.executable, "-m", "pipeline", "submit", str(config), "--address", cluster.url]
+    run = subprocess.run(command, cwd=small.ROOT, env=cluster.env, capture_output=True, text=True)
+    assert run.returncode == 0 and "moco: done already" in run.stdout, run.stdout + run.stderr
+    (job,) = [j for j in cluster.client().list_jobs() if (j.submission_id or "").startswith("runs-")]
+    assert job.metadata["root"] == str(root)
+    env = {k: v for k, v in cluster.env.items() if not k.startswith("RAY_AUTH")}
+    run = subprocess.run(command, cwd=small.ROOT, env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 69 and "RAY_AUTH_TOKEN" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_package_holds_the_code_and_nothing_else(cluster):
+    found = [p for p in Path(cluster.folder).rglob("_ray_pkg_*") if p.is_dir()]
+    assert found
+    for package in found:
+        names = {os.path.relpath(p, package) for p in package.rglob("*") if p.is_file()}
+        assert {"jobs/run.py", "pipeline/cli.py", "configs/quickstart.yaml"} <= names
+        assert not [n for n in names if n.startswith((".git/", "data/", "runs/", ".venv/", "tests/"))]
+        assert sum((package / n).stat().st_size for n in names) < 5e6
