@@ -17,6 +17,12 @@ FIGURES = {
     "moco_step_bf16": "pretraining",
     "moco_overhead": "pretraining",
     "pirl_negatives": "pretraining",
+    "crops_224": "views",
+    "crops_32": "views",
+    "moco_views_224": "views",
+    "moco_views_32": "views",
+    "feed_224": "views",
+    "feed_32": "views",
 }
 
 

@@ -1,12 +1,12 @@
 """Work done by ours and by peers in turns, so that a busy machine is as busy for each of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 
-def rounds(work: dict[str, Callable[[], object]], count: int = 7) -> dict[str, list[float]]:
+def rounds(work: Mapping[str, Callable[[], object]], count: int = 7) -> dict[str, list[float]]:
     """CPU seconds of this process for each, ``count`` times, in turns; each has run once before."""
     for run in work.values():
         run()

@@ -271,33 +271,27 @@ def feed(folder: Path, *, steps: int = 6, size: int = 1, rank: int = 0, **change
     shards = Shards.open(folder, check=False)
     settings = CifarViews(size=16)
     recipe = recipes.build("two", settings, shards.image(16), None, 3)
-    made = Feed(shards, recipe, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
-    made._finish = lambda cut: cut  # what was cut, before the device
-    return made
+    return Feed(shards, recipe, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
 
 
 def samples(ranks: list[Feed], start: int, stop: int) -> list[bytes]:
-    """SHA-256 of (position, id, parameters, crops) of every sample of steps start to stop, in order of position."""
+    """SHA-256 of (position, id, parameters, views) of every sample of steps start to stop, in order of position."""
     streams = [one.steps(start) for one in ranks]
     found = []
     for step in range(start, stop):
         shares = [next(stream) for stream in streams]
         position = step * 48
         for _, epoch, (taken,) in shares:
+            places = ranks[0].recipe.places(epoch, taken.ids.numpy())
             for i, sample in enumerate(taken.ids.tolist()):
-                drawn = [u[i].tobytes() for u in taken.draws.boxes]
-                drawn += [np.asarray(v)[i].tobytes() for c in taken.draws.colours for v in vars_of(c)]
-                pixels = [crop[i].numpy().tobytes() for crop in taken.crops]
+                drawn = [v[i].tobytes() for p in places for v in (p.widths, p.heights, p.corners, p.flips)]
+                pixels = [view[i].numpy().tobytes() for view in taken.views]
                 body = b"".join([f"{position} {epoch} {sample} ".encode(), *drawn, *pixels])
                 found.append(hashlib.sha256(body).digest())
                 position += 1
     for one in ranks:
         one.close()
     return found
-
-
-def vars_of(draws) -> list:
-    return list(draws._asdict().values()) if hasattr(draws, "_asdict") else list(vars(draws).values())
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,15 @@ Nothing here depends on how many threads there are, how far ahead they read, or 
 memory: a sample's place, its draws and its replacement are functions of the seed.
 """
 
+import os
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +21,21 @@ from torch import Tensor
 from pipeline.data import order
 from pipeline.data.faults import ATTEMPTS, Fault, Ledger, await_batch, fault
 from pipeline.data.index import Shards
-from pipeline.data.reader import BadSample, read
+from pipeline.data.reader import BadSample, Buffer, read, read_many
+from pipeline.data.ring import Ring
 from pipeline.errors import DataError
-from pipeline.views.decode import decode
+from pipeline.views.decode import Scratch, TooSmall, decode
 from pipeline.views.recipes import Recipe
+
+T = TypeVar("T")
 
 HELD = 1 << 30
 """Bytes of decoded images kept in memory; a set that is larger, or of several sizes, is decoded again each epoch."""
-AHEAD = 4
+AHEAD = 3
 """Micro-batches prepared beyond the one in use."""
+CHUNK = 32
+"""Images of one task of the pool: numbers are drawn for all of them at once."""
+STAGES: tuple[str, ...] = ("read", "decode", "crop", "transfer", "augment", "wait")
 
 
 class Loaded(NamedTuple):
@@ -37,19 +45,37 @@ class Loaded(NamedTuple):
     ids: Tensor
 
 
-class Cut(NamedTuple):
-    """The same before the device: uint8 crops [B, ...], ids int64 [B], the recipe's draws, what went wrong."""
+class Resident(NamedTuple):
+    """All images, uint8 [n, H, W, C], and which of them could not be read, bool [n]."""
 
-    crops: tuple[Tensor, ...]
-    ids: np.ndarray
-    draws: Any
+    images: Tensor
+    broken: np.ndarray
+
+
+class Part(NamedTuple):
+    """What a task did besides filling its rows: what went wrong, and its seconds by stage."""
+
     faults: list[Fault]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A micro-batch on its way. ``made``: its finished views on a CPU; its crops, uint8, for another device."""
+
+    epoch: int
+    ids: np.ndarray
+    made: tuple[Tensor, ...]
+    parts: list[Future[Part]]
 
 
 class Feed:
     """This rank's batches of a training of ``total_steps``. ``limit``: use only the first so many ids (packing has
     shuffled them). ``window``: shards in use at a time. ``ledger``: where unreadable samples are written down.
-    Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples."""
+    Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples.
+
+    Threads read, decode and cut; on a CPU they also finish the views. For another device they fill pinned memory,
+    which a stream of its own copies while the device computes, and the views are finished there."""
 
     def __init__(
         self,
@@ -68,6 +94,7 @@ class Feed:
         window: int | None = None,
         ledger: Path | None = None,
         max_bad_share: float = 0.001,
+        held: int = HELD,
     ):
         self.shards, self.recipe, self.seed, self.total = shards, recipe, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
@@ -76,108 +103,167 @@ class Feed:
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.device = torch.device(device)
         self.ledger, self.max_bad_share = ledger, max_bad_share
-        self.threads = max(1, threads)
-        self.seconds: dict[str, float] = dict.fromkeys(("read", "decode", "crop", "augment", "wait"), 0.0)
+        self.threads = cores(threads, self.device)
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.bad = 0
         self.pool = ThreadPoolExecutor(self.threads, "feed")
+        self.scratch = threading.local()
+        self.ring = Ring(self.device)
+        self.most = held
+        self.resident: Resident | None = None
 
     def steps(self, start: int) -> Iterator[tuple[int, int, list[Loaded]]]:
         """(step, epoch, this rank's micro-batches) from step ``start`` to the last, reading nothing before it."""
         ledger = Ledger(self.ledger, start, self.max_bad_share, self.shards)
-        coming: deque[tuple[int, int, list[Future[Cut]]]] = deque()
+        self.hold(start)
+        coming: deque[list[Coming]] = deque()
         nextup = start
         for step in range(start, self.total):
-            while nextup < self.total and (nextup <= step or sum(len(c[2]) for c in coming) < AHEAD):
+            while nextup < self.total and (nextup <= step or sum(len(c) for c in coming) < AHEAD):
                 epoch, positions = self.plan.at(nextup)
-                coming.append((nextup, epoch, [self.pool.submit(self._cut, nextup, epoch, p) for p in positions]))
+                coming.append([self._start(nextup, epoch, p) for p in positions])
                 nextup += 1
-            _, epoch, futures = coming.popleft()
+            due = coming.popleft()
             begun = time.perf_counter()
-            cuts = [await_batch(future) for future in futures]
+            parts = [await_batch(part) for micro in due for part in micro.parts]
             self.seconds["wait"] += time.perf_counter() - begun
+            for part in parts:
+                for stage, seconds in part.seconds.items():
+                    self.seconds[stage] += seconds
             share = self.plan.batch // self.plan.size
-            ledger.record([f for c in cuts for f in c.faults], (step + 1) * share, share)
+            ledger.record([f for p in parts for f in p.faults], (step + 1) * share, share)
             self.bad = ledger.count
-            yield step, epoch, [self._finish(c) for c in cuts]
+            yield step, due[0].epoch, [self._finish(micro) for micro in due]
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _finish(self, cut: Cut) -> Loaded:
+    def _start(self, step: int, epoch: int, positions: np.ndarray) -> Coming:
+        """A micro-batch cut into tasks, each of which fills its rows."""
+        ids = self.order.ids(epoch, positions)
+        count = len(ids)
+        if self.device.type == "cpu":
+            made = tuple(torch.empty(count, *shape) for shape in self.recipe.view_shapes)
+        else:
+            made = self.ring.take([(count, *shape) for shape in self.recipe.crop_shapes])
+        rows = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+        fill = self.pool.submit
+        parts = [fill(self._fill, step, epoch, positions[r], ids[r], tuple(m[r] for m in made)) for r in rows]
+        return Coming(epoch, ids, made, parts)
+
+    def _fill(
+        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, made: tuple[Tensor, ...]
+    ) -> Part:
+        """Samples in order, the unreadable replaced (in ``ids`` too), cut, and on a CPU finished, into ``made``."""
+        part = Part([], dict.fromkeys(STAGES, 0.0))
+        crops = made if self.device.type != "cpu" else self._crops(len(ids))
+        places = self.recipe.places(epoch, ids)
         begun = time.perf_counter()
-        views = self.recipe.finish(cut.crops, cut.draws, self.device)
-        ids = torch.from_numpy(cut.ids).to(self.device)
-        self.seconds["augment"] += time.perf_counter() - begun
+        files = read_many(self.shards, ids, self._own("files", Buffer)) if self.resident is None else [None] * len(ids)
+        part.seconds["read"] += time.perf_counter() - begun
+        for i, position in enumerate(positions.tolist()):
+            due = int(ids[i])
+            ids[i], image = self._take(step, epoch, position, due, files[i], part)
+            begun = time.perf_counter()
+            out = tuple(c[i] for c in crops)
+            if ids[i] == due:
+                self.recipe.cut(image, places, i, out)
+            else:
+                self.recipe.cut(image, self.recipe.places(epoch, ids[i : i + 1]), 0, out)
+            part.seconds["crop"] += time.perf_counter() - begun
+        if self.device.type == "cpu":
+            begun = time.perf_counter()
+            self.recipe.finish(crops, epoch, ids, made)
+            part.seconds["augment"] += time.perf_counter() - begun
+        return part
+
+    def _own(self, name: str, make: Callable[[], T]) -> T:
+        """Memory that this thread uses again and again."""
+        if not hasattr(self.scratch, name):
+            setattr(self.scratch, name, make())
+        return getattr(self.scratch, name)
+
+    def _crops(self, count: int) -> tuple[Tensor, ...]:
+        """This thread's room for the crops of a task."""
+        shapes = self.recipe.crop_shapes
+        room = self._own("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
+        return tuple(c[:count] for c in room)
+
+    def _finish(self, micro: Coming) -> Loaded:
+        ids = torch.from_numpy(micro.ids).to(self.device)
+        if self.device.type == "cpu":
+            return Loaded(micro.made, ids)
+        begun = time.perf_counter()
+        crops = self.ring.send(micro.made)
+        sent = time.perf_counter()
+        views = self.recipe.finish(crops, micro.epoch, micro.ids)
+        self.seconds["transfer"] += sent - begun
+        self.seconds["augment"] += time.perf_counter() - sent
         return Loaded(tuple(views), ids)
 
-    def _cut(self, step: int, epoch: int, positions: np.ndarray) -> Cut:
-        """One micro-batch: its samples in order, the unreadable replaced, cut to crops."""
-        ids = self.order.ids(epoch, positions)
-        faults = []
-        if self.held is None:
-            images = []
-            for i, position in enumerate(positions):
-                ids[i], image = self._take(step, epoch, int(position), int(ids[i]), faults)
-                images.append(image)
-        else:
-            for i in np.flatnonzero(self.broken[ids]):
-                ids[i], _ = self._take(step, epoch, int(positions[i]), int(ids[i]), faults)
-            images = self.held[torch.from_numpy(ids)]
-        draws = self.recipe.draws(epoch, ids)
-        begun = time.perf_counter()
-        if self.recipe.whole and isinstance(images, Tensor):
-            crops = (images,)
-        else:
-            cuts = [self.recipe.cut(image, draws, i) for i, image in enumerate(images)]
-            crops = tuple(torch.stack(column) for column in zip(*cuts, strict=True))
-        self.seconds["crop"] += time.perf_counter() - begun
-        return Cut(crops, ids, draws, faults)
-
-    def _take(self, step: int, epoch: int, position: int, sample: int, faults: list[Fault]) -> tuple[int, Tensor]:
-        """The image due at a position, or the first readable one of those that may take its place."""
+    def _take(
+        self, step: int, epoch: int, position: int, sample: int, file: memoryview | BadSample | None, part: Part
+    ) -> tuple[int, Tensor]:
+        """The image due at a position (its file, if that was read), or the first readable one of those that may take
+        its place."""
         for attempt in range(1, ATTEMPTS + 2):
             try:
-                return sample, self._image(sample)
+                return sample, self._image(sample, part.seconds, file)
             except BadSample as error:
                 other = self.order.replacement(epoch, position, attempt)
-                faults.append(
+                part.faults.append(
                     fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
                 )
-                sample = other
+                sample, file = other, None
         place = f"position {position} of epoch {epoch}"
         raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
 
-    def _image(self, sample: int) -> Tensor:
-        """One decoded image, uint8 [C, H, W]. Raises BadSample."""
-        if "held" in self.__dict__ and self.held is not None and not self.broken[sample]:
-            return self.held[sample]
+    def _image(self, sample: int, seconds: dict[str, float], file: memoryview | BadSample | None = None) -> Tensor:
+        """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""
+        if self.resident is not None and not self.resident.broken[sample]:
+            return self.resident.images[sample].permute(2, 0, 1)
         begun = time.perf_counter()
-        data = read(self.shards, sample)
+        data = read(self.shards, sample) if file is None else file
+        if isinstance(data, BadSample):
+            raise data
         read_at = time.perf_counter()
         try:
-            image = decode(data, self.recipe.image.channels)
+            image = decode(data, self.recipe.image.channels, self._own("pixels", Scratch))
         except ValueError as error:
-            raise BadSample("undecodable", str(error)) from error
-        self.seconds["read"] += read_at - begun
-        self.seconds["decode"] += time.perf_counter() - read_at
+            raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
+        seconds["read"] += read_at - begun
+        seconds["decode"] += time.perf_counter() - read_at
         return image
 
-    @cached_property
-    def held(self) -> Tensor | None:
-        """All images decoded, uint8 [n, C, H, W], where they are of one size and fit; ``broken`` marks the rest."""
+    def hold(self, start: int) -> None:
+        """Decodes all images once, where they are of one size, fit, and will be seen more than once."""
         height, width = self.shards.manifest["height"], self.shards.manifest["width"]
         channels = self.recipe.image.channels
-        if height is None or self.n * channels * height * width > HELD:
-            return None
-        held = torch.zeros(self.n, channels, height, width, dtype=torch.uint8)
-        broken = np.zeros(self.n, bool)
-        for sample in range(self.n):
-            try:
-                held[sample] = self._image(sample)
-            except BadSample:
-                broken[sample] = True
-        self.broken = broken
-        return held
+        seen = (self.total - start) * self.plan.batch // self.plan.size
+        if self.resident is not None or height is None or seen <= self.n:
+            return
+        if self.n * channels * height * width > self.most:
+            return
+        found = Resident(torch.zeros(self.n, height, width, channels, dtype=torch.uint8), np.zeros(self.n, bool))
+
+        def fill(ids: range) -> None:
+            seconds = dict.fromkeys(STAGES, 0.0)
+            for sample in ids:
+                try:
+                    found.images[sample] = self._image(sample, seconds).permute(1, 2, 0)
+                except BadSample:
+                    found.broken[sample] = True
+
+        list(self.pool.map(fill, [range(at, min(at + 256, self.n)) for at in range(0, self.n, 256)]))
+        self.resident = found
+
+
+def cores(threads: int, device: torch.device) -> int:
+    """Threads of a feed: those asked for; where another device computes, all cores that this process may use and does
+    not share with other ranks of its machine."""
+    if device.type == "cpu":
+        return max(1, threads)
+    return max(1, threads, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:

@@ -1,73 +1,143 @@
 """Random resized crops with a flip: boxes by torchvision's law from keyed numbers, pixels resampled with antialias."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import keyed
+from pipeline.views.compiled import AVAILABLE, compiled
 
 TRIES = 10
 """Boxes drawn before the central fallback."""
-NUMBERS = 2 * TRIES + 3
-"""Uniform numbers a crop takes: area and ratio of each try, then place (y, x) and flip."""
+SMALL = 64
+"""Side in pixels below which our own resampler beats torch's, whose call costs more than its work there."""
 
 
-def draws(seed: int, epoch: int, ids: np.ndarray, view: str) -> np.ndarray:
-    """The uniform numbers of each sample's crop -> float64 [B, NUMBERS]."""
-    return keyed.uniform(NUMBERS, seed, epoch, ids, view, "crop")
+@dataclass(frozen=True)
+class Places:
+    """Where to crop each of B images, whatever their sizes: ``widths`` and ``heights`` of the tries over the root of
+    the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the room that is left, [B, 2]; ``flips``."""
+
+    widths: np.ndarray
+    heights: np.ndarray
+    corners: np.ndarray
+    flips: np.ndarray
+    ratio: tuple[float, float]
+
+    def box(self, i: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the i-th crop in an image of that size."""
+        return box(self.widths[i], self.heights[i], self.corners[i], height, width, *self.ratio)
 
 
-def boxes(
-    u: np.ndarray,
-    height: np.ndarray | int,
-    width: np.ndarray | int,
+def draw(
+    seed: int,
+    epoch: int,
+    ids: np.ndarray,
+    view: str,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> np.ndarray:
-    """Top, left, height and width of crops of images [B] of ``height`` x ``width``, from `draws` -> int64 [B, 4].
-
-    As torchvision's RandomResizedCrop: up to ten times an area U(scale) of the image with a ratio of width to height
-    log-uniform in ``ratio``; where none of them fits inside, the largest central box with a ratio in the range.
-    """
-    height, width = (np.broadcast_to(np.asarray(v, np.int64), len(u)) for v in (height, width))
-    tall, wide = height[:, None], width[:, None]
-    area = tall * wide * (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES])
+    flip: float,
+) -> Places:
+    """As torchvision's RandomResizedCrop: up to ten times an area U(scale) of the image and a ratio of width to height
+    log-uniform in ``ratio``; then a place, and a flip of that probability."""
+    u = keyed.uniform(2 * TRIES + 3, seed, epoch, ids, view, "crop")
+    area = scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = np.exp(low + (high - low) * u[:, TRIES : 2 * TRIES])
-    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
-    rows, first = np.arange(len(u)), fits.argmax(1)
-    w, h = w[rows, first].astype(np.int64), h[rows, first].astype(np.int64)
-    y, x = u[:, 2 * TRIES] * (height - h + 1), u[:, 2 * TRIES + 1] * (width - w + 1)
-    found = np.stack([y.astype(np.int64), x.astype(np.int64), h, w], 1)
-    none = ~fits.any(1)
-    if none.any():
-        found[none] = central(height[none], width[none], ratio)
-    return found
+    return Places(np.sqrt(area * aspect), np.sqrt(area / aspect), u[:, -3:-1], u[:, -1] < flip, ratio)
 
 
-def central(height: np.ndarray, width: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """The largest box at the centre whose ratio lies in the range -> int64 [B, 4]."""
-    narrow, broad = width / height < ratio[0], width / height > ratio[1]
-    h = np.where(narrow, np.rint(width / ratio[0]), height).astype(np.int64)
-    w = np.where(broad, np.rint(height * ratio[1]), width).astype(np.int64)
-    return np.stack([(height - h) // 2, (width - w) // 2, h, w], 1)
+@compiled
+def box(widths, heights, corner, height, width, narrowest, broadest):
+    """The first try that fits inside the image, at its place; else the largest central box of a ratio in the range."""
+    root = math.sqrt(height * width)
+    for k in range(len(widths)):
+        w, h = int(np.rint(root * widths[k])), int(np.rint(root * heights[k]))
+        if 0 < w <= width and 0 < h <= height:
+            return int(corner[0] * (height - h + 1)), int(corner[1] * (width - w + 1)), h, w
+    h, w = height, width
+    if width < narrowest * height:
+        h = int(np.rint(width / narrowest))
+    elif width > broadest * height:
+        w = int(np.rint(height * broadest))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
-def flips(u: np.ndarray, probability: float) -> np.ndarray:
-    """Which crops are mirrored -> bool [B]."""
-    return u[:, -1] < probability
+def cut(image: Tensor, places: Places, i: int, out: Tensor) -> None:
+    """The i-th crop of an image, uint8 [C, H, W], resampled with antialias, mirrored or not -> out, uint8 [S, S, C].
 
-
-def cut(image: Tensor, box: np.ndarray, flip: bool, side: int) -> Tensor:
-    """The box of an image, uint8 [C, H, W], resampled with antialias, and mirrored or not -> [C, side, side].
-
-    torch's kernel for bytes (the one below torchvision's resized_crop, called without its checks): linear weights of
-    16 bits over the source pixels that a target pixel covers.
+    Both resamplers give torchvision's pixels to the bit: linear weights of 16 bits over the source pixels that a
+    target pixel covers, along rows first.
     """
-    y, x, h, w = box.tolist()
+    _, height, width = image.shape
+    y, x, h, w = places.box(i, height, width)
+    side, flip = out.shape[0], bool(places.flips[i])
+    if AVAILABLE and side < SMALL and max(h, w) < 8 * SMALL:
+        resample(image.permute(1, 2, 0).numpy()[y : y + h, x : x + w], flip, out.numpy())
+        return
     part = image[None, :, y : y + h, x : x + w]
-    cropped = torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0]
-    return cropped.flip(-1) if flip else cropped
+    crop = torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0]
+    out.permute(2, 0, 1).copy_(crop.flip(-1) if flip else crop)
+
+
+@compiled
+def kernel(size, side):
+    """Along one axis, from ``size`` pixels to ``side``: first source pixel and count of each target pixel, and their
+    weights as integers of ``bits`` binary places -> int64 [side], [side], int32 [side, most], bits."""
+    scale = size / side
+    support, inverse = max(scale, 1.0), 1 / scale if scale >= 1 else 1.0
+    most = 2 * math.ceil(support) + 1
+    first, count = np.empty(side, np.int64), np.empty(side, np.int64)
+    exact = np.zeros((side, most))
+    largest = 0.0
+    for i in range(side):
+        centre = scale * (i + 0.5)
+        first[i] = max(int(centre - support + 0.5), 0)
+        count[i] = min(int(centre + support + 0.5), size) - first[i]
+        total = 0.0
+        for j in range(count[i]):
+            exact[i, j] = max(0.0, 1.0 - abs((j + first[i] - centre + 0.5) * inverse))
+            total += exact[i, j]
+        for j in range(count[i]):
+            exact[i, j] /= total
+            largest = max(largest, exact[i, j])
+    bits = 0
+    while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    weights = np.empty((side, most), np.int32)
+    for i in range(side):
+        for j in range(most):
+            weights[i, j] = int(0.5 + exact[i, j] * (1 << bits))
+    return first, count, weights, bits
+
+
+@compiled
+def resample(part, flip, out):
+    """part uint8 [h, w, C] -> out uint8 [S, S, C], antialiased and linear, mirrored or not."""
+    height, width, channels = part.shape
+    side = out.shape[0]
+    first, count, weights, bits = kernel(width, side)
+    rows = np.empty((height, side * channels), np.uint8)
+    half = 1 << (bits - 1)
+    for y in range(height):
+        for i in range(side):
+            to = channels * (side - 1 - i if flip else i)
+            for c in range(channels):
+                total = half
+                for j in range(count[i]):
+                    total += weights[i, j] * part[y, first[i] + j, c]
+                rows[y, to + c] = min(max(total >> bits, 0), 255)
+    first, count, weights, bits = kernel(height, side)
+    sums = np.empty(side * channels, np.int32)
+    flat = out.reshape(side, side * channels)
+    for i in range(side):
+        sums[:] = 1 << (bits - 1)
+        for j in range(count[i]):
+            row, weight = rows[first[i] + j], weights[i, j]
+            for x in range(side * channels):
+                sums[x] += weight * np.int32(row[x])
+        for x in range(side * channels):
+            flat[i, x] = min(max(sums[x] >> bits, 0), 255)

@@ -1,5 +1,7 @@
 """PIRL's nine patches (arXiv 1912.01991): a crop, a grid of cells, a jittered patch of each cell, shuffled."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch.nn.functional import grid_sample
 
 from pipeline import keyed
 from pipeline.settings.objectives import Jigsaw
+from pipeline.views import crops
 
 
 def geometry(side: int, settings: Jigsaw) -> tuple[int, int]:
@@ -40,6 +43,50 @@ def cut(crop: Tensor, at: np.ndarray, order: np.ndarray, patch: int) -> Tensor:
     x = (corner[..., 1, None] + run)[..., None, :]
     b = torch.arange(len(crop), device=crop.device).view(-1, 1, 1, 1)
     return crop.permute(0, 2, 3, 1)[b, y, x].permute(0, 1, 4, 2, 3)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the patches of B natural images come from: ``crop``, whose side is a whole number of cells; in it
+    ``corners`` [B, P, 2]; the ``order`` in which they are shown and which of those are mirrored, [B, P]."""
+
+    crop: crops.Places
+    corners: np.ndarray
+    order: np.ndarray
+    flips: np.ndarray
+    side: int
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    ids: np.ndarray,
+    settings: Jigsaw,
+    cell: int,
+    patch: int,
+    ratio: tuple[float, float],
+    flip: float,
+) -> Places:
+    """The draws of `cut_one`; ``flip`` is each patch's own."""
+    count = settings.cells**2
+    return Places(
+        crops.draw(seed, epoch, ids, "patches", settings.scale, ratio, 0),
+        corners(seed, epoch, ids, settings.cells, cell, patch),
+        shuffles(seed, epoch, ids, count),
+        keyed.uniform(1, seed, epoch, ids[:, None], "patch", np.arange(count), "flip")[..., 0] < flip,
+        settings.cells * cell,
+    )
+
+
+def cut_one(image: Tensor, places: Places, i: int, out: Tensor) -> None:
+    """The i-th image, uint8 [C, H, W], cropped and cut -> its patches, uint8 [P, patch, patch, C]."""
+    crop = torch.empty(places.side, places.side, out.shape[-1], dtype=torch.uint8)
+    crops.cut(image, places.crop, i, crop)
+    pixels, patches, side = crop.numpy(), out.numpy(), out.shape[1]
+    for shown, (which, flip) in enumerate(zip(places.order[i], places.flips[i], strict=True)):
+        y, x = places.corners[i, which]
+        patch = pixels[y : y + side, x : x + side]
+        patches[shown] = patch[:, ::-1] if flip else patch
 
 
 def enlarge(images: Tensor, scale: tuple[float, float], side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ The operations are torchvision's v2 on float images in [0, 1]; what is drawn is 
 operation). The four operations of the jitter come in an order drawn for each image.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,12 @@ from torch import Tensor
 
 from pipeline import keyed
 from pipeline.settings.data import Crops
+from pipeline.views import rows
+from pipeline.views.compiled import AVAILABLE
 
+Values = tuple[float, ...]
+FAINT = 1e-5
+"""Share of a blur's weight that may be left out: a four-hundredth of a grey level."""
 GREY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601-2 as torchvision rounds it)."""
 
@@ -21,7 +27,7 @@ GREY = (0.2989, 0.587, 0.114)
 @dataclass(frozen=True)
 class Draws:
     """Parameters of N images: ``factors`` float32 [N, 4] of brightness, contrast, saturation (1: as it is) and hue
-    (turns); ``order`` int64 [N, 4], which of the four comes at each place, -1: none; ``sigma`` float32 [N] of the blur
+    (turns); ``order`` int64 [N, 4], which of the four comes at each place, -1: none; ``sigma`` float64 [N] of the blur
     in pixels, 0: none; ``grey`` and ``solarise`` bool [N]."""
 
     factors: np.ndarray
@@ -29,9 +35,6 @@ class Draws:
     grey: np.ndarray
     sigma: np.ndarray
     solarise: np.ndarray
-
-    def __getitem__(self, rows: slice) -> "Draws":
-        return Draws(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def draw(settings: Crops, *words: Any) -> Draws:
@@ -52,7 +55,7 @@ def draw(settings: Crops, *words: Any) -> Draws:
         (low + (high - low) * jitter[:, 1:5]).astype(np.float32),
         order,
         numbers(1, "grey")[:, 0] < settings.grey_p,
-        np.where(blur[:, 0] < settings.blur_p, sigma, 0).astype(np.float32),
+        np.where(blur[:, 0] < settings.blur_p, sigma, 0),
         numbers(1, "solarise")[:, 0] < settings.solarise_p,
     )
 
@@ -62,31 +65,62 @@ def radius(settings: Crops, side: int) -> int:
     return min(max(1, int(settings.blur_kernel * side / 2)), side - 1)
 
 
-def apply(images: Tensor, draws: Draws, reach: int) -> Tensor:
-    """uint8 [N, C, H, W], C of 1 or 3 -> float32 in [0, 1], jittered, greyed, blurred within ``reach`` pixels,
-    solarised. With one channel, saturation, hue and grey do nothing."""
+def taps(sigma: np.ndarray, reach: int) -> np.ndarray:
+    """Gaussian weights at offsets 0 .. reach, both sides summing to 1 -> float32 [N, reach + 1].
+
+    Where sigma is 0: 1, 0, ... Outer taps that together weigh less than FAINT, far below a grey level, are 0, and cost
+    nothing.
+    """
+    away = np.arange(reach + 1) / np.where(sigma > 0, sigma, 1e-3)[:, None]
+    weights = np.exp(-0.5 * away**2) * np.where(np.arange(reach + 1) > 0, 2, 1)
+    weights /= weights.sum(1, keepdims=True)
+    outside = weights[:, ::-1].cumsum(1)[:, ::-1]
+    weights[outside < FAINT] = 0
+    weights[:, 1:] /= 2
+    return weights.astype(np.float32)
+
+
+def finish(images: Tensor, draws: Draws, reach: int, mean: Values, std: Values, out: Tensor | None = None) -> Tensor:
+    """uint8 [N, C, H, W], C of 1 or 3 -> float32: jittered, greyed, blurred within ``reach`` pixels, solarised, and
+    (x - mean) / std. On a CPU row by row (`rows`), into ``out`` if that is given; else with whole batches."""
+    weights = taps(draws.sigma, reach)
+    if images.device.type == "cpu" and AVAILABLE:
+        if out is None:
+            out = torch.empty(images.shape)
+        middle, scale = np.asarray(mean, np.float32), 1 / np.asarray(std, np.float32)
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        rows.finish(
+            pixels, draws.factors, draws.order, draws.grey, weights, draws.solarise, middle, scale, out.numpy()
+        )
+        return out
+    x = apply(images, draws, weights)
+    middle, width = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (mean, std))
+    x = (x - middle) / width
+    return x if out is None else out.copy_(x)
+
+
+def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:
+    """All but the normalisation, by whole batches: uint8 [N, C, H, W] -> float32 in [0, 1]. With one channel,
+    saturation, hue and grey do nothing. ``weights``: of the blur, from `taps`."""
     x = images.float() / 255
     factors = torch.from_numpy(draws.factors).to(x.device)
     for place in range(4):
         for op, change in enumerate(OPERATIONS):
             here = draws.order[:, place] == op
-            x = among(x, here, lambda part, rows, op=op, change=change: change(part, column(factors[rows, op])))
+            by = factors[:, op].view(-1, 1, 1, 1)
+            x = among(x, here, lambda part, rows, change=change, by=by: change(part, by[rows]))
     x = among(x, draws.grey, lambda part, _: grey(part).expand_as(part))
-    sigma = torch.from_numpy(draws.sigma).to(x.device)
-    x = among(x, draws.sigma > 0, lambda part, rows: blur(part, sigma[rows], reach))
+    kernels = torch.from_numpy(weights).to(x.device)
+    x = among(x, draws.sigma > 0, lambda part, rows: blur(part, kernels[rows]))
     return among(x, draws.solarise, lambda part, _: solarise(part))
 
 
-def among(x: Tensor, here: np.ndarray, change: Any) -> Tensor:
+def among(x: Tensor, here: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """x with change(its rows, their numbers) in place of the rows that are marked."""
     if not here.any():
         return x
     rows = torch.from_numpy(np.flatnonzero(here)).to(x.device, non_blocking=True)
     return x.index_copy_(0, rows, change(x[rows], rows))
-
-
-def column(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
 
 
 def grey(x: Tensor) -> Tensor:
@@ -102,11 +136,15 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Away from the mean of the image's grey, or towards it."""
-    return torch.lerp(grey(x).mean((1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
+    level = grey(x).mean((1, 2, 3), keepdim=True)
+    return (level + factor * (x - level)).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return x if x.shape[1] == 1 else torch.lerp(grey(x), x, factor).clamp_(0, 1)
+    if x.shape[1] == 1:
+        return x
+    level = grey(x)
+    return (level + factor * (x - level)).clamp_(0, 1)
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -128,29 +166,23 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 OPERATIONS = (brightness, contrast, saturation, hue)
 
 
-def weights(sigma: Tensor, reach: int) -> Tensor:
-    """Gaussian weights of offsets -reach .. reach, summing to 1 -> [N, 2 reach + 1]."""
-    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
-    return torch.softmax(-0.5 * (offsets / sigma[:, None]).square(), 1)
+def blur(x: Tensor, weights: Tensor) -> Tensor:
+    """Gaussian blur of each image with weights of its own, [N, reach + 1], the border reflected.
 
-
-def blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Gaussian blur of each image with a sigma of its own, the border reflected.
-
-    Two products with a banded matrix an image; its mirrored border is the sum of the Gaussian's two mirror images.
+    Two products with a banded matrix an image; its mirrored border is the sum of the kernel's two mirror images.
     """
+    reach = weights.shape[1] - 1
+    weights = torch.nn.functional.pad(weights, (0, 1))  # the last is nothing's
 
     def matrix(side: int) -> Tensor:
-        kernel = torch.nn.functional.pad(weights(sigma, reach), (0, 1))  # the last is nothing's
-        out, at = torch.arange(side, device=x.device)[:, None], torch.arange(side, device=x.device)
+        to, at, last = torch.arange(side, device=x.device)[:, None], torch.arange(side, device=x.device), side - 1
 
         def of(offset: Tensor, there: Tensor) -> Tensor:
-            return kernel[:, torch.where((offset.abs() <= reach) & there, offset + reach, 2 * reach + 1)]
+            return weights[:, torch.where((offset.abs() <= reach) & there, offset.abs(), reach + 1)]
 
-        last = side - 1
-        return of(out - at, at >= 0) + of(out + at, at > 0) + of(2 * last - out - at, at < last)
+        return of(to - at, at >= 0) + of(to + at, at > 0) + of(2 * last - to - at, at < last)
 
-    return (matrix(x.shape[2])[:, None] @ x @ matrix(x.shape[3])[:, None].mT).clamp_(0, 1)
+    return matrix(x.shape[2])[:, None] @ x @ matrix(x.shape[3])[:, None].mT
 
 
 def solarise(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a sample becomes: the image itself, two random views, or a view and nine patches.
 
-A recipe works in two steps. ``cut`` sees one decoded image and makes its crops, uint8, on a CPU thread; ``finish``
-sees the batch's crops on the device and does the rest. Every random number is a function of (seed, epoch, id, view,
-operation). Where ``whole`` is true, cut is the identity, and batches can be taken from images held in memory.
+A recipe works in two steps. ``cut`` sees one decoded image and writes its crops, uint8, on a CPU thread; ``finish``
+sees many samples' crops on the device and makes the views. Every random number is a function of (seed, epoch, id,
+view, operation), and of nothing else. Where ``whole`` is true, cut is the identity.
 """
 
 from abc import ABC, abstractmethod
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import keyed
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.settings.data import Characters, Crops, Views
 from pipeline.settings.objectives import Jigsaw
 from pipeline.views import affine, crops, jigsaw, photometrics
+
+Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,32 @@ class Recipe(ABC):
     seed: int
     whole = True
 
-    @abstractmethod
-    def draws(self, epoch: int, ids: np.ndarray) -> object:
-        """What `cut` and `finish` need to know of the samples."""
+    @property
+    def crop_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a sample's crops, with the channels last."""
+        return ((self.image.side, self.image.side, self.image.channels),)
 
-    def cut(self, image: Tensor, draws, i: int) -> tuple[Tensor, ...]:
-        """One decoded image, the i-th of the batch, uint8 [C, H, W] -> its crops."""
+    @property
+    @abstractmethod
+    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a sample's views."""
+
+    def places(self, epoch: int, ids: np.ndarray) -> object:
+        """What `cut` needs to know of these samples."""
+        return None
+
+    def cut(self, image: Tensor, places, i: int, out: Tensors) -> None:
+        """One decoded image, uint8 [C, H, W], the i-th of ``places`` -> its crops, uint8 of `crop_shapes`."""
         if image.shape[1:] != (self.image.side, self.image.side):
             raise ConfigError(
                 f"an image of {image.shape[2]} x {image.shape[1]} pixels where {self.image.side} x "
                 f"{self.image.side} were expected; pack with one size, or use views of the crops family"
             )
-        return (image,)
+        out[0].copy_(image.permute(1, 2, 0))
 
     @abstractmethod
-    def finish(self, cut: tuple[Tensor, ...], draws, device: torch.device) -> tuple[Tensor, ...]:
-        """Crops of a batch, uint8 [B, ...] each -> the views, float32."""
+    def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        """Crops of samples [B], uint8 [B, ...] -> the views, float32 [B, ...] (in ``out``, if that is given)."""
 
     def normalise(self, x: Tensor) -> Tensor:
         shape = (self.image.channels, 1, 1)
@@ -51,101 +62,113 @@ class Recipe(ABC):
         return (x - mean) / std
 
 
+def first(images: Tensor) -> Tensor:
+    """[..., H, W, C] -> [..., C, H, W]."""
+    return images.movedim(-1, -3).contiguous()
+
+
+def given(views: Tensors, out: Tensors | None) -> Tensors:
+    return views if out is None else tuple(o.copy_(v) for o, v in zip(out, views, strict=True))
+
+
 @dataclass(frozen=True)
 class Plain(Recipe):
     """The image itself, in [0, 1]."""
 
-    def draws(self, epoch: int, ids: np.ndarray) -> None:
-        return None
+    @property
+    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.image.channels, self.image.side, self.image.side),)
 
-    def finish(self, cut: tuple[Tensor, ...], draws: None, device: torch.device) -> tuple[Tensor, ...]:
-        return (cut[0].to(device, non_blocking=True).float() / 255,)
+    def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        return given((first(cut[0]).float() / 255,), out)
 
 
 @dataclass(frozen=True)
-class Bent(Recipe):
-    """Views of characters: two, or one and the patches of ``jigsaw``."""
+class Random(Recipe):
+    """Two random views, or one and the patches of ``jigsaw``."""
 
-    views: Characters
     jigsaw: Jigsaw | None
 
-    def draws(self, epoch: int, ids: np.ndarray) -> tuple[int, np.ndarray]:
-        return epoch, ids
+    @property
+    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
+        one = (self.image.channels, self.image.side, self.image.side)
+        return one, (one if self.jigsaw is None else (self.jigsaw.cells**2, one[0], self.patch, self.patch))
 
-    def finish(
-        self, cut: tuple[Tensor, ...], draws: tuple[int, np.ndarray], device: torch.device
-    ) -> tuple[Tensor, ...]:
-        images = cut[0].to(device, non_blocking=True)
-        words = (self.views, self.seed, *draws)
-        first = affine.view(images, *words, "one", self.image.side)
+    @property
+    def cell(self) -> int:
+        assert self.jigsaw is not None
+        return jigsaw.geometry(self.image.side, self.jigsaw)[0]
+
+    @property
+    def patch(self) -> int:
+        assert self.jigsaw is not None
+        return jigsaw.geometry(self.image.side, self.jigsaw)[1]
+
+
+@dataclass(frozen=True)
+class Bent(Random):
+    """Views of characters."""
+
+    settings: Characters
+
+    def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        images = first(cut[0])
+        words = (self.settings, self.seed, epoch, ids)
+        one = affine.view(images, *words, "one", self.image.side)
         if self.jigsaw is None:
-            second = affine.view(images, *words, "two", self.image.side)
+            two = affine.view(images, *words, "two", self.image.side)
         else:
-            second = affine.contrast(self.patches(images, self.jigsaw, *draws), *words, "patches")
-        return self.normalise(first), self.normalise(second)
+            two = affine.contrast(self.patches(images, self.jigsaw, epoch, ids), *words, "patches")
+        return given((self.normalise(one), self.normalise(two)), out)
 
     def patches(self, images: Tensor, settings: Jigsaw, epoch: int, ids: np.ndarray) -> Tensor:
-        cell, patch = jigsaw.geometry(self.image.side, settings)
-        crop = jigsaw.enlarge(images, settings.scale, settings.cells * cell, self.seed, epoch, ids)
-        at = jigsaw.corners(self.seed, epoch, ids, settings.cells, cell, patch)
-        return jigsaw.cut(crop, at, jigsaw.shuffles(self.seed, epoch, ids, settings.cells**2), patch)
+        cells = settings.cells
+        crop = jigsaw.enlarge(images, settings.scale, cells * self.cell, self.seed, epoch, ids)
+        at = jigsaw.corners(self.seed, epoch, ids, cells, self.cell, self.patch)
+        return jigsaw.cut(crop, at, jigsaw.shuffles(self.seed, epoch, ids, cells**2), self.patch)
 
 
 @dataclass(frozen=True)
-class Cropped:
-    """What is drawn for the samples of a batch: uniform numbers of both crops, colours of both views, and of the
-    patches, where there are any, corners [B, P, 2], order and flips [B, P]."""
+class Natural(Random):
+    """Views of natural images: crops of the original, each with colours of its own."""
 
-    boxes: tuple[np.ndarray, np.ndarray]
-    colours: tuple[photometrics.Draws, photometrics.Draws]
-    patches: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class Natural(Recipe):
-    """Views of natural images: two random crops, or one and the patches of ``jigsaw``, each with its own colours."""
-
-    views: Crops
-    jigsaw: Jigsaw | None
+    settings: Crops
     whole = False
 
-    def draws(self, epoch: int, ids: np.ndarray) -> Cropped:
-        words = (self.seed, epoch, ids)
-        first = crops.draws(*words, "one"), photometrics.draw(self.views, *words, "one")
+    @property
+    def crop_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((*shape[:-3], *shape[-2:], shape[-3]) for shape in self.view_shapes)
+
+    def places(self, epoch: int, ids: np.ndarray) -> tuple[crops.Places, crops.Places | jigsaw.Places]:
+        words, ratio, flip = (self.seed, epoch, ids), self.settings.ratio, self.settings.flip
+        one = crops.draw(*words, "one", self.settings.scale, ratio, flip)
         if self.jigsaw is None:
-            second = crops.draws(*words, "two"), photometrics.draw(self.views, *words, "two")
-            return Cropped((first[0], second[0]), (first[1], second[1]))
-        count = self.jigsaw.cells**2
-        each = (self.seed, epoch, ids[:, None], "patch", np.arange(count))
-        colours = first[1], photometrics.draw(self.views, *each)
-        at = jigsaw.corners(*words, self.jigsaw.cells, *jigsaw.geometry(self.image.side, self.jigsaw))
-        flips = keyed.uniform(1, *each, "flip")[..., 0] < self.views.flip
-        boxes = first[0], crops.draws(*words, "patches")
-        return Cropped(boxes, colours, (at, jigsaw.shuffles(*words, count), flips))
+            return one, crops.draw(*words, "two", self.settings.scale, ratio, flip)
+        return one, jigsaw.draw(*words, self.jigsaw, self.cell, self.patch, ratio, flip)
 
-    def cut(self, image: Tensor, draws: Cropped, i: int) -> tuple[Tensor, ...]:
-        first = self.crop(image, draws.boxes[0][i], self.views.scale, self.views.flip, self.image.side)
-        if self.jigsaw is None or draws.patches is None:
-            return first, self.crop(image, draws.boxes[1][i], self.views.scale, self.views.flip, self.image.side)
-        cell, patch = jigsaw.geometry(self.image.side, self.jigsaw)
-        crop = self.crop(image, draws.boxes[1][i], self.jigsaw.scale, 0, self.jigsaw.cells * cell)
-        at, order, flips = (drawn[i : i + 1] for drawn in draws.patches)
-        patches = jigsaw.cut(crop[None], at, order, patch)[0]
-        return first, torch.where(torch.from_numpy(flips).view(-1, 1, 1, 1), patches.flip(-1), patches)
+    def cut(self, image: Tensor, places, i: int, out: Tensors) -> None:
+        crops.cut(image, places[0], i, out[0])
+        if self.jigsaw is None:
+            crops.cut(image, places[1], i, out[1])
+        else:
+            jigsaw.cut_one(image, places[1], i, out[1])
 
-    def crop(self, image: Tensor, u: np.ndarray, scale: tuple[float, float], flip: float, side: int) -> Tensor:
-        _, height, width = image.shape
-        (box,) = crops.boxes(u[None], height, width, scale, self.views.ratio)
-        return crops.cut(image, box, bool(crops.flips(u[None], flip)), side)
+    def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        words = (self.seed, epoch, ids)
+        one: tuple = (*words, "one")
+        two: tuple = (*words, "two")
+        if self.jigsaw is not None:  # colours for each patch
+            two = (self.seed, epoch, ids[:, None], "patch", np.arange(self.jigsaw.cells**2))
+        into = (None, None) if out is None else out
+        return self.colour(cut[0], one, into[0]), self.colour(cut[1], two, into[1])
 
-    def finish(self, cut: tuple[Tensor, ...], draws: Cropped, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(self.colour(c.to(device, non_blocking=True), d) for c, d in zip(cut, draws.colours, strict=True))
-
-    def colour(self, crops: Tensor, draws: photometrics.Draws) -> Tensor:
-        """uint8 [B, C, S, S] or [B, P, C, S, S] -> normalised float32 of the same shape."""
-        reach = photometrics.radius(self.views, crops.shape[-1])
-        flat = photometrics.apply(crops.reshape(-1, *crops.shape[-3:]), draws, reach)
-        return self.normalise(flat).view(crops.shape)
+    def colour(self, cut: Tensor, words: tuple, out: Tensor | None) -> Tensor:
+        """uint8 [B, S, S, C] or [B, P, S, S, C] -> normalised float32 with the channels before S."""
+        views = cut.movedim(-1, -3)
+        each, side = views.flatten(0, -4), views.shape[-1]
+        draws, reach = photometrics.draw(self.settings, *words), photometrics.radius(self.settings, side)
+        into = None if out is None else out.view(each.shape)
+        return photometrics.finish(each, draws, reach, self.image.mean, self.image.std, into).view(views.shape)
 
 
 def build(recipe: str, views: Views | None, image: Image, settings: Jigsaw | None, seed: int) -> Recipe:
@@ -154,5 +177,5 @@ def build(recipe: str, views: Views | None, image: Image, settings: Jigsaw | Non
         return Plain(image, seed)
     patches = (settings or Jigsaw()) if recipe == "jigsaw" else None
     if isinstance(views, Characters):
-        return Bent(image, seed, views, patches)
-    return Natural(image, seed, views, patches)
+        return Bent(image, seed, patches, views)
+    return Natural(image, seed, patches, views)
