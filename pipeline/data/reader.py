@@ -70,50 +70,48 @@ def read_many(shards: Shards, ids: np.ndarray, buffer: Buffer | None = None) -> 
     They lie in ``buffer``, if one is given, until it is used again. Raises DataError where the disk stays away."""
     ids = np.asarray(ids)
     out: list[memoryview | BadSample] = [memoryview(b"")] * len(ids)
+    if not len(ids):
+        return out
     order = np.argsort(ids, kind="stable")
     which, at = shards.locate(ids[order])
     edges = np.flatnonzero(np.diff(which, prepend=-1, append=-1)).tolist()
-    parts = [(int(which[a]), order[a:b], shards.table(int(which[a]))[at[a:b]]) for a, b in pairwise(edges)]
-    near = isinstance(shards.tars, Folder)
-    spans = [ranges(rows, *((GAP, RANGE) if near else (FAR_GAP, FAR_RANGE))) for _, _, rows in parts]
-    room = (buffer or Buffer()).view(sum(int((ends - starts).sum()) for _, starts, ends in spans))
-    for (k, places, rows), (firsts, starts, ends) in zip(parts, spans, strict=True):
-        sizes = (ends - starts).tolist()
-        room = _fill(out, shards, k, places, rows, (firsts.tolist(), starts.tolist(), sizes), room)
-    return out
-
-
-def ranges(rows: np.ndarray, gap: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which of the rows, in order of offset, begin a range that is read at once; where the ranges start and end.
-    Neighbours are joined over a gap that costs less than another call, to ``most`` bytes or so."""
-    starts = rows["offset"].astype(np.int64)
-    ends = starts + rows["size"]
-    new = (starts[1:] - ends[:-1] > gap) | (starts[1:] // most != starts[:-1] // most)
-    firsts = np.flatnonzero(np.concatenate([[True], new]))
-    return firsts, starts[firsts], np.maximum.reduceat(ends, firsts)
-
-
-def _fill(out: list, shards: Shards, k: int, places: np.ndarray, rows: np.ndarray, spans, room: memoryview):
-    """Reads the ranges of one shard into ``room`` -> what is left of it; whatever is odd is read again by itself."""
-    crc, name = crc32, shards.name(k)
-    firsts, starts, sizes = spans
-    begun = np.repeat(starts, np.diff(firsts, append=len(rows)))
-    low = rows["offset"].astype(np.int64) - begun
-    columns = places, low, low + rows["size"], rows["crc32"]
+    rows = np.concatenate([shards.table(int(which[a]))[at[a:b]] for a, b in pairwise(edges)])
+    limits = (GAP, RANGE) if isinstance(shards.tars, Folder) else (FAR_GAP, FAR_RANGE)
+    firsts, starts, ends = ranges(which, rows, *limits)
+    low = rows["offset"].astype(np.int64) - np.repeat(starts, np.diff(firsts, append=len(rows)))
+    columns = order, low, low + rows["size"], rows["crc32"]
     wanted = list(zip(*(column.tolist() for column in columns), strict=True))
-    for first, last, start, size in zip(firsts, [*firsts[1:], len(rows)], starts, sizes, strict=True):
-        part, room = room[:size], room[size:]
+    sizes = (ends - starts).tolist()
+    room, crc, names = (buffer or Buffer()).view(sum(sizes)), crc32, {k: shards.name(k) for k in which[edges[:-1]]}
+    bounds = pairwise([*firsts.tolist(), len(rows)])
+    for (first, last), start, size in zip(bounds, starts.tolist(), sizes, strict=True):
+        part, room, name = room[:size], room[size:], names[which[first]]
         got = _into(shards.tars, name, start, part)
         for place, lo, hi, check in wanted[first:last]:
             data = part[lo:hi]
             if hi <= got and crc(data) == check:
                 out[place] = data
-                continue
-            try:
-                out[place] = memoryview(checked(shards.tars, name, start + lo, hi - lo, check))
-            except BadSample as error:
-                out[place] = error
-    return room
+            else:
+                out[place] = _again(shards.tars, name, start + lo, hi - lo, check)
+    return out
+
+
+def ranges(which: np.ndarray, rows: np.ndarray, gap: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of the rows, in order of shard and offset, begin a range that is read at once; where the ranges start and
+    end. Neighbours are joined over a gap that costs less than another call, to ``most`` bytes or so."""
+    starts = rows["offset"].astype(np.int64)
+    ends = starts + rows["size"]
+    new = (starts[1:] - ends[:-1] > gap) | (starts[1:] // most != starts[:-1] // most) | (which[1:] != which[:-1])
+    firsts = np.flatnonzero(np.concatenate([[True], new]))
+    return firsts, starts[firsts], np.maximum.reduceat(ends, firsts)
+
+
+def _again(store: Store, name: str, offset: int, size: int, check: int) -> memoryview | BadSample:
+    """What was odd in a range, by itself and with patience."""
+    try:
+        return memoryview(checked(store, name, offset, size, check))
+    except BadSample as error:
+        return error
 
 
 def _into(store: Store, name: str, offset: int, part: memoryview) -> int:
