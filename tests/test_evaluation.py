@@ -240,11 +240,14 @@ def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty():
 
     def peer(ids, penalty):
         fitted = LogisticRegression(C=1 / (len(ids) * penalty), tol=1e-10, max_iter=20000)
-        return fitted.fit(x[ids], y[ids]).predict(x_test)
+        return fitted.fit(x[ids], y[ids]).decision_function(x_test)
 
-    assert (every.predicted == peer(np.arange(240), every.penalty)).all()
+    scores = peer(np.arange(240), every.penalty)
+    ahead = np.sort(scores, 1)[:, -1] - np.sort(scores, 1)[:, -2]
+    clear = ahead > 1e-4  # objectives are met to 1e-8, weights to its root: a closer race is anybody's
+    assert clear.sum() >= 117 and (every.predicted == scores.argmax(1))[clear].all()
     draws = [linear.draw(y, parts.fit, 5, 0, i) for i in range(3)]
-    assert few.test == pytest.approx([(peer(ids, few.penalty) == truth).mean() for ids in draws])
+    assert few.test == pytest.approx([(peer(ids, few.penalty).argmax(1) == truth).mean() for ids in draws])
 
 
 @pytest.mark.slow
