@@ -80,10 +80,10 @@ class Bench:
 
         ids = np.arange(self.batch)
         crops = tuple(
-            torch.randint(0, 256, (self.batch, 3, self.side, self.side), dtype=torch.uint8) for _ in range(2)
+            torch.randint(0, 256, (self.batch, *shape), dtype=torch.uint8, device=self.device)
+            for shape in recipe.crop_shapes
         )
-        draws = recipe.draws(0, ids)
-        return {"images_per_s": 2 * self.batch / self.seconds(lambda: recipe.finish(crops, draws, self.device))}
+        return {"images_per_s": 2 * self.batch / self.seconds(lambda: recipe.finish(crops, 0, ids))}
 
     def settings(self, precision: str) -> Pretrain:
         return Pretrain(
