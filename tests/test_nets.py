@@ -106,7 +106,8 @@ def test_batch_norm_in_bf16_keeps_statistics_in_fp32():
     assert y.dtype == torch.bfloat16 and layer.running_mean.dtype == torch.float32
 
 
-NETS = [CNN(), CNN(width=8, depth=1), CNN(norm=Norm(kind="none")), CNN(norm=Norm(kind="split", splits=2)), ResNet()]
+NETS = [CNN(), CNN(width=8, depth=1), CNN(norm=Norm(kind="none")), CNN(norm=Norm(kind="split", splits=2)),
+        CNN(halve="stride", grid=2), CNN(grid=3, norm=Norm(kind="none")), ResNet()]  # fmt: skip
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)

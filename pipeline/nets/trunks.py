@@ -14,22 +14,32 @@ from pipeline.world import World
 
 
 class SmallCNN(nn.Module):
-    """Blocks of 3x3 convolution, norm and ReLU, twice as wide each; max-pooled between, averaged at the end."""
+    """Blocks of 3x3 convolution, norm and ReLU, twice as wide each, the side halved from one to the next; at the end
+    averaged over the image, or over the cells of a grid with a hidden layer on top."""
 
     def __init__(self, settings: CNN, channels: int, world: World | None):
         super().__init__()
-        make = norm.layer(settings.norm, world)
+        make, strided = norm.layer(settings.norm, world), settings.halve == "stride"
         widths = [settings.width << i for i in range(settings.depth)]
         layers: list[nn.Module] = []
         for before, width in zip([channels, *widths], widths, strict=False):
-            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), make(width), nn.ReLU(inplace=True)]
-            layers += [nn.MaxPool2d(2, ceil_mode=True)]  # rounds up: a patch of three pixels still has a side
-        self.layers = nn.Sequential(*layers[:-1])
-        self.features = widths[-1]
+            convolution = nn.Conv2d(before, width, 3, 1 + strided, padding=1, bias=False)
+            layers += [convolution, make(width), nn.ReLU(inplace=True)]
+            if not strided:
+                layers += [nn.MaxPool2d(2, ceil_mode=True)]  # rounds up: a patch of three pixels still has a side
+        self.layers = nn.Sequential(*layers if strided else layers[:-1])
+        self.features, self.grid, cells = widths[-1], settings.grid, settings.grid**2
+        if cells:
+            self.features = 2 * widths[-1]
+            hidden = nn.Linear(cells * widths[-1], self.features, bias=False)
+            self.whole = nn.Sequential(hidden, make(self.features), nn.ReLU(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] -> features [B, features]."""
-        return self.layers(images).mean((2, 3))
+        last = self.layers(images)
+        if not self.grid:
+            return last.mean((2, 3))
+        return self.whole(nn.functional.adaptive_avg_pool2d(last, self.grid).flatten(1))
 
 
 def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> Any:

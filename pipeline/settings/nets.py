@@ -28,7 +28,14 @@ class CNN(Settings):
     width: Count = 32
     """Channels of the first block; each later block has twice as many as the one before."""
     depth: Annotated[int, Field(ge=1, le=5)] = 3
-    """Blocks; the side halves after every block but the last."""
+    """Blocks; the side halves from one to the next."""
+    halve: Literal["pool", "stride"] = "pool"
+    """pool: by the largest of four after every block but the last; stride: by every block's convolution, which costs a
+    third."""
+    grid: Annotated[int, Field(ge=0, le=8)] = 0
+    """0: features are the last block's, averaged over the image. Else averaged over so many cells on a side, with one
+    hidden layer over all of them, twice as wide as the block: features that see the whole of an image whose side is
+    many times what one place of the last block sees."""
     norm: Norm = Norm()
 
 
