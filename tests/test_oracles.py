@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.objectives.base import Batch
-from pipeline.objectives.energies import binary_nce, infonce, nce
+from pipeline.objectives.energies import binary_nce, infonce, nce, watch
 from pipeline.settings.objectives import VAE, MoCo
 from tests.cases import CASES, IMAGE, SAMPLES, batch, dictionary, make, random, warm
 
@@ -397,12 +397,13 @@ def test_diagnostics_by_hand(world):
     q, n = queries[:, 0], len(IDS)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     uniform = math.log(sum(float(exp(-2 * (q[i] - q[j]).square().sum())) for i, j in pairs) / len(pairs))
-    assert float(result.scalars["learn/uniformity"]) == pytest.approx(uniform, rel=1e-9)
+    seen = watch(result) | objective.watched(4)
+    assert float(seen["learn/uniformity"]) == pytest.approx(uniform, rel=1e-9)
     align = float((q - keys[:, 0]).square().sum(1).mean())
-    assert float(result.scalars["learn/alignment"]) == pytest.approx(align, rel=1e-9)
+    assert float(seen["learn/alignment"]) == pytest.approx(align, rel=1e-9)
     first = float((result.low < result.high.min(1).values).double().mean())
-    assert float(result.scalars["learn/accuracy"]) == first
-    assert float(result.scalars["learn/std"]) == pytest.approx(float(q.std(0, correction=0).mean()))
-    assert float(result.scalars["learn/queue_age"]) == pytest.approx((8 * 1 + 8 * 2 + 4 * 3) / 20)
+    assert float(seen["learn/accuracy"]) == first
+    assert float(seen["learn/std"]) == pytest.approx(float(q.std(0, correction=0).mean()))
+    assert float(seen["learn/queue_age"]) == pytest.approx((8 * 1 + 8 * 2 + 4 * 3) / 20)
     collapsed = replace(b, views=tuple(torch.zeros_like(v) for v in b.views))
-    assert float(objective(collapsed).scalars["learn/std"]) < 1e-6
+    assert float(watch(objective(collapsed))["learn/std"]) < 1e-6

@@ -629,17 +629,17 @@ def test_ranks_run_one_plan_stop_together_and_go_on(place):
     Path("ranks.yaml").write_text(RANKS)
     ranks = begin_ranks(2)
     folder = {p.name: p for p in runner.plan(config.load("ranks.yaml"), here=True)}["moco"].folder
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while progress.read(folder) is None:
         assert time.monotonic() < end
         time.sleep(0.05)
     ranks[1].send_signal(signal.SIGUSR2)  # one of them is told; all save
-    told = [rank.communicate(timeout=120) for rank in ranks]
+    told = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75, 75]
     assert "saved at step" in told[0][1] and told[1][1] == "" and told[1][0] == ""
     assert any((folder / "checkpoints").iterdir())
     ranks = begin_ranks(2)
-    told = [rank.communicate(timeout=120) for rank in ranks]
+    told = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert "shards: done already" in told[0][0]
     record = json.loads((folder / "artifact.json").read_text())
