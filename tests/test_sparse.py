@@ -274,7 +274,7 @@ def test_learning_pays_and_keeps_up_with_scikit_learn():
     ours = learned(train, 64, 39, 512)
     peer = MiniBatchDictionaryLearning(
         64, alpha=0.15, batch_size=512, max_iter=1, fit_algorithm="cd", shuffle=False, max_no_improvement=None,
-        dict_init=start.atoms.T.numpy(), transform_alpha=0.15,
+        dict_init=start.atoms.T.numpy().copy(), transform_alpha=0.15,
     ).fit(train[:19968].double().numpy())  # fmt: skip
     theirs = torch.from_numpy(peer.components_.T).float()
     before, after = cost(held, start.atoms.float()), cost(held, ours.atoms.float())

@@ -43,7 +43,7 @@ def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
     alive = signals[signals.norm(dim=1) > 0].double()
     chosen = alive[torch.from_numpy(keyed.permute(np.arange(min(atoms, len(alive))), len(alive), seed, "atoms"))]
     noise = torch.from_numpy(keyed.normal(p, seed, "atoms", np.arange(atoms - len(chosen))))
-    d = torch.cat([chosen, noise]).T
+    d = torch.cat([chosen, noise]).T.contiguous()  # as a checkpoint gives it back: sums are in the order of memory
     zero = torch.zeros((), dtype=torch.int64)
     return Dictionary(
         atoms=d / d.norm(dim=0),
