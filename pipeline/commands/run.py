@@ -49,10 +49,10 @@ def main(words: Sequence[str]) -> int:
         from pipeline import preflight
 
         preflight.gate(planned[0].folder.parent.resolve())
+    from pipeline.placement import here
+
     cluster = open_cluster(chosen, quiet)
     try:
-        from pipeline.placement import here
-
         with tables.Watch(quiet) as watch:
             code = runner.execute(planned, chosen, watch, here, cluster)
     finally:
@@ -63,6 +63,8 @@ def main(words: Sequence[str]) -> int:
         if len(named) > 1:
             tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
         print(f"tensorboard --logdir {cfg.root}")
+    if here.size() > 1:
+        here.leave(code)
     return code
 
 

@@ -1,11 +1,13 @@
 """Stages in this process, or in this rank of a world that accelerate launch, torchrun or srun started."""
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pipeline import runner
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.runner import Job
 
 SHARED = ("pretrain", "generate", "codes")
@@ -24,6 +26,22 @@ def together(stop: Callable[[], bool]) -> Callable[[], bool]:
     from pipeline.world import World
 
     return World(1, stop).stopping
+
+
+def leave(code: int) -> None:
+    """Ends this rank's part in a launcher's world: with the others where they end too, so that none takes down what
+    another still speaks to; without waiting where one failed, since it may be gone."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return
+    if code not in (0, Stopped.code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # destructors of a group in disorder end the process by a signal, and with another code
+    with suppress(RuntimeError):
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def run_stage(job: Job, asked: Callable[[], bool]) -> Any:
