@@ -104,6 +104,16 @@ def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster,
     assert differences(whole, root) == []
 
 
+def test_workers_of_ray_train_are_the_ranks_of_torchrun(cluster, tmp_path):
+    """Two processes each, under two launchers: every loss, and every byte of the artifacts, is the same."""
+    config = small.write(root := tmp_path / "workers")
+    code, log, _ = ended(cluster, submit(cluster, config, "moco.place={on: workers, workers: 2}", "--only", "moco"))
+    assert code == 0, log
+    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "moco", ranks=2)
+    assert small.losses(root) == small.losses(tmp_path / "ranks")
+    assert differences(root, tmp_path / "ranks") == []
+
+
 def test_the_command_submits_watches_and_ends_with_the_jobs_code(cluster, whole, tmp_path):
     """A run that is finished already, and one that cannot be: neither starts a training."""
     config = small.write(root := tmp_path / "runs")

@@ -53,8 +53,8 @@ def binary_nce(low: Tensor, high: Tensor, log_partition: Tensor, log_odds: float
 def watch(step: Step) -> dict[str, Tensor]:
     """Scalars of a contrastive step, of its unit rows [B, d], its low [R] and its high [R, K].
 
-    accuracy: positives ranked first; auroc: share of an image's negatives above its positive, 1/2 where the two cannot
-    be told apart; positive_share: of the positive in the softmax; effective_negatives: 1 / sum of the squared shares
+    accuracy: positives ranked first; auroc: mean over images of the share of an image's negatives above its positive,
+    1/2 where the two cannot be told apart; positive_share: of the positive in the softmax; effective_negatives: 1 / sum of the squared shares
     of the negatives, K where all weigh the same; alignment: mean squared distance to the positive; uniformity: log of
     the mean of e^(-2 squared distance) over pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions,
     1/sqrt(d) if spread over the sphere, 0 if collapsed.
@@ -75,7 +75,7 @@ def watch(step: Step) -> dict[str, Tensor]:
         share = high.neg().softmax(1).nan_to_num()  # a row may have none
         scalars |= {
             "learn/accuracy": above.all(1).to(low.dtype).mean(),
-            "learn/auroc": (above & real).sum().to(low.dtype) / real.sum().clamp(min=1),
+            "learn/auroc": ((above & real).sum(1).to(low.dtype) / real.sum(1).clamp(min=1)).mean(),
             "learn/positive_share": (-infonce(low, high)).exp().mean(),
             "learn/effective_negatives": (1 / share.square().sum(1).clamp(min=1e-30)).mul(real.any(1)).mean(),
         }

@@ -237,11 +237,13 @@ def scalars(
     values = {"train/loss": result.loss, "energy/low": result.low.mean()}
     if result.high.numel():
         seen = torch.isfinite(result.high)
-        values["energy/high"] = result.high[seen].mean()
+        own = torch.where(seen, result.high, 0).sum(1) / seen.sum(1).clamp(min=1)  # each row's mean of those it has
+        values["energy/high"] = own.mean()
         values["energy/gap"] = values["energy/high"] - values["energy/low"]
     values |= result.scalars | objective.watched(step - 1)
     if result.rows is not None:
-        values |= energies.watch(result)
+        # Spread is a property of the batch, not of a rank's share of it.
+        values |= energies.watch(replace(result, rows=world.gather(result.rows.detach())))
     table = world.sum(torch.stack([v.detach().double().reshape(()) for v in values.values()])) / world.size
     return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
 
@@ -288,7 +290,7 @@ def store(
         "seed": seed,
         "position": step * settings.batch,
         "optimiser": numbers,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"place"}),
         "torch": str(torch.__version__),
     }
     checkpoint.save(out / "checkpoints", step, tensors | moments, state, keep)
