@@ -52,7 +52,7 @@ class Chaos:
         self.alone = time.monotonic() - begun
 
     def start(self, root: Path, limit: int | None = None) -> int:
-        """The command in a process of its own, forked, since importing torch takes longer than the training."""
+        """The command in a process of its own, forked, since importing takes longer than the training."""
         if pid := os.fork():
             return pid
         code = 1
@@ -73,8 +73,10 @@ class Chaos:
     def strike(self, kind: str) -> None:
         """One start, one fault."""
         before, begun = small.step(self.root), time.monotonic()
-        shards = [p for p in self.root.glob("shards-*/*.tar")]
-        if kind == "vanished" and shards:
+        shards = list(self.root.glob("shards-*/*.tar"))
+        if kind == "vanished" and not shards:
+            kind = "kill"  # there is none yet
+        if kind == "vanished":
             shards[0].rename(gone := shards[0].with_suffix(".gone"))
             code = self.wait(self.start(self.root))
             gone.rename(shards[0])
@@ -146,6 +148,11 @@ class Chaos:
 
 def run(faults: int, seed: int = 0) -> Tally:
     """Strikes ``faults`` times; raises AssertionError at the first thing that is not as if nothing had happened."""
+    import torch._dynamo  # what every start would import for seconds, once before all of them are forked
+
+    import pipeline.stages.pretrain  # noqa: F401
+
+    torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="chaos"))
     try:
         chaos = Chaos(folder, seed)
@@ -176,10 +183,6 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="300 faults")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    import accelerate  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
     run(300 if options.full else 15, options.seed)
 
 

@@ -53,11 +53,11 @@ def binary_nce(low: Tensor, high: Tensor, log_partition: Tensor, log_odds: float
 def watch(step: Step) -> dict[str, Tensor]:
     """Scalars of a contrastive step, of its unit rows [B, d], its low [R] and its high [R, K].
 
-    accuracy: positives ranked first; auroc: mean over images of the share of an image's negatives above its positive,
-    1/2 where the two cannot be told apart; positive_share: of the positive in the softmax; effective_negatives: 1 / sum of the squared shares
-    of the negatives, K where all weigh the same; alignment: mean squared distance to the positive; uniformity: log of
-    the mean of e^(-2 squared distance) over pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions,
-    1/sqrt(d) if spread over the sphere, 0 if collapsed.
+    accuracy: positives ranked first; auroc: mean over images of the share of an image's negatives above its
+    positive, 1/2 where the two cannot be told apart; positive_share: of the positive in the softmax;
+    effective_negatives: 1 / sum of the squared shares of the negatives, K where all weigh the same; alignment: mean
+    squared distance to the positive; uniformity: log of the mean of e^(-2 squared distance) over pairs (Wang &
+    Isola, arXiv 2005.10242); std: mean over dimensions, 1/sqrt(d) if spread over the sphere, 0 if collapsed.
     """
     rows, low, high = step.rows, step.low.detach(), step.high.detach()
     assert rows is not None
