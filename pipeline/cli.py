@@ -9,6 +9,7 @@
     pipeline export ENCODER FOLDER
     pipeline submit CONFIG --address URL [stage.key=value ...]      as a Ray job
     pipeline slurm CONFIG --nodes N --gpus G [--submit]             the sbatch command
+    pipeline doctor CONFIG [stage.key=value ...]                    what limits its trainings, and what to change
     pipeline doctor --cluster [RUNS]                                whether the machines fit together
 
 Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,

@@ -65,3 +65,26 @@ def test_a_view_depends_on_no_other():
         assert torch.allclose(alone[0], together[i], atol=1e-6)
     other = affine.view(images, settings, 3, 2, np.arange(6), "two", 12)
     assert (other - together).abs().amax((1, 2, 3)).min() > 0.01
+
+
+def test_strokes_are_widened_and_narrowed():
+    """Between the least and the largest of the nine pixels around, either way for half of the images."""
+    settings = Characters(**STILL, stroke=1.0)
+    images = pictures(200, 9)
+    seen = affine.view(images, settings, 0, 0, np.arange(200), "one", 9) * 255
+    padded = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), value=torch.nan)
+    around = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+    least, largest = around.nan_to_num(999).amin(4), around.nan_to_num(-1).amax(4)
+    wider = (seen - images).amax((1, 2, 3)) > 1
+    assert 80 < int(wider.sum()) < 120
+    goal = torch.where(wider[:, None, None, None], largest, least)
+    for image, view, extreme in zip(images.float(), seen, goal, strict=True):
+        clear = (extreme - image).abs() > 50
+        share = ((view - image) / (extreme - image))[clear]
+        assert float(share.std()) < 0.01 and -0.01 < float(share.mean()) <= 1.001
+
+
+def test_strokes_left_alone_are_left_alone():
+    images = pictures(8, 9)
+    one, other = (affine.view(images, Characters(stroke=s), 0, 0, np.arange(8), "one", 9) for s in (0.0, 1e-9))
+    assert torch.allclose(one, other, atol=1e-6)

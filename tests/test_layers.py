@@ -17,7 +17,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"objectives"},
     {"training", "evaluation"},
     {"stages"},
-    {"document", "estimate"},
+    {"document", "estimate", "diagnosis"},
     {"artifact", "config"},
     {"runner", "show", "preflight"},
     {"placement"},

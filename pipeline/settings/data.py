@@ -75,7 +75,7 @@ class PirlViews(Crops):
 
 
 class Characters(Settings):
-    """For digits and letters, where a crop or a flip makes another character: affine, elastic, contrast."""
+    """For digits and letters, where a crop or a flip makes another character: affine, elastic, strokes, contrast."""
 
     kind: Literal["characters"] = "characters"
     size: Count | None = None
@@ -93,6 +93,8 @@ class Characters(Settings):
     """Root mean square displacement in pixels of a smooth random field; 0: none."""
     elastic_sigma: Annotated[float, Field(gt=0)] = 4.0
     """Smoothness of that field in pixels (standard deviation of its Gaussian)."""
+    stroke: Fraction = 0.0
+    """Strokes widened or narrowed by up to this many pixels on each side, drawn from ± this; 0: as they are."""
 
 
 Views = Annotated[

@@ -8,23 +8,24 @@ from pipeline import objectives, sheets
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
 from pipeline.evaluation import encoders, quality
+from pipeline.image import Image
+from pipeline.objectives.base import Objective
 from pipeline.settings.stages import Pretrain
 from pipeline.training import loop
 from pipeline.views import recipes
 from pipeline.world import World
 
 
-def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
-    """Trains the objective on the shards' training split; writes the encoder, its snapshots and the board."""
-    shards = Shards.open(inputs[settings.data], "train")
+def prepare(
+    settings: Pretrain, seed: int, shards: Shards, world: World, ledger: Path | None
+) -> tuple[Objective, Feed, Image]:
+    """What is trained, what feeds this rank, and what the encoder is for."""
     image = shards.image(settings.views.size)
     jigsaw = getattr(settings.objective, "jigsaw", None)
-    samples, total = settings.samples(shards.n), settings.total_steps(shards.n)
-    objective = objectives.build(settings.objective, settings.net, image, samples, world, seed)
-    recipe = recipes.build(objective.recipe, settings.views, image, jigsaw, seed)
+    objective = objectives.build(settings.objective, settings.net, image, settings.samples(shards.n), world, seed)
     feed = Feed(
         shards,
-        recipe,
+        recipes.build(objective.recipe, settings.views, image, jigsaw, seed),
         batch=settings.batch,
         accumulate=settings.accumulate,
         seed=seed,
@@ -32,12 +33,19 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
         size=world.size,
         threads=settings.threads,
         device=world.device,
-        total_steps=total,
+        total_steps=settings.total_steps(shards.n),
         limit=settings.train_examples,
         window=settings.window,
-        ledger=out / f"bad-{world.rank}.jsonl",
+        ledger=ledger,
         max_bad_share=settings.max_bad_share,
     )
+    return objective, feed, image
+
+
+def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
+    """Trains the objective on the shards' training split; writes the encoder, its snapshots and the board."""
+    shards = Shards.open(inputs[settings.data], "train")
+    objective, feed, image = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
 
     def export(encoder: nn.Module, folder: Path) -> None:
         spec = {"net": settings.net.model_dump(mode="json"), "image": encoders.describe(image)}
@@ -45,14 +53,14 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
 
     every = settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n)
     # A forward pass on so many costs a hundredth of the training between two checkpoints.
-    judge = quality.judge(shards, image, samples, every * settings.batch // 25, seed)
+    judge = quality.judge(shards, image, settings.samples(shards.n), every * settings.batch // 25, seed)
     first = next(iter(feed.steps(0)))[2][0].views
     try:
         return loop.train(
             objective,
             feed,
             settings,
-            total=total,
+            total=settings.total_steps(shards.n),
             seed=seed,
             out=out,
             world=world,

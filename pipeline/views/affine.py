@@ -1,11 +1,12 @@
-"""Views of characters: rotation, shear, scale, shift and a smooth random bending, in one resampling of the batch."""
+"""Views of characters: rotation, shear, scale, shift and a smooth random bending in one resampling of the batch, then
+the width of strokes and the contrast."""
 
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
 from pipeline import keyed
 from pipeline.settings.data import Characters
@@ -56,7 +57,18 @@ def view(
     if settings.elastic:
         grid = grid + bending(settings, seed, epoch, ids, name, side).to(device)
     bent = grid_sample(images.float() / 255, grid, align_corners=False)
+    if settings.stroke:
+        bent = stroke(bent, settings, seed, epoch, ids, name)
     return contrast(bent, settings, seed, epoch, ids, name)
+
+
+def stroke(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
+    """Each image [B, C, H, W] on its way to the largest of every 3x3 pixels, which widens strokes by a pixel on each
+    side, or to the least, which narrows them: a share of the way drawn from ± ``settings.stroke``."""
+    share = between(keyed.uniform(1, seed, epoch, ids, name, "stroke"), -1, 1).to(images.device) * settings.stroke
+    share = share.view(-1, 1, 1, 1)
+    wide, narrow = max_pool2d(images, 3, 1, 1), -max_pool2d(-images, 3, 1, 1)
+    return torch.where(share > 0, torch.lerp(images, wide, share), torch.lerp(images, narrow, -share))
 
 
 def contrast(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
