@@ -255,14 +255,14 @@ def needs(stage: Stage) -> list[str]:
 
 
 def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
-    kind_of = {n: b.get("kind") if isinstance(b, dict) else None for n, b in raw.items()}
+    kind_of = {n: str(b.get("kind")) if isinstance(b, dict) else "" for n, b in raw.items()}
     for key, edge, ref in edges(stage):
-        makers = [n for n in raw if MAKES.get(str(kind_of[n])) == edge.needs and n != name]
+        makers = [n for n in raw if MAKES.get(kind_of[n]) == edge.needs and n != name]
         path = ("stages", name, key)
         if ref not in raw:
             document.wrong(path, f'no stage "{ref}"{nearest(ref, makers)}')
-        elif kind_of[ref] in MAKES and MAKES[str(kind_of[ref])] != edge.needs:
-            makes = MAKES[str(kind_of[ref])]
+        elif kind_of[ref] in MAKES and MAKES[kind_of[ref]] != edge.needs:
+            makes = MAKES[kind_of[ref]]
             document.wrong(path, f'"{ref}" makes {article(makes)}; expected {article(edge.needs)}{offer(makers)}')
     refs = getattr(stage, "encoders", ())
     for ref in {r for r in refs if refs.count(r) > 1}:

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline import cli
 from pipeline.data import faults, reader
 from pipeline.data.faults import FORGIVEN, Ledger, await_batch, fault
-from pipeline.data.index import Shards
+from pipeline.data.index import Shards, fingerprint
 from pipeline.data.loader import Feed
 from pipeline.data.pack import check
 from pipeline.data.reader import BadSample, read, read_many
@@ -83,6 +83,7 @@ def manifest(change):
     def apply(folder):
         body = json.loads((folder / "manifest.json").read_text())
         change(body)
+        body["fingerprint"] = fingerprint(body)
         (folder / "manifest.json").write_text(json.dumps(body))
 
     return apply
@@ -102,6 +103,7 @@ AT_START = {
     "a manifest that is none": (edit("manifest.json", lambda b: b"{"), "not a manifest of packed shards"),
     "a manifest of nothing": (edit("manifest.json", lambda b: b"[]"), "not a manifest of packed shards"),
     "an older manifest": (manifest(lambda m: m.update(version=1)), "version 1, expected 2: pack again"),
+    "an altered manifest": (edit("manifest.json", lambda b: b.replace(b'"bad": 0', b'"bad": 1')), "altered since"),
     "no such split": (manifest(lambda m: m["splits"].pop("train")), "no split 'train', only test"),
     "a broken quarantine": (lambda f: (f / "quarantine.json").write_text("?"), "not a list of images by shard"),
 }

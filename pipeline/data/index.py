@@ -87,12 +87,14 @@ class Shards:
             manifest = json.loads(store.whole(MANIFEST))
             if manifest["version"] != VERSION:
                 raise DataError(f"{path}: version {manifest['version']}, expected {VERSION}: pack again")
+            if fingerprint(manifest) != manifest["fingerprint"]:
+                raise DataError(f"{path}: altered since it was written (its fingerprint differs); pack again")
             if split not in manifest["splits"]:
                 raise DataError(f"{place}: no split {split!r}, only {', '.join(manifest['splits'])}")
             return cls(place, split, manifest, check)
         except FileNotFoundError as error:
             raise DataError(f"{error.filename or path}: missing; these are no packed shards") from error
-        except (ValueError, KeyError, TypeError, EOFError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError) as error:
             raise DataError(f"{path}: not a manifest of packed shards ({type(error).__name__}: {error})") from error
 
     def _shards(self, split: dict[str, Any]) -> np.ndarray:
@@ -188,6 +190,12 @@ class Shards:
         mean, std = tuple(self.manifest["mean"]), tuple(self.manifest["std"])
         assert side is not None
         return Image(self.manifest["channels"], side, mean, std)
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all else in a manifest, but for where the tars lie."""
+    body = {k: v for k, v in manifest.items() if k != "fingerprint"} | {"base": None}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def index_name(tar: str) -> str:

@@ -21,6 +21,7 @@ from pipeline.data.index import (
     VERSION,
     Shards,
     digest,
+    fingerprint,
     index_bytes,
     index_name,
     shard_table,
@@ -291,4 +292,4 @@ def describe(
         "bad": bad,
         "base": base,
     }
-    return body | {"fingerprint": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+    return body | {"fingerprint": fingerprint(body)}

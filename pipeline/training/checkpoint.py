@@ -1,7 +1,7 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, whole or not at all, and the newest undamaged one found.
 
 A checkpoint is a folder `checkpoints/<step>/` that was written under another name, synced and renamed; `state.json`
-carries the digest of the tensors' file. No pickle.
+carries the digest of the tensors' file and of itself. No pickle.
 """
 
 import hashlib
@@ -31,6 +31,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _own(state: dict[str, Any]) -> str:
+    """Digest of a state, its own left out."""
+    text = json.dumps({k: v for k, v in state.items() if k != "own"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
     """Writes `folder`/<step> and drops all but the newest ``keep``. The caller sees it whole or not at all."""
     final, part = folder / f"{step:08d}", folder / f".{step:08d}.part"
@@ -39,6 +45,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part / TENSORS)
     body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
+    body["own"] = _own(json.loads(json.dumps(body)))  # as it will be read
     (part / STATE).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
     for name in (TENSORS, STATE, "."):
         _sync(part / name)
@@ -59,11 +66,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of one checkpoint. Raises ValueError where it is not what was written."""
     try:
         state = json.loads((path / STATE).read_text())
-        if _digest(path / TENSORS) != state["sha256"]:
-            raise ValueError("its tensors are not those that were written")
-        return load_file(path / TENSORS), state
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        whole, own = _digest(path / TENSORS) == state["sha256"], _own(state) == state["own"]
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not whole or not own:
+        raise ValueError(f"its {'state is' if whole else 'tensors are'} not what was written")
+    return load_file(path / TENSORS), state
 
 
 def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
