@@ -10,6 +10,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def places(node: Any, at: tuple = ()) -> list[tuple]:
 
 def mutated(document: Any, draw: random.Random) -> str:
     """A config with one to three changes to its values, its keys or its text."""
-    document = yaml.safe_load(yaml.safe_dump(document))
+    document = deepcopy(document)
     for _ in range(draw.randint(1, 3)):
         ways = places(document)
         if not ways:
@@ -55,7 +56,7 @@ def mutated(document: Any, draw: random.Random) -> str:
             node = node[step]
         match draw.choice(["value", "value", "drop", "rename", "swap"]):
             case "value":
-                node[key] = draw.choice(ODD)
+                node[key] = deepcopy(draw.choice(ODD))
             case "drop":
                 del node[key]
             case "rename" if isinstance(node, dict):
@@ -66,7 +67,7 @@ def mutated(document: Any, draw: random.Random) -> str:
                 other = document
                 for step in draw.choice(ways):
                     other = other[step] if isinstance(other, (dict, list)) and step in dict_or_list(other) else other
-                node[key] = yaml.safe_load(yaml.safe_dump(other))
+                node[key] = deepcopy(other)
     text = yaml.safe_dump(document, allow_unicode=True)
     if draw.random() < 0.3:
         at = draw.randrange(len(text) + 1)
