@@ -227,7 +227,7 @@ def finish(out: Path, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[st
         "metrics": metrics,
     }
     progress.clear(out)
-    for name in (LOG, STOP, FAILED):
+    for name in (LOG, STOP, FAILED, *(p.name for p in out.glob(f".{LOCK}.*"))):  # the last, of those that were killed
         (out / name).unlink(missing_ok=True)
     write(out / NAME, record)
     (out / BEGUN).unlink()

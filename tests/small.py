@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline import progress
+from tests.artifacts import differences
 
 ROOT = Path(__file__).parent.parent
 STEPS, LOG = 100, 10
@@ -69,3 +70,11 @@ def losses(root: Path) -> str:
     steps = [json.loads(line)["step"] for line in text.splitlines()]
     assert steps == sorted(set(steps)) and set(steps) >= set(range(LOG, STEPS + 1, LOG))
     return text
+
+
+def apart(whole: Path, root: Path) -> list[str]:
+    """Files that differ from those of the undisturbed run, but for the brake's note, and a checkpoint that was kept of
+    an interruption beside the last one."""
+    last = f"checkpoints/{STEPS:08d}/"
+    found = [n for n in differences(whole, root) if not n.startswith(".slurm-")]
+    return [n for n in found if "checkpoints/" not in n or last in n]

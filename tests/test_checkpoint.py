@@ -22,6 +22,13 @@ def test_round_trip_and_keep(tmp_path):
     assert all(torch.equal(found[k], v) for k, v in tensors(30).items())
 
 
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
+    (tmp_path / ".00000015.part").mkdir()
+    (tmp_path / ".00000015.part" / checkpoint.TENSORS).write_bytes(b"half")
+    checkpoint.save(tmp_path, 20, tensors(20), {"seed": 1}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000020"]
+
+
 def test_same_bytes_twice(tmp_path):
     for name in ("x", "y"):
         checkpoint.save(tmp_path / name, 1, tensors(1), {"seed": 1}, keep=1)

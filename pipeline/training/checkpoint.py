@@ -40,7 +40,8 @@ def _own(state: dict[str, Any]) -> str:
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
     """Writes `folder`/<step> and drops all but the newest ``keep``. The caller sees it whole or not at all."""
     final, part = folder / f"{step:08d}", folder / f".{step:08d}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
+        shutil.rmtree(left)
     part.mkdir(parents=True)
     # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part / TENSORS)
