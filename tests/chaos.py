@@ -117,9 +117,9 @@ class Chaos:
         return self.wait(pid)
 
     def damage(self, kind: str) -> None:
-        """Cuts off the newest checkpoint, or turns one bit of it."""
+        """Cuts off the newest checkpoint, or turns one bit of it, unless the training is done with them."""
         kept = next(iter(self.root.glob("moco-*/checkpoints")), self.root)
-        if not checkpoint.steps(kept):
+        if not checkpoint.steps(kept) or (kept.parent / "artifact.json").exists():
             return
         name = self.draw.choice([checkpoint.TENSORS, checkpoint.STATE])
         path = kept / f"{checkpoint.steps(kept)[-1]:08d}" / name
