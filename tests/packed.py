@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.index import MANIFEST, ROW, index_name
+from pipeline.data.index import MANIFEST, ROW, fingerprint, index_name
 from pipeline.data.pack import digest, split_table
 
 
@@ -25,4 +25,5 @@ def reindexed(folder: Path, split: str, change: Callable[[np.ndarray], None] = l
         sha = bytes.fromhex(digest(tar))
         made.append((tar.name, len(rows), tar.stat().st_size, len(data), zlib.crc32(data), sha))
     manifest["splits"][split] = split_table(folder, split, made)
+    manifest["fingerprint"] = fingerprint(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
