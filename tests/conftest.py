@@ -9,6 +9,10 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # no test asserts a time: beside others one takes longer
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
