@@ -220,7 +220,7 @@ def test_of_an_array_one_task_requeues(slurm, tmp_path):
 def test_two_jobs_and_a_ray_of_somebody_else_share_a_node(slurm, tmp_path):
     """None of them ends what is not its own."""
     ray = Path(sys.executable).parent / "ray"
-    foreign = f"exec {ray} start --head --port=6379 --include-dashboard=false --num-cpus=1 --block"
+    foreign = f"HOME={tmp_path} exec {ray} start --head --port=6379 --include-dashboard=false --num-cpus=1 --block"
     options = ["-w", "n1", "-c1", "--mem=500", "-t", "10"]
     neighbour = slurm("sbatch", "--parsable", *options, f"--output={tmp_path}/foreign.out", "--wrap", foreign)
     roots = [tmp_path / "one", tmp_path / "two"]
