@@ -289,10 +289,11 @@ def check_numbers(stage: Any, path: tuple, document: Document) -> None:
     """What one field alone cannot tell."""
     place, trained = stage.place, isinstance(stage, Training)
     if trained:
-        share = stage.accumulate * place.workers
-        if stage.batch % share:
+        groups = range(place.min_workers or place.workers, place.workers + 1)
+        uneven = [(n, stage.accumulate * n) for n in groups if stage.batch % (stage.accumulate * n)]
+        for workers, share in uneven[-1:]:
             document.wrong((*path, "batch"), (
-                f"{stage.batch} does not divide over {place.workers} workers x {stage.accumulate} micro-batches; "
+                f"{stage.batch} does not divide over {workers} workers x {stage.accumulate} micro-batches; "
                 f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
             ))  # fmt: skip
         if stage.train_examples is not None and stage.train_examples < stage.batch:
@@ -301,6 +302,10 @@ def check_numbers(stage: Any, path: tuple, document: Document) -> None:
             ))  # fmt: skip
     elif place.on == "workers" and place.workers > 1:
         document.wrong((*path, "place", "workers"), f"found {place.workers}; a {stage.kind} stage is one process")
+    if (place.min_workers or 1) > place.workers:
+        document.wrong(
+            (*path, "place", "min_workers"), f"found {place.min_workers}; expected at most workers, {place.workers}"
+        )
     if place.workers > 1 and place.on != "workers":
         document.wrong((*path, "place", "workers"), f"has no effect with on: {place.on}; set on: workers")
     if stage.seed is not None and stage.seed < 0:

@@ -35,6 +35,18 @@ def owners(lock: Path) -> list[int]:
     return found
 
 
+def below(pid: int) -> set[int]:
+    """A process and all that it, or those it started, have started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
 def pending(pid: int, number: int) -> bool:
     """Whether a signal waits for a process that is stopped."""
     lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()

@@ -5,6 +5,7 @@ Each raylet has a temporary folder of its own: two that share one unpack, and re
 
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,9 +15,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.processes import send, started_with, until
+from pipeline.placement import jobs
+from tests import small
+from tests.processes import below, send, started_with, until
 
-ROOT = Path(__file__).parent.parent
 MARK = "PIPELINE_TEST_CLUSTER"
 
 
@@ -45,6 +47,8 @@ class Raylets:
             "RAY_worker_niceness": "0",  # else 15: slow beside other tests
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
             "RAY_raylet_start_wait_time_s": "120",
+            "RAY_health_check_period_ms": "1000",  # a lost machine is missed after seconds
+            "RAY_health_check_failure_threshold": "3",
             "OMP_NUM_THREADS": "1",
             "PIPELINE_ROOT": str(self.folder),
         }
@@ -60,7 +64,7 @@ class Raylets:
     def head(self) -> None:
         ports = f"--port={self.port} --dashboard-port={self.dashboard} --ray-client-server-port={free_port()}"
         self.start(f"--head --dashboard-host=127.0.0.1 --include-dashboard=true {ports}")
-        told = self.log(0).read_text()  # ray replaces a loopback address by the machine's own
+        told = self.log(len(self.nodes) - 1).read_text()  # ray replaces a loopback address by the machine's own
         self.address = told.split("--address='")[1].split("'")[0]
 
     def join(self) -> None:
@@ -87,7 +91,7 @@ class Raylets:
 
     def kill(self, index: int) -> None:
         """A machine lost: the raylet and all below it, at once."""
-        os.killpg(self.nodes[index].pid, signal.SIGKILL)
+        send(below(self.nodes[index].pid), signal.SIGKILL)
         self.nodes[index].wait()
 
     def find(self, words: str) -> list[int]:
@@ -112,3 +116,19 @@ class Raylets:
                 break
             time.sleep(0.05)
         subprocess.run(["rm", "-rf", str(self.folder)], check=False)
+
+
+def submit(cluster: Raylets, config: Path, *words: str) -> str:
+    """As `ray job submit --working-dir . -- python jobs/run.py CONFIG ...`, with a longer grace."""
+    return cluster.client().submit_job(
+        entrypoint=f"python jobs/run.py {config} {shlex.join(words)}",
+        runtime_env={"working_dir": str(small.ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
+    )
+
+
+def ended(cluster: Raylets, job: str) -> tuple[int, str, object]:
+    """A job's exit code as `pipeline submit` tells it, its log, and what the SDK says of it."""
+    client = cluster.client()
+    until(lambda: client.get_job_status(job).is_terminal(), 800, lambda: client.get_job_logs(job))
+    told, log = client.get_job_info(job), client.get_job_logs(job)
+    return jobs.code(told, log), log, told

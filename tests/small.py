@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline import progress
 from tests.artifacts import differences
 
@@ -70,6 +72,13 @@ def losses(root: Path) -> str:
     steps = [json.loads(line)["step"] for line in text.splitlines()]
     assert steps == sorted(set(steps)) and set(steps) >= set(range(LOG, STEPS + 1, LOG))
     return text
+
+
+def near(whole: Path, root: Path) -> None:
+    """The training's metrics in float64, whatever the number of ranks."""
+    ours, theirs = ([json.loads(line) for line in losses(r).splitlines()] for r in (root, whole))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-10)
 
 
 def apart(whole: Path, root: Path) -> list[str]:

@@ -97,6 +97,8 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.accumulate=3", "batch 256 is not a multiple of accumulate 3"),
     ("moco.train_examples=100", "100 is less than one batch of 256"),
     ("moco.place={on: workers, workers: 3}", "expected a multiple of 3, such as 255"),
+    ("moco.place={on: workers, workers: 4, min_workers: 2}", "over 3 workers"),
+    ("moco.place={on: workers, workers: 2, min_workers: 4}", "found 4; expected at most workers, 2"),
     ("moco.place.workers=2", "no effect with on: auto; set on: workers"),
     ("probe.place={on: workers, workers: 2}", "a probe stage is one process"),
     # references

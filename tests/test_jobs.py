@@ -4,7 +4,6 @@ One cluster for all of the tests; jobs that do not depend on each other run side
 """
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import jobs
 from tests import small
 from tests.artifacts import differences
 from tests.processes import frozen, owners, send, until
-from tests.raylets import Raylets
+from tests.raylets import Raylets, ended, submit
 
 pytestmark = pytest.mark.cluster
 
@@ -34,22 +32,6 @@ def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("whole") / "runs"
     small.here(small.write(root))
     return root
-
-
-def submit(cluster, config: Path, *words: str) -> str:
-    """As `ray job submit --working-dir . -- python jobs/run.py CONFIG ...`, with a longer grace."""
-    return cluster.client().submit_job(
-        entrypoint=f"python jobs/run.py {config} {shlex.join(words)}",
-        runtime_env={"working_dir": str(small.ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
-    )
-
-
-def ended(cluster, job: str) -> tuple[int, str, object]:
-    """A job's exit code as `pipeline submit` tells it, its log, and what the SDK says of it."""
-    client = cluster.client()
-    until(lambda: client.get_job_status(job).is_terminal(), 800, lambda: client.get_job_logs(job))
-    told, log = client.get_job_info(job), client.get_job_logs(job)
-    return jobs.code(told, log), log, told
 
 
 def signalled(root: Path, ask) -> None:

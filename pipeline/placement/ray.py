@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import preflight
+from pipeline import preflight, runner
 from pipeline.errors import ClusterError, NoProgressError, PipelineError
 from pipeline.placement import here
 from pipeline.runner import Job
@@ -39,7 +39,7 @@ import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-ATTEMPTS = 3  # of a stage whose process died; a stage goes on from its last checkpoint
+ATTEMPTS = 3  # of a stage whose process died, and in a row without a new checkpoint of a group of workers
 STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
 ROOT = str(Path(__file__).parents[2])
 
@@ -94,7 +94,7 @@ class Cluster:
     def submit(self, job: Job) -> Any:
         """Starts a stage; returns its handle. Raises ClusterError where the cluster can never hold it."""
         place, threads = job.settings.place, job.settings.threads
-        copies = place.workers if place.on == "workers" else 1
+        copies = (place.min_workers or place.workers) if place.on == "workers" else 1
         refuse_unfit(job.name, need(place, threads), copies)
         if place.on == "workers":
             return _train.remote(job, ENV)
@@ -187,6 +187,25 @@ def died(how: str) -> NoProgressError:
     )
 
 
+def checkpoints(job: Job) -> list[str]:
+    return sorted(path.name for path in (Path(job.out) / "checkpoints").glob("[0-9]*"))
+
+
+def loss(failures: list[Exception]) -> Exception:
+    """Of what the workers of a group ended with, that one of them was lost, which another group may be spared.
+
+    Raises what the stage itself ended with, and would again.
+    """
+    for failure in failures:
+        if isinstance(failure, PipelineError):
+            raise failure
+    if gone := [f for f in failures if type(f).__module__.startswith("ray.")]:
+        return getattr(gone[0], "health_check_failure", gone[0])
+    if echoes := [f for f in failures if runner.LOST.search(str(f))]:
+        return echoes[0]
+    raise min(failures, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
+
+
 def unasked() -> bool:
     """No signal reaches a worker: it is asked to stop by the job's stop file."""
     return False
@@ -221,7 +240,7 @@ def _train(job: Job, env: dict[str, str]) -> Any:
     scratch = Path(job.out).parent / ".ray"  # Ray Train's own records, none of which a stage needs
     trainer_settings = {
         "scaling_config": ScalingConfig(
-            num_workers=place.workers,
+            num_workers=(place.min_workers, place.workers) if place.min_workers else place.workers,
             use_gpu=place.gpus > 0,
             resources_per_worker={k: v for k, v in need(place, job.settings.threads).items() if v},
         ),
@@ -231,22 +250,16 @@ def _train(job: Job, env: dict[str, str]) -> Any:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
         ),
     }
-    how = ""
+    tries, kept, how = 0, checkpoints(job), ""
     try:
-        for _ in range(ATTEMPTS):
+        while tries < ATTEMPTS:
             try:
                 return TorchTrainer(lambda: here.run_stage(job, unasked), **trainer_settings).fit().return_value
             except WorkerGroupError as error:
-                failures = list(error.worker_failures.values())
-                for failure in failures:
-                    if isinstance(failure, PipelineError):
-                        raise failure from None
-                lost = [f for f in failures if isinstance(f, RayError)]
-                if not lost:  # a rank's RuntimeError is often only the echo of what another one met
-                    raise min(failures, key=lambda f: isinstance(f, RuntimeError)) from None
-                how = first_line(lost[0])
+                how = first_line(loss(list(error.worker_failures.values())))
             except TrainingFailedError as error:
                 raise ClusterError(f"the workers of {job.name} did not start: {first_line(error)}") from None
+            tries = tries + 1 if kept == (kept := checkpoints(job)) else 1
         raise died(how)
     finally:
         shutil.rmtree(scratch / Path(job.out).name, ignore_errors=True)

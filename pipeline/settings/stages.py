@@ -19,6 +19,8 @@ class Place(Settings):
     auto: task where ray can be imported, here where not."""
     workers: Count = 1
     """Processes, for workers."""
+    min_workers: Count | None = None
+    """Goes on with as few where a machine is lost, and with more when one joins; None: waits for all of them."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of the task, or of each worker."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0

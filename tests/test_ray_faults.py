@@ -1,0 +1,64 @@
+"""What breaks under a running Ray job: a worker, a machine, the head. The training ends as if nothing had."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import small
+from tests.processes import owners, send, until
+from tests.raylets import Raylets, ended, submit
+
+pytestmark = pytest.mark.cluster
+TRAIN = ["--only", "moco", "moco.save_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    raylets = Raylets()
+    yield raylets
+    raylets.close()
+
+
+def trainer(root: Path) -> list[int]:
+    """The process that holds the training's lock: the first rank, or the stage's task."""
+    lock = root.glob("moco-*/lock")
+    return [pid for path in lock for pid in owners(path)]
+
+
+def trains(root: Path, step: int) -> None:
+    until(lambda: small.step(root) >= step and trainer(root))
+
+
+def test_a_worker_and_then_a_machine_are_replaced_within_one_job(cluster, tmp_path):
+    """A rank on each of two machines. The second machine goes, and another one joins."""
+    config = small.write(root := tmp_path / "runs")
+    small.here(small.write(tmp_path / "whole"), *TRAIN, "moco.threads=2", ranks=2)
+    job = submit(cluster, config, "moco.place={on: workers, workers: 2}", "moco.threads=2", *TRAIN)
+    trains(root, 30)
+    first = trainer(root)
+    send(first, signal.SIGKILL)
+    until(lambda: (now := trainer(root)) and now != first and small.step(root) >= 40, 200)
+    cluster.kill(1)
+    cluster.join()
+    code, log, _ = ended(cluster, job)
+    assert code == 0, log
+    assert small.losses(tmp_path / "whole") == small.losses(root)
+    assert small.apart(tmp_path / "whole", root) == []
+
+
+def test_after_the_head_is_lost_the_next_job_goes_on_with_the_machines_left(cluster, tmp_path):
+    """A rank on each of two machines, then one on one, in float64: the losses of one rank that nothing disturbs."""
+    exact = ["moco.precision=fp64", "moco.threads=2", *TRAIN]
+    small.here(small.write(tmp_path / "whole"), *exact)
+    config = small.write(root := tmp_path / "runs")
+    words = ["moco.place={on: workers, workers: 2, min_workers: 1}", *exact]
+    submit(cluster, config, *words)
+    trains(root, 30)
+    for node, _ in enumerate(cluster.nodes):
+        cluster.kill(node)
+    assert not trainer(root) and small.step(root) < small.STEPS
+    cluster.head()
+    code, log, _ = ended(cluster, submit(cluster, config, *words))
+    assert code == 0, log
+    small.near(tmp_path / "whole", root)
