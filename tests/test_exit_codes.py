@@ -1,0 +1,78 @@
+"""`pipeline run` on a Ray cluster of its own: the true exit code, one line for a mistake, and nothing at work afterwards.
+
+The same codes through Ray Jobs: test_jobs; under Slurm: test_slurm.
+"""
+
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import small
+from tests.processes import send, started_with, until
+
+pytestmark = pytest.mark.cluster
+MARK = "PIPELINE_TEST_RUN"
+TRAIN = ["--only", "moco"]
+ENDLESS = ["moco.steps=1000000", *TRAIN]
+
+
+class Run:
+    """The command in a process of its own, known by a mark that all it starts inherit."""
+
+    def __init__(self, root: Path, *words: str):
+        self.root, self.mark = root, secrets.token_hex(8)
+        command = [sys.executable, "-m", "pipeline", "run", str(small.write(root)), *words]
+        env = small.alone() | {MARK: self.mark}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=small.ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    def trains(self) -> None:
+        until(lambda: small.step(self.root) >= small.LOG or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.communicate()
+
+    def left(self) -> dict[int, str]:
+        """What it started and still runs, but for Ray's own agents, which outlive a raylet that was killed."""
+        return {pid: line for pid, line in started_with(**{MARK: self.mark}).items() if not re.match(r"ray::\w+Agent", line)}
+
+    def ended(self) -> tuple[int, str]:
+        _, told = self.process.communicate(timeout=600)
+        until(lambda: not self.left(), 60, lambda: str(self.left()))
+        return self.process.returncode, told
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "line"),
+    [
+        (0, ["--only", "shards"], ""),
+        (2, ["moco.epoch=3"], 'did you mean "epochs"'),
+        (65, ["shards.source=folder:EMPTY"], "EMPTY"),
+        (69, ["shards.place={on: task, gpus: 64}"], "64 GPU"),
+        (70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, lr_batch: 0}", *TRAIN], "moco:"),
+    ],
+)
+def test_codes(tmp_path, code, words, line):
+    (empty := tmp_path / "empty").mkdir()
+    found, told = Run(tmp_path / "runs", *(word.replace("EMPTY", str(empty)) for word in words)).ended()
+    assert found == code, told
+    assert line.replace("EMPTY", str(empty)) in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves(tmp_path, number):
+    run = Run(tmp_path / "runs", *ENDLESS)
+    run.trains()
+    send([run.process.pid], number)
+    code, told = run.ended()
+    assert code == 75 and "saved at step" in told and "Traceback" not in told, told
+
+
+def test_killed_it_leaves_nothing_at_work(tmp_path):
+    run = Run(tmp_path / "runs", *ENDLESS)
+    run.trains()
+    send([run.process.pid], signal.SIGKILL)
+    assert run.ended()[0] == -signal.SIGKILL
