@@ -1,4 +1,4 @@
-"""`pipeline run` on a Ray cluster of its own: the true exit code, one line for a mistake, and nothing at work afterwards.
+"""`pipeline run` on a Ray cluster of its own: the true exit code, a line for a mistake, nothing at work afterwards.
 
 The same codes through Ray Jobs: test_jobs; under Slurm: test_slurm.
 """
@@ -37,7 +37,8 @@ class Run:
 
     def left(self) -> dict[int, str]:
         """What it started and still runs, but for Ray's own agents, which outlive a raylet that was killed."""
-        return {pid: line for pid, line in started_with(**{MARK: self.mark}).items() if not re.match(r"ray::\w+Agent", line)}
+        found = started_with(**{MARK: self.mark})
+        return {pid: line for pid, line in found.items() if not re.match(r"ray::\w+Agent", line)}
 
     def ended(self) -> tuple[int, str]:
         _, told = self.process.communicate(timeout=600)
