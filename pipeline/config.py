@@ -6,6 +6,7 @@ line, or the override, that holds it.
 
 import difflib
 import json
+import math
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -289,11 +290,12 @@ def check_numbers(stage: Any, path: tuple, document: Document) -> None:
     """What one field alone cannot tell."""
     place, trained = stage.place, isinstance(stage, Training)
     if trained:
-        groups = range(place.min_workers or place.workers, place.workers + 1)
-        uneven = [(n, stage.accumulate * n) for n in groups if stage.batch % (stage.accumulate * n)]
-        for workers, share in uneven[-1:]:
+        least = min(place.min_workers or place.workers, place.workers)
+        share = stage.accumulate * math.lcm(*range(least, place.workers + 1))
+        if stage.batch % share:
+            counts = f"{least} to {place.workers}" if least < place.workers else place.workers
             document.wrong((*path, "batch"), (
-                f"{stage.batch} does not divide over {workers} workers x {stage.accumulate} micro-batches; "
+                f"{stage.batch} does not divide over {counts} workers x {stage.accumulate} micro-batches; "
                 f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
             ))  # fmt: skip
         if stage.train_examples is not None and stage.train_examples < stage.batch:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import DataError
 from tests import small
 from tests.processes import owners, send, until
 from tests.raylets import Raylets, ended, submit
@@ -62,3 +63,19 @@ def test_after_the_head_is_lost_the_next_job_goes_on_with_the_machines_left(clus
     code, log, _ = ended(cluster, submit(cluster, config, *words))
     assert code == 0, log
     small.near(tmp_path / "whole", root)
+
+
+def test_what_may_be_tried_again():
+    """A lost worker, told by Ray or by another's broken connection; never what a stage would meet again."""
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    from pipeline.placement.ray import loss
+
+    gone, echo, fault = ActorDiedError(), RuntimeError("Connection closed by peer [::1]:1"), KeyError("own")
+    failed = WorkerHealthCheckFailedError("a check failed", gone)
+    assert loss([echo, failed]) is gone
+    assert loss([echo]) is echo
+    for failures, raised in (([failed, DataError("bad")], DataError), ([echo, fault], KeyError)):
+        with pytest.raises(raised):
+            loss(failures)

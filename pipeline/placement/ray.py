@@ -39,7 +39,7 @@ import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-ATTEMPTS = 3  # of a stage whose process died, and in a row without a new checkpoint of a group of workers
+ATTEMPTS = 3  # of a task whose process died; of a group of workers, in a row without a new checkpoint
 STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
 ROOT = str(Path(__file__).parents[2])
 
@@ -201,9 +201,9 @@ def loss(failures: list[Exception]) -> Exception:
             raise failure
     if gone := [f for f in failures if type(f).__module__.startswith("ray.")]:
         return getattr(gone[0], "health_check_failure", gone[0])
-    if echoes := [f for f in failures if runner.LOST.search(str(f))]:
-        return echoes[0]
-    raise min(failures, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
+    if faults := [f for f in failures if not runner.LOST.search(str(f))]:
+        raise min(faults, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
+    return failures[0]
 
 
 def unasked() -> bool:

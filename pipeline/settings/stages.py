@@ -20,7 +20,7 @@ class Place(Settings):
     workers: Count = 1
     """Processes, for workers."""
     min_workers: Count | None = None
-    """Goes on with as few where a machine is lost, and with more when one joins; None: waits for all of them."""
+    """Runs on as few where machines are missing; None: waits for all of them."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of the task, or of each worker."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
