@@ -141,6 +141,15 @@ def test_residual_network_is_torchvisions():
     torch.testing.assert_close(trunk(x), peer(x))
 
 
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
+def test_zero_init_starts_as_the_shortcuts_alone(kind):
+    trunk = trunks.build(ResNet(kind=kind, zero_init=True), COLOUR).eval()
+    x = y = trunk.relu(trunk.bn1(trunk.conv1(random(2, 3, 16, 16).float())))
+    for block in (b for layer in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4) for b in layer):
+        x, y = block(x), torch.relu(y if block.downsample is None else block.downsample(y))
+    torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
 def test_small_stem_keeps_the_side():
     trunk = trunks.build(ResNet(), COLOUR)
     assert trunk.conv1.stride == (1, 1) and isinstance(trunk.maxpool, nn.Identity)

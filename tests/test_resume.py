@@ -43,16 +43,20 @@ def finish(started: list[subprocess.Popen]) -> None:
     assert [p.returncode for p in started] == [0] * len(started), "\n".join(told)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines written to their end: of a file in the writing, or of a killed writer, the last may be half a line."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
 def rows(out: Path) -> list[dict]:
-    path = out / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in whole_lines(out / "metrics.jsonl")]
 
 
 def batches(home: Path) -> dict[int, set[int]]:
     """By step, the ids that it was made of, over its ranks and however often it was computed."""
     found: dict[int, set[int]] = {}
     for path in home.glob("ids-*.jsonl"):
-        for line in path.read_text().splitlines():
+        for line in whole_lines(path):
             step, _, ids = json.loads(line)
             assert len(set(ids)) == len(ids) in (BATCH, BATCH // 2)
             found.setdefault(step, set()).update(ids)
@@ -81,7 +85,7 @@ def test_killed_and_gone_on_with_other_threads_and_ranks(digits, tmp_path, reque
         before, after = ((1, 1), (1, 1)) if at == 0 else ((1, 1 + at % 2), (2, 2 - at % 2))
         moment = draw.randrange(4, STEPS - 2)
         started = begin(digits, home / "run", *before, name)
-        while len(rows(home / "run")) < moment and all(p.poll() is None for p in started):
+        while len(whole_lines(home / "run/metrics.jsonl")) < moment and all(p.poll() is None for p in started):
             time.sleep(0.002)
         for p in started:
             p.send_signal(signal.SIGKILL)

@@ -60,7 +60,7 @@ def _resnet(net: ResNet, image: Image, world: World | None) -> Any:
     """torchvision's network (arXiv 1512.03385) with our norm, its classifier removed."""
     from torchvision import models
 
-    trunk: Any = getattr(models, net.kind)(norm_layer=norm.layer(net.norm, world))
+    trunk: Any = getattr(models, net.kind)(norm_layer=norm.layer(net.norm, world), zero_init_residual=net.zero_init)
     small = net.stem == "small" or (net.stem == "auto" and image.side < 64)
     if small or image.channels != 3:
         size, step, pad = (3, 1, 1) if small else (7, 2, 3)

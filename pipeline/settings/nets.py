@@ -45,6 +45,9 @@ class ResNet(Settings):
     kind: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["auto", "imagenet", "small"] = "auto"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1 without pool; auto: small below 64 pixels."""
+    zero_init: bool = False
+    """The last norm of each residual branch starts at zero, so that the network starts as its shortcuts alone (arXiv
+    1706.02677, sec. 5.1): rounding then grows slowly in the first steps."""
     norm: Norm = Norm()
 
 

@@ -51,7 +51,8 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
         spec = {"net": settings.net.model_dump(mode="json"), "image": encoders.describe(image)}
         encoders.save(folder, "trunk", encoder, spec)
 
-    every = settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n)
+    total = settings.total_steps(shards.n)
+    every = min(total, settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n))
     # A forward pass on so many costs a hundredth of the training between two checkpoints.
     judge = quality.judge(shards, image, settings.samples(shards.n), every * settings.batch // 25, seed)
     first = next(iter(feed.steps(0)))[2][0].views
@@ -60,7 +61,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             objective,
             feed,
             settings,
-            total=settings.total_steps(shards.n),
+            total=total,
             seed=seed,
             out=out,
             world=world,
