@@ -91,6 +91,32 @@ def test_lars_by_hand():
         torch.testing.assert_close((module.weight, module.bias), (w, b), rtol=1e-12, atol=0, check_dtype=False)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "peer"),
+    [
+        (SGD(lr=0.1, lr_batch=0, nesterov=True), {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+        (Adam(lr=0.1, weight_decay=0.1, decay_norms=True), {"lr": 0.1, "weight_decay": 0.1}),
+    ],
+)
+def test_optimisers_are_torchs(chosen, peer):
+    """To the bit, also after their state was stored and read."""
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = stage("moco", optimiser=chosen)[1]
+    one = optim.build(ours, settings)
+    other = (torch.optim.SGD if chosen.kind == "sgd" else torch.optim.AdamW)(theirs.parameters(), **peer)
+    for step in range(4):
+        for module, optimiser in ((ours, one), (theirs, other)):
+            module(torch.full((5, 3), step + 1.0)).square().sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        if step == 1:
+            again = optim.build(ours, settings)
+            checkpoint.unpack_optimiser(again, *checkpoint.pack_optimiser(one))
+            one = again
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 def test_schedules_and_scalings():
     _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=256, schedule="steps")
     rates = [optim.rate(settings, s, 200, 10) for s in (0, 119, 120, 159, 160, 199)]

@@ -1,5 +1,6 @@
 """Optimisers over named parameters, and the learning rate as a function of the step alone."""
 
+import inspect
 import math
 from typing import Any
 
@@ -55,10 +56,20 @@ def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
     lr = settings.peak_lr()
     fused = trained[0].is_cuda  # on a CPU it is worth nothing
     if isinstance(chosen, LARSSettings):
-        return LARS(groups, lr, chosen.momentum, chosen.trust)
+        return eager(LARS)(groups, lr, chosen.momentum, chosen.trust)
     if isinstance(chosen, SGD):
-        return torch.optim.SGD(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+        return eager(torch.optim.SGD)(
+            groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused
+        )
+    return eager(torch.optim.AdamW)(groups, lr=lr, fused=fused)
+
+
+def eager(kind: Any) -> Any:
+    """The same optimiser without torch's marks for its compiler around the methods: they import the whole compiler,
+    which takes as long as torch itself, in every process that trains."""
+    marked = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in marked}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:
