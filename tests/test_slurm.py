@@ -235,7 +235,8 @@ def test_two_jobs_and_a_ray_of_somebody_else_share_a_node(slurm, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- exit codes
 def test_the_true_exit_code_arrives(slurm, tmp_path):
-    """All jobs at once: what cannot be saved by trying again ends with its own code. (75 and 69 requeue.)"""
+    """All jobs at once: what cannot be saved by trying again ends with its own code; 69 and 75 do where the job may
+    not be requeued, or has no address to start from."""
     (empty := tmp_path / "empty").mkdir()
     words = {
         2: ["moco.epoch=3"],
@@ -246,11 +247,23 @@ def test_the_true_exit_code_arrives(slurm, tmp_path):
         code: slurm.submit("accelerate.sbatch", small.write(tmp_path / str(code)), *changes, options="-N1 -c1")
         for code, changes in words.items()
     }
+    loopback = "-N2 -c1 --export=ALL,PIPELINE_HEAD_IP=127.0.0.1"
+    deaf = slurm.submit("accelerate.sbatch", small.write(tmp_path / "69"), *TRAIN, options=loopback)
     for code, job in jobs.items():
         job.ended(code)
-    killed = slurm.submit("accelerate.sbatch", small.write(root := tmp_path / "killed"), *TRAIN, options="-N1 -c1")
-    until(lambda: small.step(root) >= small.LOG, say=killed.said)
+    deaf.ended(69)
+    assert "set PIPELINE_HEAD_IP" in deaf.said()
+
+    roots = [tmp_path / "75", tmp_path / "killed"]
+    endless = ["moco.steps=1000000", *TRAIN]
+    once, killed = (
+        slurm.submit("accelerate.sbatch", small.write(r), *endless, options="-N1 -c1 --no-requeue") for r in roots
+    )
+    once.asked(roots[0], lambda: slurm("scancel", "--batch", "--signal=USR1", once.number))
+    until(lambda: small.step(roots[1]) >= small.LOG, say=killed.said)
     send(killed.ranks(), signal.SIGKILL)
+    once.ended(75)
+    assert "saved at step" in once.said()
     killed.ended(137)
 
 
