@@ -147,8 +147,9 @@ def test_the_same_bytes_again_and_after_kills(done, inputs, tmp_path, world, mon
 
 
 def test_asked_to_stop_it_stops(inputs, tmp_path, world, monkeypatch):
-    asked = iter([False, False, True])
-    monkeypatch.setattr(world, "stopping", lambda: next(asked))
+    """Also between two batches of the third encoder's images."""
+    asked = iter([False, True])
+    monkeypatch.setattr(world, "stopping", lambda: len(list(tmp_path.glob("judged/*.json"))) == 2 and next(asked))
     with pytest.raises(Stopped, match="judged 2 of 6"):
         probe.run(Probe(data="shards", encoders=("moco", "codes"), **FEW), 0, inputs, tmp_path, world)
     assert len(list((tmp_path / "judged").glob("*.json"))) == 2

@@ -1,6 +1,6 @@
 """Images as encoders are judged on them, and the features of a whole split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
 
-BATCH = 512
+BATCH = 128  # larger ones fall out of a CPU's caches
 HELD = 1 << 30  # bytes of decoded images kept for the next encoder
 
 
@@ -37,16 +37,26 @@ class Pictures:
 
 
 @torch.no_grad()
-def features(encoder: nn.Module, pictures: Pictures, device: torch.device, keep: Path | None = None) -> Tensor:
+def features(
+    encoder: nn.Module,
+    pictures: Pictures,
+    device: torch.device,
+    keep: Path | None = None,
+    halt: Callable[[], None] = lambda: None,
+) -> Tensor:
     """float32 [n, D] in id order, on the CPU. ``keep``: read from this file where an earlier start has written it
-    whole, else written there."""
+    whole, else written there. ``halt``: called between batches; raises where this is not to go on."""
     if keep is not None:
         with suppress(OSError, KeyError, SafetensorError):
             found = load_file(keep)["features"]
             if len(found) == pictures.n:
                 return found
-    encoder = encoder.to(device).eval()
-    rows = torch.cat([encoder(batch.to(device)).float().cpu() for batch in pictures.batches()])
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    found = []
+    for batch in pictures.batches():
+        halt()
+        found.append(encoder(batch.to(device)).float().cpu())
+    rows = torch.cat(found)
     if keep is not None:
         keep.parent.mkdir(parents=True, exist_ok=True)
         part = keep.with_suffix(".part")

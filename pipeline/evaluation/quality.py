@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pipeline import keyed
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
 from pipeline.errors import DataError
+from pipeline.evaluation.features import BATCH
 from pipeline.evaluation.knn import classify
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def judge(
     held: list[Tensor] = []
 
     def parts() -> Iterator[Tensor]:
-        """The images, uint8 [<= 256, C, S, S] at a time; kept where they fit."""
-        for at, ids in enumerate(np.split(chosen, range(256, count, 256))):
+        """The images, uint8 [<= BATCH, C, S, S] at a time; kept where they fit."""
+        for at, ids in enumerate(np.split(chosen, range(BATCH, count, BATCH))):
             if len(held) <= at:
                 part = images(shards, ids, image.side)
                 if not fits:
@@ -83,7 +84,8 @@ def judge(
     @torch.no_grad()
     def scalars(trunk: nn.Module) -> dict[str, float]:
         # A copy, so that neither its mode nor its statistics are touched.
-        still = copy.deepcopy(trunk).float().eval()
+        still: Any = copy.deepcopy(trunk).float().eval()
+        still.to(memory_format=torch.channels_last)
         device = next(still.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (image.mean, image.std))
         try:

@@ -71,13 +71,17 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
     rows = line_up(settings, seed, inputs, data)
     pictures: dict[int, tuple[Pictures, Pictures]] = {}
     total, done = sum(len(row) for row in rows.values()), 0
+
+    def halt() -> None:
+        if world.stopping():
+            raise Stopped(f"asked to stop: judged {done} of {total} encoders; the same command goes on from there")
+
     curves: dict[str, dict[int, Point]] = {}
     tests: dict[str, Tensor] = {}
     for name, row in rows.items():
         curves[name] = {}
         for entry in row:
-            if world.stopping():
-                raise Stopped(f"asked to stop: judged {done} of {total} encoders; the same command goes on from there")
+            halt()
             cached = out / "judged" / f"{name}-{entry.step:08d}.json"
             point = known(cached)
             if point is None or entry is row[-1]:
@@ -87,7 +91,9 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
                     pictures[side] = Pictures(data.train, side, settings.train_examples), Pictures(data.test, side)
                 files = [out / "features" / f"{name}-{half}.safetensors" for half in ("train", "test")]
                 keep = files if entry is row[-1] else [None, None]
-                x, x_test = (features(encoder, p, world.device, k) for p, k in zip(pictures[side], keep, strict=True))
+                x, x_test = (
+                    features(encoder, p, world.device, k, halt) for p, k in zip(pictures[side], keep, strict=True)
+                )
                 tests[name] = x_test
                 if point is None:
                     point = judge(settings, data, name, x, x_test, world.device)

@@ -1,0 +1,256 @@
+"""PIRL, MoCo and SimCLR beside lightly's MoCo and SimCLR, raw pixels and an untrained network, over three seeds.
+
+    uv run --group bench python -m benchmarks.accuracy [OUT [SET ...]]        goes on where it was stopped
+
+All train the same small network on the first IMAGES training images, one thread each, two at a time, and are judged on
+those images and the whole test split by this project's probe. Ours see EPOCHS epochs. Lightly's are composed of its
+modules and transforms as its documentation does it, with the same batches, queue and temperature, and train for the
+seconds that ours of the same seed took. PIRL is judged along its way as well: each row of its bank is refreshed once
+an epoch, so its epochs count the refreshes.
+"""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from pipeline.data.index import Shards
+from pipeline.data.loader import images
+from pipeline.evaluation import encoders
+from pipeline.evaluation.features import Pictures, features
+from pipeline.image import Image
+from pipeline.nets import trunks
+from pipeline.objectives.base import Batch
+from pipeline.settings.nets import Net
+from pipeline.settings.stages import Pretrain, Probe
+from pipeline.stages import pretrain, probe
+from pipeline.training import checkpoint
+from pipeline.world import World
+
+IMAGES, EPOCHS, BATCH, SEEDS = 3000, 32, 128, (0, 1, 2)
+OURS, PEERS = ("pirl", "moco", "simclr"), ("lightly_moco", "lightly_simclr")
+QUEUE, MOMENTUM, TEMPERATURE, LR = 4096, 0.99, 0.2, 1e-3
+HEAD = {"hidden": 256, "dim": 64}
+OBJECTIVES = {
+    "pirl": {"kind": "pirl", "loss": "infonce", "negatives": 0, "temperature": TEMPERATURE, "head": HEAD},
+    "moco": {"kind": "moco", "queue": QUEUE, "momentum": MOMENTUM, "temperature": TEMPERATURE, "head": HEAD},
+    "simclr": {"kind": "simclr", "temperature": TEMPERATURE, "head": HEAD},
+}
+SETS: dict[str, dict[str, Any]] = {
+    "mnist": {
+        "net": {"kind": "cnn", "halve": "stride", "grid": 4},
+        "views": {"kind": "characters", "elastic": 1.5, "elastic_sigma": 4.0, "stroke": 0.5},
+    },
+    "cifar10": {"net": {"kind": "cnn", "halve": "stride", "grid": 4}, "views": {"kind": "cifar"}},
+}
+
+
+def settings(name: str, method: str) -> Pretrain:
+    every = EPOCHS // 8
+    return Pretrain.model_validate({
+        "data": "shards", **SETS[name], "objective": OBJECTIVES[method], "train_examples": IMAGES, "batch": BATCH,
+        "epochs": EPOCHS, "optimiser": {"kind": "adam", "lr": LR}, "save_epochs": every, "keep": 9, "snapshots": 7,
+    })  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+def ours(name: str, method: str, seed: int, shards: Path, out: Path, world: World) -> dict[str, float]:
+    chosen = settings(name, method)
+    begun = time.perf_counter()
+    pretrain.run(chosen, seed, {"shards": shards}, out, world)
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "seen": chosen.total_steps(Shards.open(shards, "train").n) * BATCH}
+
+
+def lightlys(name: str, method: str, seed: int, shards: Path, out: Path, seconds: float) -> dict[str, float]:
+    """MoCo v2 or SimCLR of lightly's modules on the network of ours, until ``seconds`` have passed."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    torch.manual_seed(seed)
+    net: Any = TypeAdapter(Net).validate_python(SETS[name]["net"])
+    image = Shards.open(shards, "train").image(None)
+    trunk = trunks.build(net, image, None, seed)
+    moco = method == "lightly_moco"
+    head = (MoCoProjectionHead if moco else SimCLRProjectionHead)(trunk.features, HEAD["hidden"], HEAD["dim"])
+    slow, slow_head = copy.deepcopy(trunk), copy.deepcopy(head)
+    deactivate_requires_grad(slow)
+    deactivate_requires_grad(slow_head)
+    criterion = NTXentLoss(TEMPERATURE, memory_bank_size=(QUEUE, HEAD["dim"]) if moco else 0)
+    optimiser = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], LR, weight_decay=0.0)
+    begun, seen = time.perf_counter(), 0
+    for first, second in batches(name, method, shards, image):
+        if time.perf_counter() - begun > seconds:
+            break
+        if moco:
+            update_momentum(trunk, slow, m=MOMENTUM)
+            update_momentum(head, slow_head, m=MOMENTUM)
+        query = head(trunk(first))
+        with torch.set_grad_enabled(not moco):
+            key = slow_head(slow(second)) if moco else head(trunk(second))
+        optimiser.zero_grad()
+        criterion(query, key).backward()
+        optimiser.step()
+        seen += BATCH
+    encoders.save(out, "trunk", trunk, {"net": net.model_dump(mode="json"), "image": encoders.describe(image)})
+    return {"seconds": time.perf_counter() - begun, "seen": seen}
+
+
+def batches(name: str, method: str, shards: Path, image: Image) -> Iterator[list[Tensor]]:
+    """Two views of each image by lightly's transform for small images, epoch after epoch, by torch's loader.
+    Characters keep their sides, and are turned by up to 20 degrees."""
+    from lightly.transforms.moco_transform import MoCoV2Transform
+    from lightly.transforms.simclr_transform import SimCLRTransform
+    from PIL import Image as Picture
+
+    normal = {"mean": list(image.mean), "std": list(image.std)}
+    given: dict[str, Any] = {"input_size": image.side, "gaussian_blur": 0.0, "normalize": normal}
+    if name == "mnist":
+        given |= {"hf_prob": 0.0, "rr_prob": 1.0, "rr_degrees": 20.0}
+    change: Any = (MoCoV2Transform if method == "lightly_moco" else SimCLRTransform)(**given)
+    pixels = images(Shards.open(shards, "train"), np.arange(IMAGES), image.side)
+    pictures = [Picture.fromarray(x.permute(1, 2, 0).squeeze().numpy()) for x in pixels]
+
+    class Views(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return IMAGES
+
+        def __getitem__(self, at: int) -> list[Tensor]:
+            return change(pictures[at])
+
+    loader = torch.utils.data.DataLoader(Views(), BATCH, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+def job(name: str, method: str, seed: int, shards: Path, out: Path) -> None:
+    """One training; row.json last."""
+    world, root = World(1), out / name / str(seed)
+    folder = root / method
+    if method in OURS:
+        told = ours(name, method, seed, shards, folder, world)
+    else:
+        limit = json.loads((root / method.removeprefix("lightly_") / "row.json").read_text())["seconds"]
+        told = lightlys(name, method, seed, shards, folder, limit)
+    (folder / "row.json").write_text(json.dumps(told))
+
+
+# --------------------------------------------------------------------------------------------------------------- judge
+def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str, float]]:
+    """Every row of a seed, and PIRL's along its epochs: the numbers of the probe by name."""
+    chosen = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
+    data, world, root = probe.load(chosen, seed, shards), World(2), out / name / str(seed)
+    rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in OURS + PEERS}
+    for at in sorted((root / "pirl/snapshots").glob("[0-9]*")):
+        rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
+    image = encoders.load(root / "moco").image
+    rows["raw pixels"] = lambda: encoders.pixels(data.train.image(None))
+    net: Any = TypeAdapter(Net).validate_python(SETS[name]["net"])
+    rows["untrained"] = lambda: encoders.untrained(net, image, seed)
+    pictures = Pictures(data.train, image.side, IMAGES), Pictures(data.test, image.side)
+    found = {}
+    for row, load in rows.items():
+        x, x_test = (features(load(), p, world.device) for p in pictures)
+        found[row] = probe.numbers(chosen, probe.judge(chosen, data, row, x, x_test, world.device))
+        if (root / row / "row.json").exists():
+            found[row] |= json.loads((root / row / "row.json").read_text())
+    return found
+
+
+def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
+    """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
+    chosen, world, root = settings(name, "pirl"), World(2), out / name / str(seed) / "pirl"
+    objective, feed, _ = pretrain.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
+    step, epoch, (loaded,) = next(iter(feed.steps(0)))
+    batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)
+    found = {}
+    for at in [0, *checkpoint.steps(root / "checkpoints")]:
+        if at:
+            tensors, _ = checkpoint.read(root / "checkpoints" / f"{at:08d}")
+            kept = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("objective.")}
+            objective.load_state_dict(kept)
+        with torch.no_grad():
+            (pair,) = objective.train().embed(batch)
+        distances = torch.cdist(pair[:, 0], pair[:, 1]).square()
+        own = distances.diagonal().mean()
+        others = (distances.sum() - distances.diagonal().sum()) / (len(distances) * (len(distances) - 1))
+        found[round(at * BATCH / IMAGES)] = (float(own), float(others))
+    feed.close()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+def main(out: str = "runs/accuracy", *names: str) -> None:
+    for name in names or SETS:
+        measure(name, Path(out))
+
+
+def measure(name: str, home: Path) -> None:
+    words = ["run", f"configs/{name}.yaml", f"root={home / 'shards'}", "--here", "--only", "shards"]
+    subprocess.run([sys.executable, "-m", "pipeline", *words], check=True)
+    shards = newest(home / "shards", name)
+    with ThreadPoolExecutor(2) as pool:
+        for methods in (OURS, PEERS):  # ours first: theirs take as long
+            codes = [pool.submit(alone, name, m, s, shards, home) for s in SEEDS for m in methods]
+            assert not any(code.result() for code in codes)
+    rows = {}
+    for seed in SEEDS:
+        kept = home / name / str(seed) / "rows.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(judged(name, seed, shards, home)))
+        rows[seed] = json.loads(kept.read_text())
+    report(name, rows, {seed: invariance(name, seed, shards, home) for seed in SEEDS})
+
+
+def newest(root: Path, name: str) -> Path:
+    """The packed set of that name: of several, the one whose settings say it."""
+    found = [p.parent for p in root.glob("shards-*/artifact.json") if name in p.read_text()]
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+def alone(name: str, method: str, seed: int, shards: Path, home: Path) -> int:
+    """One training in a process of its own, from its start: its seconds count."""
+    folder = home / name / str(seed) / method
+    if (folder / "row.json").exists():
+        return 0
+    shutil.rmtree(folder, ignore_errors=True)
+    words = [sys.executable, "-m", "benchmarks.accuracy", "--job", name, method, str(seed), str(shards), str(home)]
+    return subprocess.run(words, check=False).returncode
+
+
+def report(name: str, rows: dict[int, dict[str, dict[str, float]]], apart: dict[int, dict[int, Any]]) -> None:
+    print(f"\n{name}: mean ± deviation over {len(rows)} seeds, %\n")
+    print("| row | linear, all labels | linear, 10 a class | kNN | images seen | seconds |\n|---|---|---|---|---|---|")
+    for row in rows[0]:
+        cells = [cell(rows, row, key) for key in ("linear_top1", "linear_10_per_class", "knn_top1")]
+        told = [f"{np.mean([r[row][key] for r in rows.values()]):,.0f}" if key in rows[0][row] else ""
+                for key in ("seen", "seconds")]  # fmt: skip
+        print(f"| {row} | {' | '.join(cells + told)} |")
+    print("\n| epoch | f(I) to g of its own patches | to those of other images |\n|---|---|---|")
+    for epoch in apart[0]:
+        own, others = (np.mean([a[epoch][i] for a in apart.values()]) for i in (0, 1))
+        print(f"| {epoch} | {own:.2f} | {others:.2f} |", flush=True)
+
+
+def cell(rows: dict[int, dict[str, dict[str, float]]], row: str, key: str) -> str:
+    values = [100 * r[row][key] for r in rows.values()]
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        job(sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5]), Path(sys.argv[6]))
+    else:
+        main(*sys.argv[1:])
