@@ -23,6 +23,8 @@ FIGURES = {
     "moco_views_32": "views",
     "feed_224": "views",
     "feed_32": "views",
+    "start": "starts",
+    "dispatch": "starts",
 }
 
 

@@ -38,7 +38,7 @@ from pipeline.stages import pretrain, probe
 from pipeline.training import checkpoint
 from pipeline.world import World
 
-IMAGES, EPOCHS, BATCH, SEEDS = 3000, 32, 128, (0, 1, 2)
+IMAGES, EPOCHS, BATCH, SEEDS = 2500, 32, 128, (0, 1, 2)
 OURS, PEERS = ("pirl", "moco", "simclr"), ("lightly_moco", "lightly_simclr")
 QUEUE, MOMENTUM, TEMPERATURE, LR = 4096, 0.99, 0.2, 1e-3
 HEAD = {"hidden": 256, "dim": 64}

@@ -28,7 +28,15 @@ LAYOUT = {
     "is it fed": {
         "images a second": ["Multiline", ["feed/images_per_s"]],
         "seconds a step": ["Multiline", ["feed/read", "feed/decode", "feed/crop", "feed/augment", "feed/wait"]],
+        "seconds a step that the slowest rank waited": ["Multiline", ["feed/wait_most"]],
+        "which rank": ["Multiline", ["feed/wait_rank"]],
         "unreadable": ["Multiline", ["feed/bad"]],
+    },
+    "what was lost": {
+        "starts after the first": ["Multiline", ["ops/restarts"]],
+        "steps computed twice": ["Multiline", ["ops/lost_steps"]],
+        "seconds they took": ["Multiline", ["ops/lost_s"]],
+        "seconds from a signal to its checkpoint": ["Multiline", ["ops/preempt_save_s"]],
     },
     "did it collapse": {
         "standard deviation": ["Multiline", ["learn/std"]],
@@ -45,21 +53,21 @@ LAYOUT = {
 }
 
 
-def cut(path: Path, step: int) -> None:
-    """Drops the rows after ``step``, and a last one that was not written whole."""
+def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Drops the rows after ``step``, and a last one that was not written whole. Returns what it kept and dropped."""
     if not path.exists():
-        return
-    kept = []
+        return [], []
+    kept, dropped = [], []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
-        if row["step"] <= step:
-            kept.append(line + "\n")
+        (kept if row["step"] <= step else dropped).append(row)
     part = path.with_suffix(".part")
-    part.write_text("".join(kept))
+    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     part.replace(path)
+    return kept, dropped
 
 
 class Board:
@@ -72,19 +80,20 @@ class Board:
     def __init__(self, folder: Path | None, step: int = 0):
         self.folder = folder
         self.last: dict[str, float] = {}
+        self.before: tuple[list[dict[str, float]], list[dict[str, float]]] = [], []
+        """Of earlier starts' timings, the rows kept and those dropped."""
         if folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            cut(folder / name, step)
+        rows, _ = cut(folder / "metrics.jsonl", step)
+        self.before = cut(folder / "timings.jsonl", step)
         # A run that starts over has step 0 to hide, too; a first one has nothing.
         again = any(folder.glob("events.out.tfevents.*"))
         self.events = SummaryWriter(str(folder), purge_step=step + 1 if again else None)
         self.layout()
-        rows = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-        self.last = {k: v for k, v in json.loads(rows[-1]).items() if k != "step"} if rows else {}
+        self.last = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
 
     def layout(self) -> None:
         """The custom scalars page: one question a card."""

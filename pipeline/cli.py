@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.lines import say
 
 COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export", "submit", "slurm", "doctor")
 """Each a module of pipeline.commands, imported when it is asked for."""
@@ -41,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise ConfigError(f'unknown command "{words[0]}"; {near}')
         return importlib.import_module(f"pipeline.commands.{words[0]}").main(words[1:])
     except PipelineError as error:
-        print(error, file=sys.stderr)
+        say(str(error), event="failed", file=sys.stderr, code=error.code)
         return error.code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, config
+from pipeline import artifact, config, lines
 from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.settings.stages import Stage
 
@@ -160,7 +160,7 @@ def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable
         return asked() or os.path.exists(job.stop_file)
 
     def say(text: str) -> None:
-        print(f"{job.name}: {text}", flush=True)
+        lines.say(text, job.name)
 
     try:
         if os.path.isdir(job.cwd):
@@ -275,7 +275,8 @@ def execute(planned: list[Planned], chosen: list[Planned], watch: "Watch", here:
         if p.done:
             record = artifact.read(p.folder) or {}
             changed = artifact.differences(record.get("versions", {}))
-            watch.say(f"{p.name}: done already, {p.folder}" + (f", with {changed}" if changed else ""))
+            told = f"done already, {p.folder}" + (f", with {changed}" if changed else "")
+            watch.say(told, p.name, "done", folder=str(p.folder))
     jobs = {p.key: job(p, planned) for p in chosen if not p.done}
     away = {p.key for p in chosen if p.place != "here"}
     with Stop() as stop:
@@ -314,7 +315,8 @@ class Run:
             return failed[0] if failed else Stopped.code
         if not self.waiting:
             return 0
-        self.watch.say(f"stopped before {', '.join(j.name for j in self.waiting.values())}; the same command goes on")
+        names = [j.name for j in self.waiting.values()]
+        self.watch.say(f"stopped before {', '.join(names)}; the same command goes on", event="stopped", before=names)
         return Stopped.code
 
     def begin(self, one: Job) -> None:
@@ -343,7 +345,7 @@ class Run:
         self.watch.remove(one.name)
         if not isinstance(result, Exception):
             self.done.add(one.key)
-            self.watch.say(f"{one.name}: done, {shown(Path(one.out))}")
+            self.watch.say(f"done, {shown(Path(one.out))}", one.name, "done", folder=one.out, metrics=result)
             return
         error = explained(one, result)
         self.codes.append(error.code)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pipeline import artifact, progress
+from pipeline import artifact, lines, progress
 from pipeline.errors import ConfigError, PipelineError, Stopped
 
 PLAIN = 10.0
@@ -17,16 +17,19 @@ PLAIN = 10.0
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], note: str = "") -> None:
-    """Prints a table, with rich where it is installed."""
+    """Prints a table, with rich where it is installed; for a machine as one line."""
     columns, body = list(columns), [[str(cell) for cell in row] for row in rows]
+    if lines.machine():
+        lines.say(title, event="table", columns=columns, rows=body, note=note)
+        return
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        lines = [columns, *body]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        whole = [columns, *body]
+        widths = [max(len(line[i]) for line in whole) for i in range(len(columns))]
         print(title)
-        for line in lines:
+        for line in whole:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     else:
         drawn = Table(title=title, title_justify="left", title_style="bold")
@@ -50,7 +53,7 @@ class Watch:
         self.quiet = quiet
         self.running: dict[str, tuple[Path, Any]] = {}
         self.told: dict[str, tuple[float, int]] = {}
-        self.bars = None if quiet or not sys.stdout.isatty() else bars()
+        self.bars = None if quiet or lines.machine() or not sys.stdout.isatty() else bars()
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.poll, daemon=True)
 
@@ -68,23 +71,24 @@ class Watch:
         if self.bars is not None:
             self.bars.stop()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, stage: str = "", event: str = "said", **facts: Any) -> None:
         if not self.quiet:
-            print(text, flush=True)
+            lines.say(text, stage, event, **facts)
 
     def fail(self, error: PipelineError) -> None:
         """An error, once: all ranks stop together, but each may fail in its own way."""
+        event = "stopped" if isinstance(error, Stopped) else "failed"
         if not self.quiet:
-            print(error, file=sys.stderr, flush=True)
-        elif not isinstance(error, Stopped):
-            print(f"rank {os.environ.get('RANK')}: {error}", file=sys.stderr, flush=True)
+            lines.say(str(error), event=event, file=sys.stderr, code=error.code)
+        elif event == "failed":
+            lines.say(f"rank {os.environ.get('RANK')}: {error}", event=event, file=sys.stderr, code=error.code)
 
     def add(self, name: str, out: Path) -> None:
         with self.lock:
             bar = None if self.bars is None else self.bars.add_task(name, total=None, text="")
             self.running[name], self.told[name] = (out, bar), (time.monotonic(), -1)
         if self.bars is None:
-            self.say(f"{name}: starts")
+            self.say("starts", name, "starts")
 
     def remove(self, name: str) -> None:
         with self.lock:
@@ -107,7 +111,7 @@ class Watch:
         when, last = self.told[name]
         if step != last and time.monotonic() - when >= PLAIN:
             self.told[name] = (time.monotonic(), step)
-            self.say(f"{name}: {step} of {total}" + (f", {text}" if text else ""))
+            self.say(f"{step} of {total}" + (f", {text}" if text else ""), name, "step", step=step, total=total)
 
 
 def bars() -> Any:
@@ -129,7 +133,7 @@ def show(runs: str) -> None:
     found = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]
     records = sorted(((artifact.read(path) or {}, path) for path in found), key=lambda pair: pair[0]["finished"])
     if not records:
-        print(f"{runs}: nothing is finished yet")
+        lines.say(f"{runs}: nothing is finished yet")
         return
     facts = ("stage", "kind", "folder", "finished", "seconds")
     rows = [[*({**r, "folder": p.name}[f] for f in facts), some(r["metrics"])] for r, p in records]

@@ -124,14 +124,14 @@ def test_everything_is_found_in_tensorboard(tmp_path):
     assert len(list(tmp_path.glob("events.*"))) == 1  # and no second writer
 
 
-def test_the_layout_asks_four_questions(tmp_path):
+def test_the_layout_asks_five_questions(tmp_path):
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     Board(tmp_path).close()
     (found,) = events(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(found.tensor_proto.string_val[0])
     assert [c.title for c in layout.category] == list(LAYOUT)
-    assert list(LAYOUT) == ["is it learning", "is it fed", "did it collapse", "how good is it"]
+    assert list(LAYOUT) == ["is it learning", "is it fed", "what was lost", "did it collapse", "how good is it"]
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 9, 3)])

@@ -52,6 +52,23 @@ def test_a_mistake_loads_nothing_heavy(place, words):
     assert not loaded(*words) & set(HEAVY)
 
 
+def test_every_line_is_an_object_for_machines(place):
+    def said(text: str) -> list[dict]:
+        return [json.loads(line) for line in text.splitlines()]
+
+    command = ["-m", "pipeline", "run", "c.yaml", "--here", "--json", "--only", "shards"]
+    first, second = shell(*command), shell(*command)
+    assert (first.returncode, first.stderr, second.stderr) == (0, "", "")
+    told = [(line["event"], line["stage"]) for line in said(first.stdout) if line["event"] != "step"]
+    assert told == [("starts", "shards"), ("done", "shards"), ("said", "")]
+    (done,) = (line for line in said(second.stdout) if line["event"] == "done")
+    assert Path(done["folder"], artifact.NAME).exists() and done["text"].startswith("done already")
+    assert [line["event"] for line in said(shell(*command, "--dry-run").stdout)] == ["table"]
+    wrong = shell(*command, "shards.sorce=x")
+    (line,) = said(wrong.stderr)
+    assert (line["event"], line["code"], wrong.returncode, wrong.stdout) == ("failed", 2, 2, "")
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

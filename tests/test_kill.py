@@ -34,30 +34,39 @@ def finish(root: Path, *more: str) -> tuple[str, float]:
     return output, time.monotonic() - begun
 
 
+@pytest.fixture(scope="module")
+def changes(request) -> list[str]:
+    return SHORT if request.config.getoption("--kills") <= 3 else []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, changes) -> tuple[Path, float]:
+    """The undisturbed run, and its seconds."""
+    root = tmp_path_factory.mktemp("whole")
+    return root, finish(root, *changes)[1]
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(7200)
-def test_killed_at_random_moments(tmp_path, request):
+def test_killed_at_random_moments(tmp_path, request, changes, whole):
     kills = request.config.getoption("--kills")
-    changes = SHORT if kills <= 3 else []
-    _, took = finish(tmp_path / "whole", *changes)
+    root, took = whole
     draw = random.Random(kills)
     for i in range(kills):
-        process = start(tmp_path / "killed", *changes)
+        process = start(tmp_path, *changes)
         time.sleep(draw.uniform(0.1, 0.7) * took)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         print(f"kill {i + 1} of {kills}")
-    finish(tmp_path / "killed", *changes)
-    assert differences(tmp_path / "whole", tmp_path / "killed") == []
-    output, _ = finish(tmp_path / "killed", *changes)
+    finish(tmp_path, *changes)
+    assert differences(root, tmp_path) == []
+    output, _ = finish(tmp_path, *changes)
     assert output.count("done already") == 6
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_here_and_tasks_make_the_same_bytes(tmp_path):
-    changes = ["moco.epochs=4", "pirl.epochs=2", "vae.epochs=2"]
-    finish(tmp_path / "here", *changes, "--here")
-    finish(tmp_path / "tasks", *changes)
-    assert differences(tmp_path / "here", tmp_path / "tasks") == []
+def test_here_and_tasks_make_the_same_bytes(tmp_path, changes, whole):
+    finish(tmp_path, *changes, "--here")
+    assert differences(whole[0], tmp_path) == []

@@ -322,8 +322,8 @@ class Heard:
     def __init__(self):
         self.said, self.failed = [], []
 
-    def say(self, text):
-        self.said.append(text)
+    def say(self, text, stage="", event="said", **facts):
+        self.said.append(f"{stage}: {text}" if stage else text)
 
     def fail(self, error):
         self.failed.append(str(error))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline import objectives
+from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.objectives import energies
 from pipeline.objectives.base import Step
@@ -167,3 +168,18 @@ def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     monkeypatch.setattr(quality, "images", broken)
     assert quality.judge(shards, image, 1000, 300, 0)(trunk) == {}
     assert "not judged while it trains: shard 0: torn" in capsys.readouterr().out
+
+
+def test_what_restarts_cost_adds_up(tmp_path):
+    """Checkpoints at steps 3 and 4; ten images a second in batches of 20, so that a step takes two seconds."""
+    told = []
+    for start, end in ((0, 5), (3, 6), (4, 4), (4, 8)):
+        board = Board(tmp_path, start)
+        found = watch.lost(board, start, 20)
+        told.append(tuple(found.values()))
+        if found:
+            board.timings(start, found)
+        for step in range(start + 1, end + 1):
+            board.timings(step, {"feed/images_per_s": 10.0})
+        board.close()
+    assert told == [(), (1, 2, 4), (2, 4, 8), (3, 4, 8)]

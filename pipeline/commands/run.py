@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline import lines
 from pipeline.commands import Parser, parse
 
 ABOUT = """Runs every stage of a config that is not done yet, each once those it needs are done.
@@ -23,11 +24,14 @@ def parser() -> Parser:
                       help="these stages, and what they still need; nothing else")  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="show what there is to do, and do nothing")
     made.add_argument("--here", action="store_true", help="in this process, without Ray, wherever stages are placed")
+    made.add_argument("--json", action="store_true", help="say every line as a JSON object, for machines")
     return made
 
 
 def main(words: Sequence[str]) -> int:
     options = parse(parser(), words)
+    if options.json:
+        os.environ["PIPELINE_LOG"] = "json"
     overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
     names = [w for w in options.only if "=" not in w]
     from pipeline import config, runner
@@ -62,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         tables.results([p.folder for p in chosen])
         if len(named) > 1:
             tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
-        print(f"tensorboard --logdir {cfg.root}")
+        lines.say(f"tensorboard --logdir {cfg.root}")
     if here.size() > 1:
         here.leave(code)
     return code
@@ -107,5 +111,5 @@ def open_cluster(chosen: Sequence[Any], quiet: bool) -> Any:
 
     where = os.environ.get("RAY_ADDRESS", "a local one, which ends with this command")
     if not quiet:
-        print(f"Ray cluster: {where}; --here runs every stage in this process", flush=True)
+        lines.say(f"Ray cluster: {where}; --here runs every stage in this process")
     return Cluster()

@@ -16,6 +16,7 @@ from pipeline.data.loader import images
 from pipeline.errors import DataError
 from pipeline.evaluation.features import BATCH
 from pipeline.evaluation.knn import classify
+from pipeline.lines import say
 
 if TYPE_CHECKING:
     from pipeline.image import Image
@@ -91,7 +92,7 @@ def judge(
         try:
             rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float().cpu() for x in parts()])
         except DataError as error:  # a training forgives some unreadable images
-            print(f"not judged while it trains: {error}", flush=True)
+            say(f"not judged while it trains: {error}")
             return {}
         found = {"learn/rankme": rankme(rows), "learn/judged": float(count)}
         if (labels >= 0).all():

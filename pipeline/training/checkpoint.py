@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.lines import say
+
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
@@ -81,7 +83,7 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
             return read(folder / f"{step:08d}")
         except ValueError as error:
-            print(f"checkpoint {folder / f'{step:08d}'} is damaged ({error}); going back to the one before")
+            say(f"checkpoint {folder / f'{step:08d}'} is damaged ({error}); going back to the one before")
     return None
 
 

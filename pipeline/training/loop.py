@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import progress
 from pipeline.board import Board
 from pipeline.errors import Stopped
+from pipeline.lines import say
 from pipeline.nets.norm import untracked
 from pipeline.objectives import energies
 from pipeline.objectives.base import Batch, Objective, Step
@@ -80,14 +81,16 @@ def train(
     board = Board(out if world.main else None, start)
     if world.main:
         for line in watch.beforehand(objective, settings, world):
-            print(line, flush=True)
+            say(line)
     for tag, sheet in (sheets or {}).items():
         board.image(tag, 0, sheet)
     marks = snapshot_steps(total, settings.snapshots)
     save_every = settings.save_steps or settings.save_epochs * feed.steps_per_epoch
     alarm = watch.Collapse(objective, settings, feed.steps_per_epoch)
     finite = watch.Finite(type(objective).__name__, world.device)
-    meter = watch.Meter(feed, settings.batch)
+    meter = watch.Meter(feed, settings.batch, world)
+    if before := watch.lost(board, start, settings.batch):
+        board.timings(start, before)
     last: dict[str, float] = {}
 
     def save(step: int) -> None:

@@ -1,5 +1,6 @@
 """What is watched while training: that numbers are finite, ranks alike, embeddings spread; and how fast it goes."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pipeline.board import Board
 from pipeline.errors import NoProgressError
+from pipeline.lines import say
 from pipeline.nets import norm
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
@@ -134,7 +136,7 @@ class Collapse:
         if self.do == "stop":
             raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
                                   f"rate, or set norm.kind global or shuffle; collapse: ignore goes on")  # fmt: skip
-        print(text, flush=True)
+        say(text, event="collapse", step=self.since)
         self.since, self.do = None, "ignore"  # once
 
 
@@ -158,11 +160,28 @@ class Finite:
                 )
 
 
+def lost(board: Board, start: int, batch: int) -> dict[str, float]:
+    """What starts before this one came to, as far as they logged: how often the training was started again, and over
+    all of it the steps that were computed twice and the seconds they had taken. Empty at the first start."""
+    kept, dropped = board.before
+    if not kept and not dropped:
+        return {}
+    found = {"ops/restarts": 1.0, "ops/lost_steps": 0.0, "ops/lost_s": 0.0}
+    for row in kept:
+        found |= {key: row[key] + (key == "ops/restarts") for key in found if key in row}
+    at = start
+    for row in dropped:
+        found["ops/lost_steps"] += row["step"] - at
+        found["ops/lost_s"] += (row["step"] - at) * batch / row.get("feed/images_per_s", math.inf)
+        at = row["step"]
+    return found
+
+
 class Meter:
     """Seconds and images since the last reading: how fast, and what the step waited for."""
 
-    def __init__(self, feed: "Feed", batch: int):
-        self.feed, self.batch = feed, batch
+    def __init__(self, feed: "Feed", batch: int, world: World):
+        self.feed, self.batch, self.world = feed, batch, world
         self.seconds, self.step, self.time = dict(feed.seconds), None, time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
@@ -172,5 +191,9 @@ class Meter:
         rates["feed/bad"] = float(self.feed.bad)
         if steps:
             rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
+        if self.world.size > 1:  # all go at the pace of the one whose feed is the slowest
+            wait = torch.tensor([rates.get("feed/wait", 0.0)], dtype=torch.float64, device=self.world.device)
+            waits = self.world.gather(wait).tolist()
+            rates |= {"feed/wait_most": max(waits), "feed/wait_rank": float(waits.index(max(waits)))}
         self.seconds, self.step, self.time = seconds, step, now
         return rates

@@ -1,0 +1,22 @@
+"""The lines that a command says: words for people or, with PIPELINE_LOG=json, one JSON object each for machines."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+
+def machine() -> bool:
+    """Whether lines are read by a machine."""
+    return os.environ.get("PIPELINE_LOG") == "json"
+
+
+def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = None, **facts: Any) -> None:
+    """One line, on stdout or ``file``, at once. As JSON: time (UTC), event, stage, text and the ``facts``."""
+    if machine():
+        told = {"time": datetime.now(UTC).isoformat(), "event": event, "stage": stage, "text": text}
+        line = json.dumps(told | facts)
+    else:
+        line = f"{stage}: {text}" if stage else text
+    print(line, file=file or sys.stdout, flush=True)
