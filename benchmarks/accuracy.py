@@ -38,9 +38,9 @@ from pipeline.stages import pretrain, probe
 from pipeline.training import checkpoint
 from pipeline.world import World
 
-IMAGES, EPOCHS, BATCH, SEEDS = 2500, 32, 128, (0, 1, 2)
+IMAGES, EPOCHS, BATCH, SEEDS = 2000, 32, 128, (0, 1, 2)
 OURS, PEERS = ("pirl", "moco", "simclr"), ("lightly_moco", "lightly_simclr")
-QUEUE, MOMENTUM, TEMPERATURE, LR = 4096, 0.99, 0.2, 1e-3
+QUEUE, MOMENTUM, TEMPERATURE, LR = 1024, 0.99, 0.2, 1e-3
 HEAD = {"hidden": 256, "dim": 64}
 OBJECTIVES = {
     "pirl": {"kind": "pirl", "loss": "infonce", "negatives": 0, "temperature": TEMPERATURE, "head": HEAD},
@@ -57,10 +57,10 @@ SETS: dict[str, dict[str, Any]] = {
 
 
 def settings(name: str, method: str) -> Pretrain:
-    every = EPOCHS // 8
+    every = EPOCHS // 4
     return Pretrain.model_validate({
         "data": "shards", **SETS[name], "objective": OBJECTIVES[method], "train_examples": IMAGES, "batch": BATCH,
-        "epochs": EPOCHS, "optimiser": {"kind": "adam", "lr": LR}, "save_epochs": every, "keep": 9, "snapshots": 7,
+        "epochs": EPOCHS, "optimiser": {"kind": "adam", "lr": LR}, "save_epochs": every, "keep": 5, "snapshots": 3,
     })  # fmt: skip
 
 

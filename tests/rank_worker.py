@@ -13,7 +13,7 @@ from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
 
 GLOBAL = 8
-STEPS = 3
+STEPS = 10
 NORMS = {
     "global": Norm(),
     "none": Norm(kind="none"),
@@ -33,7 +33,8 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
         for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian")
     },
 }
-FEW = [name for name in (*CONTRASTIVE, "vae_gaussian", "simclr_finer", "moco_shuffle", "moco_v3_cut") if name in RUNS]
+WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32")
+FEW = [name for name in (*WIDE, "simclr_finer", "moco_shuffle", "moco_v3_cut") if name in RUNS]
 """What four ranks are shown."""
 
 

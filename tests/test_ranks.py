@@ -58,13 +58,14 @@ def close(two, one, tolerance: float, scale: float | None = None) -> None:
 
 
 def hold(several, run: str, one) -> None:
-    """Losses, first gradient and last state of several ranks against one's."""
-    exact = not run.endswith("_fp32")
-    assert several["losses"] == pytest.approx(one["losses"], rel=1e-12 if exact else 1e-5)
+    """First loss and gradient, ten losses and the last state of several ranks against one's."""
+    first, after_ten = (1e-5, 1e-4) if run.endswith("_fp32") else (1e-12, 1e-10)
+    assert several["losses"][0] == pytest.approx(one["losses"][0], rel=first)
+    assert several["losses"] == pytest.approx(one["losses"], rel=after_ten)
     largest = max(size(g) for g in one["gradient"].values())
     assert largest > 1e-3
-    close(several["gradient"], one["gradient"], 1e-12 if exact else 1e-5, largest)
-    close(several["state"], one["state"], 1e-11 if exact else 1e-4)
+    close(several["gradient"], one["gradient"], first, largest)
+    close(several["state"], one["state"], after_ten)
 
 
 @pytest.mark.parametrize("run", RUNS)
