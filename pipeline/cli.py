@@ -45,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
         say(str(error), event="failed", file=sys.stderr, code=error.code)
         return error.code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        told = "interrupted; the same command goes on from the last checkpoint"
+        say(told, event="stopped", file=sys.stderr, code=130)
         return 130
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
