@@ -2,15 +2,18 @@
 
 import os
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of some hundred processes compiles all it imports again
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+sys.dont_write_bytecode = False
 settings.register_profile("untimed", deadline=None)  # no test asserts a time: beside others one takes longer
 settings.load_profile("untimed")
 

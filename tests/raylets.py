@@ -45,6 +45,7 @@ class Raylets:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_worker_niceness": "0",  # else 15: slow beside other tests
+            "RAY_prestart_worker_first_driver": "0",  # a job's workers have an environment of their own
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
             "RAY_raylet_start_wait_time_s": "120",
             "RAY_health_check_period_ms": "1000",  # a lost machine is missed after seconds
@@ -74,6 +75,7 @@ class Raylets:
         index = len(self.nodes)
         own = f"--temp-dir={self.folder}/{index} --dashboard-agent-listen-port={free_port()} --num-cpus=2"
         words = f"ray start {options} {own} --object-store-memory=100000000 --disable-usage-stats --block"
+        words += " --no-monitor --include-log-monitor=false"  # a second or two each, of what nothing here asks
         log = self.log(index)
         with log.open("w") as file:
             node = subprocess.Popen(

@@ -16,7 +16,10 @@ import pytest
 from tests.artifacts import differences
 
 ROOT = Path(__file__).parent.parent
-SHORT = ["moco.epochs=8", "pirl.epochs=4", "vae.epochs=4", "moco.save_epochs=2", "pirl.save_epochs=1"]
+SHORT = [
+    "moco.epochs=8", "moco.save_epochs=2", "moco.snapshots=1", "pirl.epochs=4", "pirl.save_epochs=1",
+    "pirl.snapshots=0", "vae.epochs=4", "vae.snapshots=0", "probe.draws=2", "probe.train_examples=700",
+]  # fmt: skip
 
 
 def start(root: Path, *more: str) -> subprocess.Popen:

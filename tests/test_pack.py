@@ -70,6 +70,15 @@ def test_the_same_bytes_again_and_for_any_threads(photos, tmp_path, world):
     )
 
 
+def test_the_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    theirs, ours = load_digits(), open_source("digits").items
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(item.load()))) for item in ours])
+    assert (pixels == np.round(theirs.images * (255 / 16))).all()
+    assert [item.label for item in ours] == theirs.target.tolist()
+
+
 def test_plain_ustar_of_nobody_at_no_time(photos, tmp_path, world):
     run(photos, tmp_path, world)
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
