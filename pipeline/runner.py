@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import signal
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -239,18 +240,20 @@ def shown(path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------- execute
 class Stop:
     """Whether this process was asked to stop: TERM, USR2 or INT set a flag and nothing else, so that a second one
-    does not lose the save; a third INT does not wait for it."""
+    does not lose the save; a third INT does not wait for it. ``since``: when, by the monotonic clock."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
     def __init__(self):
         self.asked, self.interrupts, self.before = False, 0, {}
+        self.since = time.monotonic()
 
     def __call__(self) -> bool:
         return self.asked
 
     def handle(self, number: int, _frame: object) -> None:
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
         self.interrupts += number == signal.SIGINT
         if self.interrupts > 2:
             raise KeyboardInterrupt
@@ -311,12 +314,14 @@ class Run:
             elif not [j for j in ready if j.key in self.waiting]:
                 break
         failed = [code for code in self.codes if code != Stopped.code]
-        if failed or (self.codes and not self.waiting):
-            return failed[0] if failed else Stopped.code
-        if not self.waiting:
-            return 0
-        names = [j.name for j in self.waiting.values()]
-        self.watch.say(f"stopped before {', '.join(names)}; the same command goes on", event="stopped", before=names)
+        if failed or not (self.codes or self.waiting):
+            return failed[0] if failed else 0
+        # What a scheduler's grace has to hold: every save, on whatever machine, and the news of it.
+        took, names = time.monotonic() - self.stop.since, [j.name for j in self.waiting.values()]
+        facts: dict[str, Any] = {"seconds": round(took, 3)} if self.stop.asked else {}
+        when = f"stopped {took:.1f} s after the signal" if facts else "stopped"
+        before = f", before {', '.join(names)}" if names else ""
+        self.watch.say(f"{when}{before}; the same command goes on", event="stopped", before=names, **facts)
         return Stopped.code
 
     def begin(self, one: Job) -> None:

@@ -4,6 +4,7 @@ Each raylet has a temporary folder of its own: two that share one unpack, and re
 """
 
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -50,6 +51,7 @@ class Raylets:
             "RAY_raylet_start_wait_time_s": "120",
             "RAY_health_check_period_ms": "1000",  # a lost machine is missed after seconds
             "RAY_health_check_failure_threshold": "3",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
             "OMP_NUM_THREADS": "1",
             "PIPELINE_ROOT": str(self.folder),
         }
@@ -95,6 +97,14 @@ class Raylets:
         """A machine lost: the raylet and all below it, at once."""
         send(below(self.nodes[index].pid), signal.SIGKILL)
         self.nodes[index].wait()
+
+    def drain(self, index: int) -> None:
+        """Announces, as a cloud does of a spot machine, that a machine will be gone in ten minutes."""
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in below(self.nodes[index].pid)]
+        (node, *_) = [found[1] for line in lines if (found := re.search(r"--node-id=(\w+)", line))]
+        reason = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 600"
+        words = f"ray drain-node --address={self.address} --node-id={node} {reason}"
+        subprocess.run(words.split(), env=self.env, check=True, capture_output=True)
 
     def find(self, words: str) -> list[int]:
         """Processes of this cluster whose command line begins with ``words``."""

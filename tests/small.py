@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import progress
 from tests.artifacts import differences
+from tests.processes import owners
 
 ROOT = Path(__file__).parent.parent
 STEPS, LOG = 100, 10
@@ -64,6 +65,11 @@ def only(root: Path, pattern: str) -> Path:
 def step(root: Path) -> int:
     """How far the training below a run folder has come."""
     return max(((progress.read(p) or (0,))[0] for p in root.glob("moco-*")), default=0)
+
+
+def trainer(root: Path) -> list[int]:
+    """The process that holds the training's lock: the first rank, or the stage's task."""
+    return [pid for lock in root.glob("moco-*/lock") for pid in owners(lock)]
 
 
 def losses(root: Path) -> str:

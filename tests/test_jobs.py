@@ -13,7 +13,7 @@ import pytest
 
 from tests import small
 from tests.artifacts import differences
-from tests.processes import frozen, owners, send, until
+from tests.processes import frozen, send, until
 from tests.raylets import Raylets, ended, submit
 
 pytestmark = pytest.mark.cluster
@@ -38,7 +38,7 @@ def signalled(root: Path, ask) -> None:
     """Has the training asked to stop at a known step: it is frozen until its stop file is there."""
     until(lambda: small.step(root) >= small.LOG)
     out = small.only(root, "moco-*")
-    with frozen(owners(out / "lock")):
+    with frozen(small.trainer(root)):
         ask()
         until((out / "stop").exists)
 
@@ -71,12 +71,13 @@ def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster,
 
     before, job = small.step(root), submit(cluster, config)
     until(lambda: small.step(root) > before)
+    first = small.trainer(root)
     send(cluster.find("python jobs/run.py"), signal.SIGKILL)
     assert ended(cluster, job)[0] == 137
 
     job = submit(cluster, config)
-    until(lambda: (small.only(root, "moco-*") / "lock").exists() and cluster.find("python jobs/run.py"))
-    with frozen(owners(small.only(root, "moco-*") / "lock")):
+    until(lambda: (now := small.trainer(root)) and now != first and cluster.find("python jobs/run.py"))
+    with frozen(small.trainer(root)):
         send(cluster.find("python jobs/run.py"), signal.SIGTERM)
         until((small.only(root, "moco-*") / "stop").exists)
     code, log, told = ended(cluster, job)

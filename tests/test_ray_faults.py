@@ -1,13 +1,14 @@
 """What breaks under a running Ray job: a worker, a machine, the head. The training ends as if nothing had."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import DataError
 from tests import small
-from tests.processes import owners, send, until
+from tests.processes import frozen, send, until
 from tests.raylets import Raylets, ended, submit
 
 pytestmark = pytest.mark.cluster
@@ -21,25 +22,24 @@ def cluster():
     raylets.close()
 
 
-def trainer(root: Path) -> list[int]:
-    """The process that holds the training's lock: the first rank, or the stage's task."""
-    lock = root.glob("moco-*/lock")
-    return [pid for path in lock for pid in owners(path)]
-
-
 def trains(root: Path, step: int) -> None:
-    until(lambda: small.step(root) >= step and trainer(root))
+    until(lambda: small.step(root) >= step and small.trainer(root))
 
 
 def test_a_worker_and_then_a_machine_are_replaced_within_one_job(cluster, tmp_path):
-    """A rank on each of two machines. The second machine goes, and another one joins."""
+    """A rank on each of two machines. A rank is killed; then the second machine is announced to go, all save, it goes,
+    and another one joins."""
     config = small.write(root := tmp_path / "runs")
     small.here(small.write(tmp_path / "whole"), *TRAIN, "moco.threads=2", ranks=2)
     job = submit(cluster, config, "moco.place={on: workers, workers: 2}", "moco.threads=2", *TRAIN)
     trains(root, 30)
-    first = trainer(root)
+    first = small.trainer(root)
     send(first, signal.SIGKILL)
-    until(lambda: (now := trainer(root)) and now != first and small.step(root) >= 40, 200)
+    until(lambda: (now := small.trainer(root)) and now != first and small.step(root) >= 40, 200)
+    with frozen(small.trainer(root)):  # or it would be done before the news has come to it
+        cluster.drain(1)
+        time.sleep(4)
+    until(lambda: "preempt_save_s" in small.only(root, "moco-*/timings.jsonl").read_text(), 100)
     cluster.kill(1)
     cluster.join()
     code, log, _ = ended(cluster, job)
@@ -58,7 +58,7 @@ def test_after_the_head_is_lost_the_next_job_goes_on_with_the_machines_left(clus
     trains(root, 30)
     for node, _ in enumerate(cluster.nodes):
         cluster.kill(node)
-    assert not trainer(root) and small.step(root) < small.STEPS
+    assert not small.trainer(root) and small.step(root) < small.STEPS
     cluster.head()
     code, log, _ = ended(cluster, submit(cluster, config, *words))
     assert code == 0, log

@@ -575,9 +575,9 @@ def test_signalled_in_the_middle_it_saves_and_leaves_with_75(place, number):
     until_step(at, 5)
     running.send_signal(number)
     running.send_signal(number)  # schedulers repeat themselves
-    _, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=60)
     assert running.returncode == 75 and "Traceback" not in err
-    assert "saved at step" in err and err.count("\n") == 1
+    assert "saved at step" in err and err.count("\n") == 1 and "s after the signal" in out
     assert not (at.parent / "lock").exists()
     running = begin_slow(place)
     running.communicate(timeout=60)

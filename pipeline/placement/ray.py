@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import preflight, runner
-from pipeline.errors import ClusterError, NoProgressError, PipelineError
+from pipeline.errors import ClusterError, NoProgressError, PipelineError, Stopped
 from pipeline.placement import here
 from pipeline.runner import Job
 from pipeline.settings.stages import Place
@@ -211,6 +211,14 @@ def unasked() -> bool:
     return False
 
 
+def leaving() -> bool:
+    """Whether a machine of this worker's group is about to be taken away, by Ray Train's notice to this process. Its
+    public form waits for all workers each time; ours agree by themselves."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
 @ray.remote(num_cpus=1)
 def _warm() -> None:
     """Imports what takes seconds, in each worker at the same time, before the first stage needs it."""
@@ -230,7 +238,8 @@ def _task(job: Job) -> Any:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _train(job: Job, env: dict[str, str]) -> Any:
-    """Runs a stage on a group of workers, and again on a new group where a process of it died."""
+    """Runs a stage on a group of workers, and again on a new group where a process of it died, or where all of them
+    have saved because a machine goes away."""
     os.environ.update(env)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -254,9 +263,12 @@ def _train(job: Job, env: dict[str, str]) -> Any:
     try:
         while tries < ATTEMPTS:
             try:
-                return TorchTrainer(lambda: here.run_stage(job, unasked), **trainer_settings).fit().return_value
+                return TorchTrainer(lambda: here.run_stage(job, leaving), **trainer_settings).fit().return_value
             except WorkerGroupError as error:
-                how = first_line(loss(list(error.worker_failures.values())))
+                failures = list(error.worker_failures.values())
+                saved = any(isinstance(failure, Stopped) for failure in failures)
+                if not saved or os.path.exists(job.stop_file):
+                    how = first_line(loss(failures))
             except TrainingFailedError as error:
                 raise ClusterError(f"the workers of {job.name} did not start: {first_line(error)}") from None
             tries = tries + 1 if kept == (kept := checkpoints(job)) else 1
