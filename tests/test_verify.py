@@ -57,3 +57,4 @@ def test_the_first_tensor_that_differs_is_named(tmp_path):
     found = verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10)
     assert found == "step 1: objective.w [2] differs by 0.5, its largest entry is 1"
     assert verify.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None
+    assert verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10, weights=1.0) is None

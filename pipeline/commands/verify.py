@@ -19,6 +19,8 @@ step by step: the loss, then the optimiser's state (its gradients), weights, sta
 tensor that differs. Exit code 0 where all agree, 1 where not. Stages that it needs, such as the shards, are made
 first."""
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-4, "bf16": 0.05}
+ADAM = 100.0
+"""Times that for weights where Adam divided each gradient, and its rounding, by the gradient's own size."""
 KINDS = ("pretrain", "generate")
 
 
@@ -56,9 +58,12 @@ def main(words: Sequence[str]) -> int:
             one = trained(p, planned, options.config, changes, Path(folder) / f"{p.name}-1", 1)
             for count in options.processes:
                 several = trained(p, planned, options.config, changes, Path(folder) / f"{p.name}-{count}", count)
-                found = first_difference(one, several, TOLERANCE[options.precision])
+                tolerance = TOLERANCE[options.precision]
+                weights = tolerance * (ADAM if p.settings.model_dump()["optimiser"]["kind"] == "adam" else 1)
+                found = first_difference(one, several, tolerance, weights)
                 agree &= found is None
-                said = found or f"agree over {options.steps} steps within {TOLERANCE[options.precision]:g}"
+                adam = f" (weights, after Adam, within {weights:g})" if weights > tolerance else ""
+                said = found or f"agree over {options.steps} steps within {tolerance:g}{adam}"
                 print(f"{p.name}: 1 and {count} processes, {options.precision}: {said}", flush=True)
     if not agree:
         raise PipelineError("verify: processes do not agree (norm.kind local depends on their number by definition)")
@@ -114,8 +119,9 @@ def command(path: str, words: list[str], count: int) -> None:
         raise error
 
 
-def first_difference(one: Path, several: Path, tolerance: float) -> str | None:
-    """Where the two runs part: the step, the tensor, by how much."""
+def first_difference(one: Path, several: Path, tolerance: float, weights: float | None = None) -> str | None:
+    """Where the two runs part: the step, the tensor, by how much. ``weights``: the tolerance of what the optimiser has
+    made of its state, which is compared before (default: the same)."""
     from pipeline.training import checkpoint
 
     losses = [{r["step"]: r["train/loss"] for r in rows(f)} for f in (one, several)]
@@ -128,7 +134,8 @@ def first_difference(one: Path, several: Path, tolerance: float) -> str | None:
             x, y = left[name].double(), right[name].double()
             scale = float(x.abs().max()) if x.numel() and left[name].is_floating_point() else 0.0
             apart = float((x - y).abs().nan_to_num(0.0).max()) if x.numel() else 0.0
-            if apart > tolerance * max(scale, 1e-3) or (apart and not left[name].is_floating_point()):
+            limit = tolerance if name.startswith("optimiser.") else weights or tolerance
+            if apart > limit * max(scale, 1e-3) or (apart and not left[name].is_floating_point()):
                 return f"step {step}: {name} {list(x.shape)} differs by {apart:.3g}, its largest entry is {scale:.3g}"
     return None
 
