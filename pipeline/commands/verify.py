@@ -20,7 +20,8 @@ tensor that differs. Exit code 0 where all agree, 1 where not. Stages that it ne
 first."""
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-4, "bf16": 0.05}
 ADAM = 100.0
-"""Times that for weights where Adam divided each gradient, and its rounding, by the gradient's own size."""
+"""Times that for weights, and what is made with them, where Adam divided each gradient, and its rounding, by the
+gradient's own size."""
 KINDS = ("pretrain", "generate")
 
 
@@ -62,7 +63,7 @@ def main(words: Sequence[str]) -> int:
                 weights = tolerance * (ADAM if p.settings.model_dump()["optimiser"]["kind"] == "adam" else 1)
                 found = first_difference(one, several, tolerance, weights)
                 agree &= found is None
-                adam = f" (weights, after Adam, within {weights:g})" if weights > tolerance else ""
+                adam = f" (weights and memory, after Adam, within {weights:g})" if weights > tolerance else ""
                 said = found or f"agree over {options.steps} steps within {tolerance:g}{adam}"
                 print(f"{p.name}: 1 and {count} processes, {options.precision}: {said}", flush=True)
     if not agree:
