@@ -30,9 +30,10 @@ def free_port() -> int:
 
 
 class Raylets:
-    """``nodes`` raylets of two CPUs each; the first is the head, with the dashboard that jobs are sent to."""
+    """``nodes`` raylets of ``cpus`` CPUs each; the first is the head, with the dashboard that jobs are sent to."""
 
-    def __init__(self, nodes: int = 2):
+    def __init__(self, nodes: int = 2, cpus: int = 2):
+        self.cpus = cpus
         self.folder = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))  # short: unix sockets allow 100 characters
         self.mark = secrets.token_hex(8)
         self.port, self.dashboard = free_port(), free_port()
@@ -52,6 +53,7 @@ class Raylets:
             "RAY_health_check_period_ms": "1000",  # a lost machine is missed after seconds
             "RAY_health_check_failure_threshold": "3",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "PIPELINE_GROW_S": "1",
             "OMP_NUM_THREADS": "1",
             "PIPELINE_ROOT": str(self.folder),
         }
@@ -75,7 +77,7 @@ class Raylets:
 
     def start(self, options: str, again: int = 2) -> None:
         index = len(self.nodes)
-        own = f"--temp-dir={self.folder}/{index} --dashboard-agent-listen-port={free_port()} --num-cpus=2"
+        own = f"--temp-dir={self.folder}/{index} --dashboard-agent-listen-port={free_port()} --num-cpus={self.cpus}"
         words = f"ray start {options} {own} --object-store-memory=100000000 --disable-usage-stats --block"
         words += " --no-monitor --include-log-monitor=false"  # a second or two each, of what nothing here asks
         log = self.log(index)

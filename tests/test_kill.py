@@ -17,8 +17,9 @@ from tests.artifacts import differences
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
-    "moco.epochs=8", "moco.save_epochs=2", "moco.snapshots=1", "pirl.epochs=4", "pirl.save_epochs=1",
-    "pirl.snapshots=0", "vae.epochs=4", "vae.snapshots=0", "probe.draws=2", "probe.train_examples=700",
+    "moco.epochs=4", "moco.save_epochs=1", "moco.snapshots=1", "pirl.epochs=3", "pirl.save_epochs=1",
+    "pirl.snapshots=0", "vae.epochs=3", "vae.snapshots=0", "codes.signals=4096", "codes.lista_steps=20",
+    "probe.draws=2", "probe.train_examples=700",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Bulky data goes through files: a task is given its settings and folders, and ans
 """
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -211,12 +212,37 @@ def unasked() -> bool:
     return False
 
 
-def leaving() -> bool:
-    """Whether a machine of this worker's group is about to be taken away, by Ray Train's notice to this process. Its
-    public form waits for all workers each time; ours agree by themselves."""
-    from ray.train.v2._internal.execution.context import get_train_context
+class Regroup:
+    """Whether this worker's group is to save and to make place for another: a machine of it is about to be taken away,
+    by Ray Train's notice to this process; or, in a range of workers, the cluster has room for one more. Ray's public
+    form of the first waits for all workers each time (ours agree by themselves), and its own way to the second ends
+    them where they stand."""
 
-    return get_train_context().preemption_context.preemption_info is not None
+    def __init__(self, job: Job):
+        self.place, self.looked = job.settings.place, time.monotonic()
+        self.ask = need(self.place, job.settings.threads)
+        self.every = float(os.environ.get("PIPELINE_GROW_S", "60"))
+
+    def __call__(self) -> bool:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        context = get_train_context()
+        if context.preemption_context.preemption_info is not None:
+            return True
+        small = self.place.min_workers and context.get_world_size() < self.place.workers
+        if not small or context.get_world_rank() or time.monotonic() - self.looked < self.every:
+            return False
+        self.looked = time.monotonic()
+        return room(self.ask)
+
+
+def room(ask: dict[str, float]) -> bool:
+    """Whether a node that is to stay has this left."""
+    from ray._private.state import available_resources_per_node, state
+
+    going = state.get_draining_nodes()
+    left = [free for node, free in available_resources_per_node().items() if node not in going]
+    return any(all(free.get(k, 0) >= v for k, v in ask.items()) for free in left)
 
 
 @ray.remote(num_cpus=1)
@@ -251,6 +277,7 @@ def _train(job: Job, env: dict[str, str]) -> Any:
         "scaling_config": ScalingConfig(
             num_workers=(place.min_workers, place.workers) if place.min_workers else place.workers,
             use_gpu=place.gpus > 0,
+            elastic_resize_monitor_interval_s=math.inf,  # it would end the workers where they stand
             resources_per_worker={k: v for k, v in need(place, job.settings.threads).items() if v},
         ),
         "run_config": RunConfig(
@@ -263,7 +290,7 @@ def _train(job: Job, env: dict[str, str]) -> Any:
     try:
         while tries < ATTEMPTS:
             try:
-                return TorchTrainer(lambda: here.run_stage(job, leaving), **trainer_settings).fit().return_value
+                return TorchTrainer(lambda: here.run_stage(job, Regroup(job)), **trainer_settings).fit().return_value
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 saved = any(isinstance(failure, Stopped) for failure in failures)
