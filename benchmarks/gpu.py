@@ -41,7 +41,7 @@ class Bench:
         self.photos = sorted(p for p in photos.rglob("*") if p.suffix.lower() in IMAGES)
         if not self.photos:
             raise SystemExit(f"{photos}: no images in it; expected a folder with a few hundred photographs")
-        self.side, self.batch = (32, 8) if small else (224, 256)
+        self.side, self.batch = (32, 4) if small else (224, 256)
         self.kind: Any = "resnet18" if small else "resnet50"
         self.first, self.repeats = (0, 1) if small else (2, 20)
 
@@ -88,7 +88,7 @@ class Bench:
     def settings(self, precision: str) -> Pretrain:
         return Pretrain(
             data="shards", net=ResNet(kind=self.kind), views=MoCoV2(size=self.side), batch=self.batch,
-            objective=MoCo(queue=64 if self.small else 65536), channels_last=True, steps=3 if self.small else 100,
+            objective=MoCo(queue=64 if self.small else 65536), channels_last=True, steps=2 if self.small else 100,
             precision="bf16" if precision == "bf16" else "fp32", log_steps=1 if self.small else 20, threads=1 if
             self.small else 16, collapse="ignore", train_examples=None,
         )  # fmt: skip

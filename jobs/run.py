@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, commands, config
+from pipeline import cli, commands, config, process
 from pipeline.commands import run
 from pipeline.errors import PipelineError
 from pipeline.placement import slurm
@@ -40,4 +40,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(lambda: main(sys.argv[1:]))

@@ -1,8 +1,11 @@
-"""`python -m pipeline`."""
+"""`python -m pipeline`, and the command `pipeline`."""
 
-import sys
+from pipeline import cli, process
 
-from pipeline.cli import main
+
+def command() -> None:
+    process.run(cli.main)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -6,6 +6,7 @@ same code computes the same global loss on any number of ranks.
 
 import os
 import random
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -157,7 +158,11 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module whose backward averages gradients over ranks (itself on one)."""
-        return self.accelerator.prepare_model(model) if self.size > 1 else model.to(self.device)
+        if self.size == 1:
+            return model.to(self.device)
+        with warnings.catch_warnings():  # torch 2.15 announces another name for what there is no substitute for yet
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare_model(model)
 
     def close(self) -> None:
         """Leaves the process group, if this process is in one."""

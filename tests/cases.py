@@ -1,5 +1,8 @@
 """Every objective, small, with a batch for it: what the contract suite and the runs on several ranks go through."""
 
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,10 +55,14 @@ def dictionary() -> Tensor:
     return torch.nn.functional.normalize(random(10, 24, seed="atoms"), dim=0)
 
 
+@cache
+def numbers(count: int, seed: int | str) -> np.ndarray:
+    return keyed.normal(count, "cases", seed)
+
+
 def random(*shape: int, seed: int | str = 0) -> Tensor:
     """Standard normal float64 numbers."""
-    count = int(torch.Size(shape).numel())
-    return torch.from_numpy(keyed.normal(count, "cases", seed)).reshape(shape)
+    return torch.from_numpy(numbers(int(torch.Size(shape).numel()), seed).copy()).reshape(shape)
 
 
 def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
@@ -71,13 +78,18 @@ def batch(
     objective: Objective, ids: list[int], step: int = 0, dtype: torch.dtype = torch.float64, progress: float = 0.25
 ) -> Batch:
     """Views of samples ids: a function of id and step alone, so that any cut of a batch gives the same."""
-    images = torch.stack([random(1, 8, 8, seed=i) for i in ids]).mul(0.3).add(0.5).clamp(0, 1)
-    other = images + 0.2 * torch.stack([random(1, 8, 8, seed=1000 * (step + 1) + i) for i in ids])
-    patches = torch.stack([random(9, 1, 4, 4, seed=-i - 1) for i in ids])
-    signals = torch.stack([random(10, seed=i) for i in ids])
-    codes = torch.stack([random(24, seed=i) for i in ids])
-    views = {"two": (images, other), "jigsaw": (images, patches), "image": (images,), "signals": (signals, codes)}
-    chosen = tuple(v.to(dtype) for v in views[objective.recipe])
+
+    def each(*shape: int, first: int = 0, stride: int = 1) -> Tensor:
+        return torch.stack([random(*shape, seed=first + stride * i) for i in ids])
+
+    images = each(1, 8, 8).mul(0.3).add(0.5).clamp(0, 1)
+    views = {
+        "two": lambda: (images, images + 0.2 * each(1, 8, 8, first=1000 * (step + 1))),
+        "jigsaw": lambda: (images, each(9, 1, 4, 4, first=-1, stride=-1)),
+        "image": lambda: (images,),
+        "signals": lambda: (each(10), each(24)),
+    }
+    chosen = tuple(v.to(dtype) for v in views[objective.recipe]())
     return Batch(chosen, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pipeline import process
 from pipeline.settings.nets import Norm
 from pipeline.training import loop, watch
 from pipeline.world import World
@@ -61,11 +62,12 @@ def train(run: str, world: World) -> dict[str, Any]:
     return {"losses": losses, "gradient": first, "state": state}
 
 
-def main(folder: Path, runs: Iterable[str]) -> None:
+def main(folder: Path, runs: Iterable[str]) -> int:
     world = World()
     torch.save({run: train(run, world) for run in runs}, folder / f"{world.rank}-of-{world.size}.pt")
     world.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or RUNS)
+    process.run(lambda: main(Path(sys.argv[1]), sys.argv[2:] or RUNS))

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from pipeline import process
 from pipeline.settings.nets import CNN
 from pipeline.settings.objectives import PIRL, Head, MoCo
 from pipeline.settings.stages import Pretrain
@@ -23,7 +24,7 @@ OBJECTIVES = {
 STEPS, BATCH, EXAMPLES = 40, 32, 256  # five epochs of eight steps
 
 
-def main(shards: Path, out: Path, threads: int, name: str) -> None:
+def main(shards: Path, out: Path, threads: int, name: str) -> int:
     world = World(threads)
     settings = Pretrain(
         data="shards", batch=BATCH, train_examples=EXAMPLES, steps=STEPS, save_steps=3, keep=3, log_steps=1,
@@ -43,7 +44,8 @@ def main(shards: Path, out: Path, threads: int, name: str) -> None:
     out.mkdir(exist_ok=True)
     pretrain.run(settings, 0, {"shards": shards}, out, world)
     world.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    process.run(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

@@ -157,11 +157,11 @@ def test_double_precision_throughout(name, world):
 @EVERY
 def test_learns_64_images_by_heart(name, world):
     objective = make(name, world, dtype=torch.float32)
-    ids = list(range(64))
+    given = batch(objective, list(range(64)), dtype=torch.float32)
     settings = Pretrain(data="x", optimiser=Adam(lr=3e-3))
     optimiser, losses = optim.build(objective, settings), []
     for step in range(100):
-        result = objective(batch(objective, ids, dtype=torch.float32))
+        result = objective(given)
         result.loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

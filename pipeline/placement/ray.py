@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import preflight, runner
+from pipeline import preflight, process, runner
 from pipeline.errors import ClusterError, NoProgressError, PipelineError, Stopped
 from pipeline.placement import here
 from pipeline.runner import Job
@@ -35,6 +35,8 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
     # For a cluster of our own, a token of its own: ray would else write one into the home folder, and with that
     # change what clusters started there later expect.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+
+process.settle()  # in a worker, which this is the first of ours to come to
 
 import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
