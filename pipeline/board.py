@@ -30,6 +30,8 @@ LAYOUT = {
         "seconds a step": ["Multiline", ["feed/read", "feed/decode", "feed/crop", "feed/augment", "feed/wait"]],
         "seconds a step that the slowest rank waited": ["Multiline", ["feed/wait_most"]],
         "which rank": ["Multiline", ["feed/wait_rank"]],
+        "seconds a step that ranks computed": ["Multiline", ["ops/compute_most", "ops/compute_least"]],
+        "which rank the longest": ["Multiline", ["ops/compute_rank"]],
         "unreadable": ["Multiline", ["feed/bad"]],
     },
     "what was lost": {

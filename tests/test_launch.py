@@ -108,6 +108,14 @@ def test_two_processes_log_the_losses_of_one(launcher, stage, runs):
         assert {c: theirs[c] for c in columns} == pytest.approx({c: ours[c] for c in columns}, **close)
 
 
+def test_the_slowest_rank_is_named(runs):
+    """Of the feed and of the device: the seconds of a step are those of one of the ranks."""
+    (path,) = runs["torchrun_2"].glob("moco_fp64-*/timings.jsonl")
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert 0 < last["ops/compute_least"] <= last["ops/compute_most"] and last["feed/wait_most"] >= 0
+    assert {last["ops/compute_rank"], last["feed/wait_rank"]} <= {0.0, 1.0}
+
+
 def test_one_process_of_a_launcher_makes_the_bytes_of_here(runs):
     found = differences(runs["here"], runs["torchrun_1"])
     assert [name for name in found if name.startswith(("shards", *FEW))] == []

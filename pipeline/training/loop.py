@@ -88,7 +88,7 @@ def train(
     save_every = settings.save_steps or settings.save_epochs * feed.steps_per_epoch
     alarm = watch.Collapse(objective, settings, feed.steps_per_epoch)
     finite = watch.Finite(type(objective).__name__, world.device)
-    meter = watch.Meter(feed, settings.batch, world)
+    meter = watch.Meter(feed, settings.batch, model, world)
     if before := watch.lost(board, start, settings.batch):
         board.timings(start, before)
     last: dict[str, float] = {}

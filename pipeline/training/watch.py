@@ -180,8 +180,8 @@ def lost(board: Board, start: int, batch: int) -> dict[str, float]:
 class Meter:
     """Seconds and images since the last reading: how fast, and what the step waited for."""
 
-    def __init__(self, feed: "Feed", batch: int, world: World):
-        self.feed, self.batch, self.world = feed, batch, world
+    def __init__(self, feed: "Feed", batch: int, model: torch.nn.Module, world: World):
+        self.feed, self.batch, self.model, self.world = feed, batch, model, world
         self.seconds, self.step, self.time = dict(feed.seconds), None, time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
@@ -191,9 +191,17 @@ class Meter:
         rates["feed/bad"] = float(self.feed.bad)
         if steps:
             rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
-        if self.world.size > 1:  # all go at the pace of the one whose feed is the slowest
-            wait = torch.tensor([rates.get("feed/wait", 0.0)], dtype=torch.float64, device=self.world.device)
-            waits = self.world.gather(wait).tolist()
-            rates |= {"feed/wait_most": max(waits), "feed/wait_rank": float(waits.index(max(waits)))}
+        if self.world.size > 1:  # all go at the pace of the one whose feed, or whose device, is the slowest
+            own = [[rates.get("feed/wait", 0.0), self.computing()]]
+            table = self.world.gather(torch.tensor(own, dtype=torch.float64, device=self.world.device))
+            for name, column in zip(("feed/wait", "ops/compute"), table.T.tolist(), strict=True):
+                rates |= {f"{name}_most": max(column), f"{name}_rank": float(column.index(max(column)))}
+            rates["ops/compute_least"] = float(table[:, 1].min())
         self.seconds, self.step, self.time = seconds, step, now
         return rates
+
+    def computing(self) -> float:
+        """Seconds a step of this rank's own forward and backward pass without the waiting for others, by DDP's clocks:
+        a mean of the first steps and of some since."""
+        clocks = self.model._get_ddp_logging_data()  # type: ignore[operator]
+        return sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward")) / 1e9
