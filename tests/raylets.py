@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.placement import jobs
 from tests import small
+from tests.machines import Network
 from tests.processes import below, send, started_with, until
 
 MARK = "PIPELINE_TEST_CLUSTER"
@@ -30,14 +31,15 @@ def free_port() -> int:
 
 
 class Raylets:
-    """``nodes`` raylets of ``cpus`` CPUs each; the first is the head, with the dashboard that jobs are sent to."""
+    """``nodes`` raylets of ``cpus`` CPUs each; the first is the head, with the dashboard that jobs are sent to.
+    ``apart``: each on a machine of its own, where we may make some."""
 
-    def __init__(self, nodes: int = 2, cpus: int = 2):
+    def __init__(self, nodes: int = 2, cpus: int = 2, apart: bool = False):
         self.cpus = cpus
         self.folder = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))  # short: unix sockets allow 100 characters
         self.mark = secrets.token_hex(8)
         self.port, self.dashboard = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.dashboard}"
+        self.network = Network(self.folder) if apart and os.geteuid() == 0 else None
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
         self.env = kept | {
             MARK: self.mark,
@@ -67,8 +69,10 @@ class Raylets:
             raise
 
     def head(self) -> None:
+        host = self.network.address(len(self.nodes)) if self.network else "127.0.0.1"
+        self.url = f"http://{host}:{self.dashboard}"
         ports = f"--port={self.port} --dashboard-port={self.dashboard} --ray-client-server-port={free_port()}"
-        self.start(f"--head --dashboard-host=127.0.0.1 --include-dashboard=true {ports}")
+        self.start(f"--head --dashboard-host={host} --include-dashboard=true {ports}")
         told = self.log(len(self.nodes) - 1).read_text()  # ray replaces a loopback address by the machine's own
         self.address = told.split("--address='")[1].split("'")[0]
 
@@ -80,10 +84,14 @@ class Raylets:
         own = f"--temp-dir={self.folder}/{index} --dashboard-agent-listen-port={free_port()} --num-cpus={self.cpus}"
         words = f"ray start {options} {own} --object-store-memory=100000000 --disable-usage-stats --block"
         words += " --no-monitor --include-log-monitor=false"  # a second or two each, of what nothing here asks
+        machine: list[str] = []
+        if self.network:
+            machine, words = self.network.machine(index), f"{words} --node-ip-address={self.network.address(index)}"
         log = self.log(index)
         with log.open("w") as file:
+            command = [*machine, *words.split()]
             node = subprocess.Popen(
-                words.split(), env=self.env, cwd=self.folder, stdout=file, stderr=file, start_new_session=True
+                command, env=self.env, cwd=self.folder, stdout=file, stderr=file, start_new_session=True
             )
         self.nodes.append(node)
         until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, 400, log.read_text)
@@ -129,6 +137,8 @@ class Raylets:
             if not left:
                 break
             time.sleep(0.05)
+        if self.network:
+            self.network.close()
         subprocess.run(["rm", "-rf", str(self.folder)], check=False)
 
 

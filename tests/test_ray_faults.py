@@ -18,7 +18,7 @@ TRAIN = ["--only", "moco", "moco.save_epochs=1"]
 
 @pytest.fixture(scope="module")
 def cluster():
-    raylets = Raylets(cpus=1)  # a rank on each
+    raylets = Raylets(cpus=1, apart=True)  # a rank on each
     yield raylets
     raylets.close()
 
