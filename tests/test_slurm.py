@@ -20,7 +20,7 @@ from pipeline.errors import NoProgressError
 from pipeline.placement.slurm import brake, first_host
 from tests import small
 from tests.artifacts import differences
-from tests.processes import frozen, owners, pending, send, started_with, until
+from tests.processes import frozen, halted, owners, pending, send, started_with, until
 
 pytestmark = pytest.mark.cluster
 MINI = small.ROOT / "tests/slurm/mini_slurm.sh"
@@ -96,11 +96,16 @@ class Submitted:
         return [p for p, line in started_with(**env).items() if re.match(r"\S*python\S* jobs/run.py --here", line)]
 
     def asked(self, root: Path, ask, at: int = small.LOG) -> None:
-        """Has the ranks asked to stop at a known step: they are frozen until the signal waits for each."""
+        """Has the ranks asked to stop at a known step: they are frozen until the signal waits for each, or Slurm has
+        them go on, as it does where it preempts."""
         until(lambda: small.step(root) >= at, say=self.said)
         with frozen(ranks := self.ranks()):
             ask()
-            until(lambda: all(pending(rank, signal.SIGUSR2) for rank in ranks), 100, self.said)
+            until(lambda: all(pending(r, signal.SIGUSR2) or not halted(r) for r in ranks), 100, self.said)
+
+    def preempt(self) -> None:
+        """Has somebody of more weight ask for all nodes, for a moment."""
+        self.slurm("sbatch", "-p", "high", "-N2", "-c4", "--mem=100", "-o", "/dev/null", "--wrap", "true")
 
 
 @pytest.fixture(scope="module")
@@ -129,31 +134,37 @@ def same(whole: Path, root: Path) -> None:
     assert small.apart(whole, root) == []
 
 
-def test_ranks_save_before_the_time_limit_and_go_on(slurm, whole, tmp_path):
+def test_ranks_save_before_the_time_limit_and_when_preempted_and_go_on(slurm, whole, tmp_path):
     """The limit is lowered while the job trains, so that the signal, 120 s before it, is due."""
     config = small.write(root := tmp_path / "runs")
-    job = slurm.submit("accelerate.sbatch", config, *TRAIN)
+    job = slurm.submit("accelerate.sbatch", config, *TRAIN, options="-p low")
     job.asked(root, lambda: job.limit(job.minutes() + 2))
     until(lambda: job.fact("Restarts") == "1", 60, job.said)
     job.limit(10)
+    job.asked(root, job.preempt, at=small.step(root) + 1)
+    until(lambda: job.fact("Restarts") == "2", 120, job.said)
     job.ended()
-    assert job.said().count("saved at step") == 1, job.said()
+    assert job.said().count("saved at step") == 2, job.said()
     same(whole, root)
 
 
-def test_a_ray_cluster_of_two_nodes_saves_when_it_is_preempted_and_goes_on(slurm, whole, tmp_path):
+def test_a_ray_cluster_of_two_nodes_saves_before_the_limit_and_when_preempted_and_goes_on(slurm, whole, tmp_path):
     """One CPU a node, so that the two workers of Ray Train need both."""
     config = small.write(root := tmp_path / "runs")
     words = ["moco.place={on: workers, workers: 2}", *TRAIN]
     job = slurm.submit("ray.sbatch", config, *words, options="-c1 -p low")
-    until(lambda: small.step(root) >= small.LOG, say=job.said)
-    out = small.only(root, "moco-*")
-    with frozen(owners(out / "lock")):
-        slurm("sbatch", "-p", "high", "-N2", "-c4", "--mem=100", "-o", "/dev/null", "--wrap", "true")
-        until((out / "stop").exists, 120, job.said)
-    until(lambda: job.fact("Restarts") == "1", 120, job.said)
+    for count, ask in enumerate((lambda: job.limit(job.minutes() + 2), job.preempt), 1):
+        before = small.step(root)
+        until(lambda before=before: small.step(root) > before and small.trainer(root), say=job.said)
+        out = small.only(root, "moco-*")
+        with frozen(owners(out / "lock")):
+            ask()
+            until((out / "stop").exists, 120, job.said)
+        until(lambda count=count: job.fact("Restarts") == str(count), 120, job.said)
+        until(lambda: job.fact("JobState") in ("PENDING", "RUNNING"), 120, job.said)
+        job.limit(10)
     job.ended()
-    assert job.said().count("saved at step") == 1, job.said()
+    assert job.said().count("saved at step") == 2, job.said()
     same(whole, root)
 
 
