@@ -29,4 +29,7 @@ def run(main: Callable[[], int]) -> None:
         os._exit(code)
 
     settle()
-    code = main()
+    try:
+        code = main()
+    except SystemExit as asked:  # argparse's --help
+        code = int(asked.code or 0)

@@ -115,6 +115,28 @@ def test_help_is_help(capsys):
     assert cli.main([]) == 2 and "pipeline run CONFIG" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("ends", "code"), [("return 75", 75), ("sys.exit(2)", 2), ("sys.exit()", 0), ("raise KeyError('own')", 1)]
+)
+def test_a_process_ends_with_its_code_after_all_that_is_to_be_done_at_exit(ends, code):
+    text = f"""
+import atexit, sys
+from pipeline import process
+def main():
+    atexit.register(print, "at exit")
+    {ends}
+process.run(main)
+"""
+    told = shell("-c", text)
+    assert (told.returncode, told.stdout) == (code, "at exit\n")
+    assert ("KeyError" in told.stderr) == (code == 1)
+
+
+def test_help_of_what_a_scheduler_starts():
+    told = shell(str(REPOSITORY / "jobs/run.py"), "--help")
+    assert told.returncode == 0 and "--dry-run" in told.stdout
+
+
 def test_options_stand_anywhere(place):
     for words in (
         ["c.yaml", "seed=1", "--only", "moco", "vae", "--here"],

@@ -20,7 +20,7 @@ from pipeline.errors import NoProgressError
 from pipeline.placement.slurm import brake, first_host
 from tests import small
 from tests.artifacts import differences
-from tests.processes import frozen, halted, owners, pending, send, started_with, until
+from tests.processes import frozen, halted, pending, send, started_with, until
 
 pytestmark = pytest.mark.cluster
 MINI = small.ROOT / "tests/slurm/mini_slurm.sh"
@@ -157,7 +157,7 @@ def test_a_ray_cluster_of_two_nodes_saves_before_the_limit_and_when_preempted_an
         before = small.step(root)
         until(lambda before=before: small.step(root) > before and small.trainer(root), say=job.said)
         out = small.only(root, "moco-*")
-        with frozen(owners(out / "lock")):
+        with frozen(small.trainer(root)):
             ask()
             until((out / "stop").exists, 120, job.said)
         until(lambda count=count: job.fact("Restarts") == str(count), 120, job.said)
