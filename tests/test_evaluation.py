@@ -169,6 +169,20 @@ def test_the_split_is_stratified_and_a_function_of_the_seed():
         linear.split(np.array([0, 1]), 0.2, 0)
 
 
+@pytest.mark.parametrize("share, turns", [(0.2, 5), (0.25, 4), (0.3, 3), (0.5, 2), (0.8, 1)])
+def test_of_a_small_set_every_sample_has_its_turn(share, turns):
+    y = np.random.default_rng(0).integers(0, 5, 503)
+    found = linear.split(y, share, 3).turns
+    assert len(found) == turns if turns > 2 else len(found) == 1
+    for fit, held in found:
+        assert sorted([*fit, *held]) == list(range(503))
+        assert np.abs(np.bincount(y[held], minlength=5) - share * np.bincount(y)).max() <= 12 * (share == 0.3) + 1.5
+    if turns > 2:
+        assert sorted(np.concatenate([held for _, held in found])) == list(range(503))
+    large = np.repeat(y, 100)
+    assert len(linear.split(large, share, 3).turns) == 1  # enough are held out at once
+
+
 def test_draws_are_stratified_different_and_from_the_fit_part():
     y = np.random.default_rng(0).integers(0, 5, 500)
     parts = linear.split(y, 0.2, 3)
@@ -227,9 +241,10 @@ def test_the_penalty_is_the_best_on_validation_the_largest_of_equals():
     assert rising.penalty == 1e-4 and len(rising.grid) == 6
 
 
-def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty():
+def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty(monkeypatch):
     from sklearn.linear_model import LogisticRegression
 
+    monkeypatch.setattr(linear, "ROUGH", 1e-7)  # else penalties are compared before all samples have settled
     truth = np.arange(120) % 4
     every, few = judged(truth)
     train, y = blobs(240, 10, spread=3.0)
@@ -242,6 +257,14 @@ def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty():
         fitted = LogisticRegression(C=1 / (len(ids) * penalty), tol=1e-10, max_iter=20000)
         return fitted.fit(x[ids], y[ids]).decision_function(x_test)
 
+    for penalty, accuracy in every.grid:
+        right = 0
+        for fit, held in parts.turns:
+            fitted = LogisticRegression(C=1 / (len(fit) * penalty), tol=1e-8, max_iter=20000)
+            x_all = (train - mean) / std
+            right += (fitted.fit(x_all[fit], y[fit]).predict(x_all[held]) == y[held]).sum()
+        assert accuracy == pytest.approx(right / 240, abs=1.5 / 240)
+    assert len(parts.turns) == 4
     scores = peer(np.arange(240), every.penalty)
     ahead = np.sort(scores, 1)[:, -1] - np.sort(scores, 1)[:, -2]
     clear = ahead > 1e-4  # objectives are met to 1e-8, weights to its root: a closer race is anybody's

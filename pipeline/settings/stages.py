@@ -127,7 +127,8 @@ class Probe(Stage):
     draws: Annotated[int, Field(ge=2)] = 10
     """Label draws it is averaged over: the same for every row."""
     validation: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
-    """Share of the training split on which the penalty is chosen; test is read once."""
+    """Share of the training split on which the penalty is chosen; where that is few images, with all labels on every
+    such part in turn. Test is read once."""
     neighbours: Count = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the kNN vote exp(s / T) (arXiv 1805.01978)."""

@@ -194,6 +194,7 @@ def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, 
     protocol = {
         "n_train": len(data.y),
         "n_validation": len(data.parts.validation),
+        "turns_of_validation": len(data.parts.turns),
         "n_test": len(data.y_test),
         "seed": seed,
         "per_class": settings.per_class,
@@ -204,8 +205,9 @@ def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, 
         "temperature": settings.temperature,
         "features": "of the encoder in evaluation mode, no augmentation; the probe's standardised on the fit part, "
         "kNN's on the unit sphere",
-        "selection": "penalty by accuracy on validation (held out of the training split), from the largest to "
-        f"{linear.PATIENCE:g} times below the best; with all labels refitted on fit and validation; test is read once",
+        "selection": "penalty by accuracy on validation (held out of the training split; of a small set, with all "
+        f"labels, every part in turn), from the largest to {linear.PATIENCE:g} times below the best; with all labels "
+        "refitted on fit and validation; test is read once",
         "sd": "over label draws (n - 1)",
         "data": data.train.fingerprint,
     }
