@@ -14,6 +14,7 @@ import numpy as np
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 WORD = (1 << 64) - 1
+_GOLDEN = np.uint64(GOLDEN)
 ROUNDS = 6
 SMALL = 64
 """Below this n a permutation is made by sorting."""
@@ -26,37 +27,56 @@ def word(name: str | int | np.integer) -> int:
     return int(name) & WORD
 
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser on uint64, elementwise."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
-    return x ^ (x >> np.uint64(31))
+def mix(x: Any) -> Any:
+    """splitmix64's finaliser of a word, an int or each of a uint64 array, whose memory is used: that and the number of
+    calls cost as much as the arithmetic."""
+    for shift, factor in ((30, MIX_1), (27, MIX_2)):
+        x ^= x >> shift
+        x *= factor
+        if isinstance(x, int):
+            x &= WORD
+    x ^= x >> 31
+    return x
 
 
-def key(*words: Any) -> np.ndarray:
-    """Hash of words, each an int, a name, or an integer array (broadcast) -> uint64 [broadcast shape].
+def key(*words: Any) -> Any:
+    """Hash of words, each an int, a name, or an integer array (broadcast) -> a word, uint64 [broadcast shape]: an int
+    where no word is an array.
 
     Each word is mixed in by itself, so (seed 3, epoch 1) and (seed 4, epoch 0) have nothing in common.
     """
-    state = np.zeros((), np.uint64)
+    state: Any = 0
     for w in words:
         state = key_on(state, w)
     return state
 
 
-def key_on(state: np.ndarray, w: Any) -> np.ndarray:
+def key_on(state: Any, w: Any) -> Any:
     """The key of the words so far and one more."""
-    bits = w.astype(np.uint64) if isinstance(w, np.ndarray) else np.asarray(word(w), np.uint64)
-    with np.errstate(over="ignore"):
-        return mix((state + np.uint64(GOLDEN)) ^ mix(bits + np.uint64(GOLDEN)))
+    if isinstance(w, np.ndarray):
+        bits = mix(w.astype(np.uint64) + _GOLDEN)
+    else:
+        bits = mix((word(w) + GOLDEN) & WORD)
+    lifted = (state + GOLDEN) & WORD if isinstance(state, int) else state + _GOLDEN
+    return mix(lifted ^ bits)
 
 
 def uniform(count: int, *words: Any) -> np.ndarray:
     """``count`` numbers in [0, 1) for every element of the key -> float64 [*key shape, count] (53 bits each)."""
-    base = key(*words)[..., None]
-    with np.errstate(over="ignore"):
-        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-        return (mix(base + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers(count, key(*words))
+
+
+def numbers(count: int, state: Any) -> np.ndarray:
+    """The same of a key that is known: where many operations share their first words."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    bits = mix(_last(state) + steps)
+    bits >>= 11
+    return bits * 2.0**-53
+
+
+def _last(state: Any) -> Any:
+    """A key to be broadcast along one more axis."""
+    return state[..., None] if isinstance(state, np.ndarray) else np.uint64(state)
 
 
 def normal(count: int, *words: Any) -> np.ndarray:
@@ -70,7 +90,7 @@ def generator(*words: Any):
     """A torch CPU generator seeded by the key: for initialising weights, nothing else."""
     import torch
 
-    return torch.Generator().manual_seed(int(key(*words) >> np.uint64(1)))
+    return torch.Generator().manual_seed(int(key(*words)) >> 1)
 
 
 def _halves(n: Any) -> tuple[Any, Any]:
@@ -82,26 +102,33 @@ def _halves(n: Any) -> tuple[Any, Any]:
     return np.uint64(bits // 2), np.uint64(bits - bits // 2)
 
 
-def _scramble(half: np.ndarray, k: np.ndarray, width: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return mix(half * np.uint64(GOLDEN) + k) >> (np.uint64(64) - width)
-
-
-def _forward(x: np.ndarray, a: Any, b: Any, keys: list[np.ndarray]) -> np.ndarray:
-    for i, k in enumerate(keys):
-        low, high = (b, a) if i % 2 == 0 else (a, b)
-        # x = left (high bits) | right (low bits): the right half stays, the left is scrambled, and they change sides.
-        left, right = x >> low, x & ((np.uint64(1) << low) - np.uint64(1))
-        x = (right << high) | (left ^ _scramble(right, k, high))
+def _scramble(half: np.ndarray, k: Any, width: Any) -> np.ndarray:
+    """The first ``width`` bits of mix(half GOLDEN + k)."""
+    x = half * _GOLDEN
+    x += k
+    x = mix(x)
+    x >>= 64 - width
     return x
 
 
-def _backward(x: np.ndarray, a: Any, b: Any, keys: list[np.ndarray]) -> np.ndarray:
+def _split(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    """High bits, and the b low ones."""
+    high = x >> b
+    return high, x ^ (high << b)
+
+
+def _forward(x: np.ndarray, a: Any, b: Any, keys: list[Any]) -> np.ndarray:
+    left, right = _split(x, b)
+    for i, k in enumerate(keys):  # the right half stays, the left is scrambled, and they change sides
+        left, right = right, left ^ _scramble(right, k, b if i % 2 else a)
+    return (left << b) | right
+
+
+def _backward(x: np.ndarray, a: Any, b: Any, keys: list[Any]) -> np.ndarray:
+    left, right = _split(x, b)
     for i, k in reversed(list(enumerate(keys))):
-        low, high = (b, a) if i % 2 == 0 else (a, b)
-        right, left = x >> high, x & ((np.uint64(1) << high) - np.uint64(1))
-        x = ((left ^ _scramble(right, k, high)) << low) | right
-    return x
+        left, right = right ^ _scramble(left, k, b if i % 2 else a), left
+    return (left << b) | right
 
 
 def _at(value: Any, where: np.ndarray) -> Any:
@@ -125,12 +152,11 @@ def _walk(step, x: Any, n: Any, words: tuple) -> np.ndarray:
     return _network(step, x, n, base)
 
 
-def _sorted(step, x: np.ndarray, n: Any, base: np.ndarray) -> np.ndarray:
+def _sorted(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
     """The place of each x among n random numbers in order of size; backward: which number has that place. A network
     of so few bits would favour some permutations."""
     count = np.arange(1, int(np.max(n, initial=1)) + 1)
-    with np.errstate(over="ignore"):
-        numbers = mix(base[..., None] + count.astype(np.uint64) * np.uint64(GOLDEN))
+    numbers = mix(_last(base) + count.astype(np.uint64) * _GOLDEN)
     numbers = np.where(count > np.asarray(n)[..., None], np.uint64(WORD), numbers)
     places = np.argsort(numbers, -1, kind="stable")
     if step is _forward:
@@ -140,17 +166,17 @@ def _sorted(step, x: np.ndarray, n: Any, base: np.ndarray) -> np.ndarray:
     return np.take_along_axis(places, x[..., None].astype(np.int64), -1)[..., 0]
 
 
-def _network(step, x: np.ndarray, n: Any, base: np.ndarray) -> np.ndarray:
+def _network(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
     x = x.astype(np.uint64)
     a, b = _halves(n)
     keys = [key_on(base, i) for i in range(ROUNDS)]
     below = np.asarray(n).astype(np.uint64)
     x = step(x, a, b, keys)
-    outside = x >= below
-    while outside.any():
+    outside = np.flatnonzero(x >= below)
+    while len(outside):
         again = step(x[outside], _at(a, outside), _at(b, outside), [_at(k, outside) for k in keys])
         x[outside] = again
-        outside = x >= below
+        outside = outside[again >= _at(below, outside)]
     return x.astype(np.int64)
 
 

@@ -39,9 +39,10 @@ class Draws:
 
 def draw(settings: Crops, *words: Any) -> Draws:
     """The parameters of every image that the words name (see `keyed.key`), flattened to one axis."""
+    base = keyed.key(*words)
 
     def numbers(count: int, op: str) -> np.ndarray:
-        return keyed.uniform(count, *words, op).reshape(-1, count)
+        return keyed.numbers(count, keyed.key_on(base, op)).reshape(-1, count)
 
     strength = np.array(settings.jitter)
     jitter = numbers(9, "jitter")
