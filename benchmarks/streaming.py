@@ -1,12 +1,14 @@
 """Reading shards, their size, and planning an epoch; beside webdataset on the same tars, and MosaicML's shuffle."""
 
 import json
+import os
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,15 @@ import webdataset
 from benchmarks.rounds import compare, rounds
 from pipeline import keyed
 from pipeline.data.index import MANIFEST, Shards, shard_table, table_bytes
+from pipeline.data.loader import PLANNED
 from pipeline.data.order import Order
 from pipeline.data.pack import describe, split_table, store, write
-from pipeline.data.reader import Buffer, read, read_many
+from pipeline.data.reader import read, read_many
 from pipeline.data.sources import open_source
 from pipeline.settings.stages import Pack
 from pipeline.world import World
 
-BATCH, AHEAD = 256, 4096
-"""Images of a batch, and of one call of the reader: the order of the batches to come is known."""
+BATCH = 256
 
 
 @contextmanager
@@ -41,18 +43,25 @@ def packed(source: str, count: int, shard_images: int) -> Iterator[Path]:
         yield out
 
 
-def ours(shards: Shards, order: Order, at_once: int = BATCH, buffer: Buffer | None = None) -> int:
-    """One epoch in the order of training, ``at_once`` images a call, every byte checked -> bytes."""
+def ours(shards: Shards, order: Order, at_once: int = BATCH) -> int:
+    """One epoch in the order of training, planned as a feed does, ``at_once`` images a call, every byte checked ->
+    bytes."""
     total = 0
-    for start in range(0, order.n, at_once):
-        ids = order.ids(0, np.arange(start, min(start + at_once, order.n)))
-        total += sum(map(len, read_many(shards, ids, buffer)))  # type: ignore[arg-type]
+    for start in range(0, order.n, PLANNED):
+        ids = order.ids(0, np.arange(start, min(start + PLANNED, order.n)))
+        for at in range(0, len(ids), at_once):
+            total += sum(map(len, read_many(shards, ids[at : at + at_once])))  # type: ignore[arg-type]
     return total
 
 
 def one_by_one(shards: Shards, order: Order) -> int:
     ids = order.ids(0, np.arange(order.n)).tolist()
     return sum(len(read(shards, sample)) for sample in ids)
+
+
+def limit(files: list[tuple[int, list[int], list[int]]]) -> int:
+    """What any reader in Python is bounded by: the calls and the copies alone, no order, no checks."""
+    return sum(sum(map(len, map(os.pread, repeat(fd), sizes, offsets))) for fd, sizes, offsets in files)
 
 
 def webdataset_stream(folder: Path, shuffle: int = 0) -> int:
@@ -67,13 +76,19 @@ def reading(source: str, count: int, shard_images: int, at_once: int) -> dict:
     with packed(source, count, shard_images) as folder:
         shards = Shards.open(folder)
         anywhere, window = Order(shards.counts, 0), Order(shards.counts, 0, 4)
-        buffer, best = Buffer(), f"ours, {at_once} a call, four shards at a time"
+        best = f"ours, {at_once} a call, four shards at a time"
+        files = []
+        for k in range(len(shards.counts)):
+            rows = shards.table(k)
+            handle = os.open(folder / shards.name(k), os.O_RDONLY)
+            files.append((handle, rows["size"].tolist(), rows["offset"].tolist()))
         work = {
-            best: lambda: ours(shards, window, at_once, buffer),
-            f"ours, {at_once} a call": lambda: ours(shards, anywhere, at_once, buffer),
-            "ours, a batch of 256 a call": lambda: ours(shards, anywhere, BATCH, buffer),
-            "ours, a batch of 256, four shards at a time": lambda: ours(shards, window, BATCH, buffer),
+            best: lambda: ours(shards, window, at_once),
+            f"ours, {at_once} a call": lambda: ours(shards, anywhere, at_once),
+            "ours, a batch of 256 a call": lambda: ours(shards, anywhere, BATCH),
+            "ours, a batch of 256, four shards at a time": lambda: ours(shards, window, BATCH),
             "ours, image by image": lambda: one_by_one(shards, anywhere),
+            "pread alone, front to back, no order, no checks": lambda: limit(files),
             "webdataset": lambda: webdataset_stream(folder),
             "webdataset, shuffle(1000)": lambda: webdataset_stream(folder, 1000),
         }
@@ -84,7 +99,7 @@ def reading(source: str, count: int, shard_images: int, at_once: int) -> dict:
 
 def read_32() -> dict:
     """CIFAR-10 as JPEG, 0.9 kB each: what a call costs."""
-    return reading("folder:data/cifar10", 10_000, 1000, AHEAD)
+    return reading("folder:data/cifar10", 10_000, 1000, PLANNED)
 
 
 def read_jpeg() -> dict:

@@ -84,7 +84,7 @@ def fuzz(packed: Path, n: int, seed: int) -> Counter:
     """Injures one shard of a copy of the packed set ``n`` times -> what came of all samples."""
     counts: Counter = Counter()
     shards = Shards.open(packed)
-    truth = [bytes(d) for d in read_many(shards, np.arange(shards.n)) if not isinstance(d, BadSample)]
+    truth = [d for d in read_many(shards, np.arange(shards.n)) if not isinstance(d, BadSample)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "set"
         shutil.copytree(packed, folder)

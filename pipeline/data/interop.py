@@ -65,7 +65,7 @@ def samples(shards: Shards, ids: np.ndarray) -> Iterator[dict[str, Any]]:
         if isinstance(data, BadSample):
             raise DataError(f"{shards.where(sample)}: {data}; `pipeline check --quarantine` leaves it out")
         label = int(shards.row(sample)[1]["label"])
-        yield {"id": sample, "key": shards.key(sample), "image": bytes(data), "label": label}
+        yield {"id": sample, "key": shards.key(sample), "image": data, "label": label}
 
 
 def datasource(place: Path | str, split: str = "train") -> Any:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from pipeline.data import order
 from pipeline.data.faults import ATTEMPTS, Fault, Ledger, await_batch, fault
 from pipeline.data.index import Shards
-from pipeline.data.reader import BadSample, Buffer, read, read_many
+from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.ring import Ring
 from pipeline.errors import DataError
 from pipeline.views.decode import Scratch, TooSmall, decode
@@ -33,6 +34,8 @@ HELD = 1 << 30
 """Bytes of decoded images kept in memory; a set that is larger, or of several sizes, is decoded again each epoch."""
 AHEAD = 3
 """Micro-batches prepared beyond the one in use."""
+PLANNED = 4096
+"""Samples whose ids are worked out at once: a call costs as much as some thousand of them."""
 CHUNK = 32
 """Images of one task of the pool: numbers are drawn for all of them at once."""
 STAGES: tuple[str, ...] = ("read", "decode", "crop", "transfer", "augment", "wait")
@@ -117,11 +120,11 @@ class Feed:
         ledger = Ledger(self.ledger, start, self.max_bad_share, self.shards)
         self.hold(start)
         coming: deque[list[Coming]] = deque()
-        nextup = start
+        planned, nextup = self.planned(start), start
         for step in range(start, self.total):
             while nextup < self.total and (nextup <= step or sum(len(c) for c in coming) < AHEAD):
-                epoch, positions = self.plan.at(nextup)
-                coming.append([self._start(nextup, epoch, p) for p in positions])
+                epoch, shares = next(planned)
+                coming.append([self._start(nextup, epoch, *share) for share in shares])
                 nextup += 1
             due = coming.popleft()
             begun = time.perf_counter()
@@ -135,12 +138,22 @@ class Feed:
             self.bad = ledger.count
             yield step, due[0].epoch, [self._finish(micro) for micro in due]
 
+    def planned(self, start: int) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Epoch of every step from ``start`` on, and this rank's (positions, ids) of its micro-batches."""
+        group = max(1, PLANNED * self.plan.size // self.plan.batch)
+        for first in range(start, self.total, group):
+            steps = map(self.plan.at, range(first, min(first + group, self.total)))
+            for epoch, some in groupby(steps, lambda step: step[0]):
+                shares = [positions for _, positions in some]
+                ids = np.reshape(self.order.ids(epoch, np.ravel(shares)), np.shape(shares))
+                for positions, theirs in zip(shares, ids, strict=True):
+                    yield epoch, list(zip(positions, theirs, strict=True))
+
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, step: int, epoch: int, positions: np.ndarray) -> Coming:
+    def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> Coming:
         """A micro-batch cut into tasks, each of which fills its rows."""
-        ids = self.order.ids(epoch, positions)
         count = len(ids)
         if self.device.type == "cpu":
             made = tuple(torch.empty(count, *shape) for shape in self.recipe.view_shapes)
@@ -159,7 +172,7 @@ class Feed:
         crops = made if self.device.type != "cpu" else self._crops(len(ids))
         places = self.recipe.places(epoch, ids)
         begun = time.perf_counter()
-        files = read_many(self.shards, ids, self._own("files", Buffer)) if self.resident is None else [None] * len(ids)
+        files = read_many(self.shards, ids) if self.resident is None else [None] * len(ids)
         part.seconds["read"] += time.perf_counter() - begun
         for i, position in enumerate(positions.tolist()):
             due = int(ids[i])
@@ -202,7 +215,7 @@ class Feed:
         return Loaded(tuple(views), ids)
 
     def _take(
-        self, step: int, epoch: int, position: int, sample: int, file: memoryview | BadSample | None, part: Part
+        self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, part: Part
     ) -> tuple[int, Tensor]:
         """The image due at a position (its file, if that was read), or the first readable one of those that may take
         its place."""
@@ -218,7 +231,7 @@ class Feed:
         place = f"position {position} of epoch {epoch}"
         raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
 
-    def _image(self, sample: int, seconds: dict[str, float], file: memoryview | BadSample | None = None) -> Tensor:
+    def _image(self, sample: int, seconds: dict[str, float], file: bytes | BadSample | None = None) -> Tensor:
         """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""
         if self.resident is not None and not self.resident.broken[sample]:
             return self.resident.images[sample].permute(2, 0, 1)

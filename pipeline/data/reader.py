@@ -1,15 +1,15 @@
 """Bytes of samples by their ids: positional reads, checked against the index."""
 
 import errno
-import os
 import random
 import time
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from pipeline.data.index import Shards
-from pipeline.data.store import Folder, Store
+from pipeline.data.store import Store, Wanted
 from pipeline.errors import DataError
 
 try:
@@ -19,11 +19,6 @@ except ImportError:
 
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EBUSY}  # fmt: skip
-GAP, RANGE = 1 << 13, 1 << 18
-"""Bytes that are read and thrown away sooner than read past by another call; and of one call at most, about: what the
-cache holds until it is checked."""
-FAR_GAP, FAR_RANGE = 1 << 17, 1 << 20
-"""The same for a URL."""
 PATIENCE = 60.0
 """Seconds for which a read that may heal is tried again."""
 
@@ -53,78 +48,44 @@ def checked(store: Store, name: str, offset: int, size: int, check: int) -> byte
     return data
 
 
-class Buffer:
-    """Memory that is read into, again and again: fresh pages would cost several times the copy."""
-
-    def __init__(self):
-        self.bytes = bytearray()
-
-    def view(self, size: int) -> memoryview:
-        if len(self.bytes) < size:
-            self.bytes = bytearray(size + size // 4)
-        return memoryview(self.bytes)[:size]
-
-
-def read_many(shards: Shards, ids: np.ndarray, buffer: Buffer | None = None) -> list[memoryview | BadSample]:
-    """The bytes of many samples, or what is wrong with them; shard by shard in order of offset, neighbours at once.
-    They lie in ``buffer``, if one is given, until it is used again. Raises DataError where the disk stays away."""
+def read_many(shards: Shards, ids: np.ndarray) -> list[bytes | BadSample]:
+    """The bytes of many samples, or what is wrong with them; read shard by shard in order of offset. Raises DataError
+    where the disk stays away."""
     ids = np.asarray(ids)
-    out: list[memoryview | BadSample] = [memoryview(b"")] * len(ids)
     if not len(ids):
-        return out
+        return []
     order = np.argsort(ids, kind="stable")
     which, at = shards.locate(ids[order])
     edges = np.flatnonzero(np.diff(which, prepend=-1, append=-1)).tolist()
-    rows = np.concatenate([shards.table(int(which[a]))[at[a:b]] for a, b in pairwise(edges)])
-    limits = (GAP, RANGE) if isinstance(shards.tars, Folder) else (FAR_GAP, FAR_RANGE)
-    firsts, starts, ends = ranges(which, rows, *limits)
-    low = rows["offset"].astype(np.int64) - np.repeat(starts, np.diff(firsts, append=len(rows)))
-    columns = order, low, low + rows["size"], rows["crc32"]
-    wanted = list(zip(*(column.tolist() for column in columns), strict=True))
-    sizes = (ends - starts).tolist()
-    room, crc, names = (buffer or Buffer()).view(sum(sizes)), crc32, {k: shards.name(k) for k in which[edges[:-1]]}
-    bounds = pairwise([*firsts.tolist(), len(rows)])
-    for (first, last), start, size in zip(bounds, starts.tolist(), sizes, strict=True):
-        part, room, name = room[:size], room[size:], names[which[first]]
-        got = _into(shards.tars, name, start, part)
-        for place, lo, hi, check in wanted[first:last]:
-            data = part[lo:hi]
-            if hi <= got and crc(data) == check:
-                out[place] = data
-            else:
-                out[place] = _again(shards.tars, name, start + lo, hi - lo, check)
+    wanted: Wanted = []
+    checks: list[int] = []
+    for a, b in pairwise(edges):
+        k = int(which[a])
+        rows = shards.table(k)[at[a:b]]
+        wanted.append((shards.name(k), rows["offset"].tolist(), rows["size"].tolist()))
+        checks += rows["crc32"].tolist()
+    try:
+        files: list[Any] = shards.tars.read_all(wanted)
+    except OSError:
+        files = [b""] * len(ids)
+    sizes = [size for _, _, many in wanted for size in many]
+    if list(map(crc32, files)) != checks or list(map(len, files)) != sizes:
+        places = [(name, offset) for name, many, _ in wanted for offset in many]
+        for i, check in enumerate(checks):
+            if crc32(files[i]) != check or len(files[i]) != sizes[i]:
+                files[i] = _again(shards.tars, *places[i], sizes[i], check)
+    out: list[Any] = [None] * len(ids)
+    for place, data in zip(order.tolist(), files, strict=True):
+        out[place] = data
     return out
 
 
-def ranges(which: np.ndarray, rows: np.ndarray, gap: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which of the rows, in order of shard and offset, begin a range that is read at once; where the ranges start and
-    end. Neighbours are joined over a gap that costs less than another call, to ``most`` bytes or so."""
-    starts = rows["offset"].astype(np.int64)
-    ends = starts + rows["size"]
-    new = (starts[1:] - ends[:-1] > gap) | (starts[1:] // most != starts[:-1] // most) | (which[1:] != which[:-1])
-    firsts = np.flatnonzero(np.concatenate([[True], new]))
-    return firsts, starts[firsts], np.maximum.reduceat(ends, firsts)
-
-
-def _again(store: Store, name: str, offset: int, size: int, check: int) -> memoryview | BadSample:
-    """What was odd in a range, by itself and with patience."""
+def _again(store: Store, name: str, offset: int, size: int, check: int) -> bytes | BadSample:
+    """What was odd among many, by itself and with patience."""
     try:
-        return memoryview(checked(store, name, offset, size, check))
+        return checked(store, name, offset, size, check)
     except BadSample as error:
         return error
-
-
-def _into(store: Store, name: str, offset: int, part: memoryview) -> int:
-    """Reads into memory -> bytes that were there; 0 where it failed in any way."""
-    try:
-        if isinstance(store, Folder):
-            handle = store.handle(name)
-            return os.preadv(handle.fd, [part], offset)
-        data = store.read(name, offset, len(part))
-    except OSError:
-        return 0
-    part[: len(data)] = data
-    return len(data)
 
 
 def patient(store: Store, name: str, offset: int, size: int) -> bytes:

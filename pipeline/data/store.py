@@ -3,11 +3,17 @@
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
 OPEN = 512
 """Files kept open."""
+GAP, RANGE = 1 << 17, 1 << 20
+"""Of a URL: bytes that are read and thrown away sooner than asked past, and of one request at most, about."""
+
+Wanted = list[tuple[str, list[int], list[int]]]
+"""A file's name, where what is wanted of it begins, from front to back, and how many bytes each."""
 
 
 class Store(Protocol):
@@ -24,6 +30,10 @@ class Store(Protocol):
     def whole(self, name: str) -> bytes: ...
 
     def read(self, name: str, offset: int, size: int) -> bytes: ...
+
+    def read_all(self, wanted: Wanted) -> list[bytes]:
+        """Many pieces at once, one after another. What could not be read may be an error or no bytes: `read` tells."""
+        ...
 
     def forget(self, name: str) -> None:
         """Opens the file anew the next time."""
@@ -66,6 +76,13 @@ class Folder:
         handle = self.handle(name)  # held until it is read: the last to hold it closes it
         return os.pread(handle.fd, size, offset)
 
+    def read_all(self, wanted: Wanted) -> list[bytes]:
+        out: list[bytes] = []
+        for name, offsets, sizes in wanted:
+            handle = self.handle(name)
+            out.extend(map(os.pread, repeat(handle.fd), sizes, offsets))
+        return out
+
     def forget(self, name: str) -> None:
         self.handle.cache_clear()  # type: ignore[attr-defined]
 
@@ -93,6 +110,21 @@ class Remote:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         return self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size)
+
+    def read_all(self, wanted: Wanted) -> list[bytes]:
+        """Neighbours in one request; of a file system that can, requests side by side."""
+        from fsspec.utils import merge_offset_ranges
+
+        pieces = [(f"{self.path}/{name}", lo, lo + n) for name, *both in wanted for lo, n in zip(*both, strict=True)]
+        paths, starts, ends = map(list, zip(*pieces, strict=True))
+        ranges = merge_offset_ranges(paths, starts, ends, GAP, RANGE, sort=False)
+        got = zip(*ranges, self.files.cat_ranges(*ranges, on_error="return"), strict=True)
+        out, (path, start, end, data) = [], next(got)
+        for file, lo, hi in pieces:
+            while not (file == path and start <= lo and hi <= end):
+                path, start, end, data = next(got)
+            out.append(data[lo - start : hi - start] if isinstance(data, bytes) else b"")
+        return out
 
     def forget(self, name: str) -> None:
         self.files.invalidate_cache()
