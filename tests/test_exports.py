@@ -9,32 +9,28 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import cli
-from pipeline.evaluation import encoders
+from pipeline.evaluation import encoders, exports
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.settings.nets import CNN, ResNet
+from pipeline.settings.nets import CNN, ResNet, ViT
 
 LOADS = """
-import sys, torch
+import sys, timm, torch, torchvision
 from safetensors.torch import load_file
-folder, peer, small, channels = sys.argv[1], sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
-if peer == "torchvision":
-    import torchvision
-    model = torchvision.models.resnet18()
-    model.fc = torch.nn.Identity()
-else:
-    import timm
-    model = timm.create_model("resnet18", num_classes=0, in_chans=channels)
-if small:
-    model.conv1 = torch.nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-    model.maxpool = torch.nn.Identity()
-elif peer == "torchvision" and channels != 3:
-    model.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-model.load_state_dict(load_file(folder + "/model.safetensors"), strict=True)
+folder, small, channels = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
 given = load_file(folder + "/../given.safetensors")
-with torch.no_grad():
-    apart = (model.eval()(given["images"]) - given["features"]).abs().max()
-assert apart < 1e-5, apart
+theirs = torchvision.models.resnet18()
+theirs.fc = torch.nn.Identity()
+if not small and channels != 3:
+    theirs.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+for model in (theirs, timm.create_model("resnet18", num_classes=0, in_chans=channels)):
+    if small:
+        model.conv1 = torch.nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        model.maxpool = torch.nn.Identity()
+    model.load_state_dict(load_file(folder + "/model.safetensors"), strict=True)
+    with torch.no_grad():
+        apart = (model.eval()(given["images"]) - given["features"]).abs().max()
+    assert apart < 1e-5, apart
 assert not any(name.startswith("pipeline") for name in sys.modules)
 """
 
@@ -55,10 +51,9 @@ def test_torchvision_and_timm_load_every_key(image, tmp_path):
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (image.mean, image.std))
     given = {"images": (pixels / 255 - mean) / std, "features": encoder(pixels)}
     save_file(given, tmp_path / "given.safetensors")
-    for peer in ("torchvision", "timm"):
-        words = [str(tmp_path / "out"), peer, str(image.side < 64), str(image.channels)]
-        done = subprocess.run([sys.executable, "-I", "-c", LOADS, *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    words = [str(tmp_path / "out"), str(image.side < 64), str(image.channels)]
+    done = subprocess.run([sys.executable, "-I", "-c", LOADS, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["architecture"] == "resnet18" and config["num_features"] == 512
     assert config["pretrained_cfg"]["mean"] == list(image.mean)
@@ -84,6 +79,35 @@ def test_the_layout_is_the_hubs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+RUNS = """
+import sys, numpy, onnxruntime
+model = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx")
+given = numpy.load(sys.argv[1] + "/../given.npz")
+(found,) = model.run(["features"], {"images": given["images"]})
+assert abs(found - given["features"]).max() < 1e-5 * max(1, abs(found).max()), abs(found - given["features"]).max()
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("net, image, kept", [
+    (ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3), 4),
+    (ViT(width=64, depth=2, heads=4, patch=8), Image(3, 32, (0.5,) * 3, (0.2,) * 3), 4),
+    (CNN(grid=4), Image(1, 28, (0.1,), (0.3,)), 1),
+], ids=["resnet", "vit", "cnn"])  # fmt: skip
+def test_as_onnx_it_runs_without_torch(net, image, kept, tmp_path, capfd):
+    import numpy as np
+
+    encoder = trained(tmp_path / "run", net, image)
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--onnx"]) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith(f"{tmp_path}/out: model.") and said.out.count("\n") == 1 and not said.err
+    assert len(list((tmp_path / "out").iterdir())) == kept
+    pixels = torch.randint(0, 256, (5, image.channels, image.side, image.side), dtype=torch.uint8)
+    np.savez(tmp_path / "given.npz", images=pixels.numpy(), features=encoder(pixels).numpy())
+    done = subprocess.run([sys.executable, "-I", "-c", RUNS, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_card_tells_the_metrics_and_their_protocol(tmp_path):
     home = tmp_path / "moco-12345678"
     trained(home, ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3))
@@ -101,11 +125,14 @@ def test_the_card_tells_the_metrics_and_their_protocol(tmp_path):
     assert "by moco" in card and card.startswith("---\nlibrary_name: timm")
 
 
-def test_what_nobody_else_loads_is_refused_in_a_line(tmp_path, capsys):
+def test_what_nobody_else_loads_is_refused_in_a_line(tmp_path, capsys, monkeypatch):
     trained(tmp_path / "run", CNN(), Image(1, 8, (0.5,), (0.2,)))
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 65
     assert "a cnn has no counterpart" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert cli.main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 65
+    monkeypatch.setattr(exports, "find_spec", lambda name: None)
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--onnx"]) == 2
+    assert "pip install 'pipeline[onnx]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 READS = """

@@ -13,9 +13,9 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="pipeline export", description=ABOUT, allow_abbrev=False)
     parser.add_argument("encoder", metavar="ENCODER", help="a folder with encoder.safetensors")
     parser.add_argument("out", metavar="FOLDER", help="where to")
+    parser.add_argument("--onnx", action="store_true", help="model.onnx too: uint8 images to features, any encoder")
     options = parse(parser, words)
     from pipeline.evaluation import exports
 
-    architecture = exports.write(Path(options.encoder), Path(options.out))
-    print(f"{options.out}: {architecture}, model.safetensors, config.json, README.md")
+    print(f"{options.out}: {', '.join(exports.write(Path(options.encoder), Path(options.out), options.onnx))}")
     return 0

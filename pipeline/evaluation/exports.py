@@ -3,41 +3,68 @@
     model.safetensors   the backbone's weights, fp32, without a classifier
     config.json         architecture and preprocessing, as timm reads them
     README.md           the model card: what it was trained on and how, and what a probe says of it
+    model.onnx          if asked for: pixels to features, normalisation included, of any encoder
 """
 
 import json
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import encoders
 from pipeline.image import Image
 from pipeline.settings.nets import ResNet, ViT
 
 
-def write(folder: Path, out: Path) -> str:
-    """Writes the encoder of an artifact (or of one of its snapshots) to ``out``; returns its architecture.
+def write(folder: Path, out: Path, onnx: bool = False) -> list[str]:
+    """Writes the encoder of an artifact (or of one of its snapshots) to ``out``; returns the files' names. What timm
+    and torchvision do not know is written as ONNX alone.
 
-    Raises DataError where there is no trunk that timm and torchvision know.
+    Raises DataError where they do not know it and no ONNX is asked for, ConfigError where torch's exporter is missing.
     """
     encoder = encoders.load(folder)
     spec = json.loads((folder / encoders.SPEC).read_text())
     net = encoders.settings(spec) if spec["kind"] == "trunk" else None
-    if not isinstance(net, ResNet | ViT):
+    if not (onnx or isinstance(net, ResNet | ViT)):
         what = spec["kind"] if net is None else net.kind
         raise DataError(
-            f"{folder}: a {what} has no counterpart in timm or torchvision; expected a resnet or a vit. `pipeline "
-            f"embed` writes the features of any encoder"
+            f"{folder}: a {what} has no counterpart in timm or torchvision; expected a resnet or a vit. --onnx writes "
+            f"any encoder as ONNX, `pipeline embed` its features"
         )
+    if onnx and find_spec("onnxscript") is None:
+        raise ConfigError("--onnx needs torch's exporter: pip install 'pipeline[onnx]'")
     out.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.contiguous() for k, v in encoder.module.state_dict().items()}
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (out / "README.md").write_text(card(folder, config, small(net, encoder.image)))
-    return config["architecture"]
+    names = []
+    if isinstance(net, ResNet | ViT):
+        names = ["model.safetensors", "config.json", "README.md"]
+        weights = {k: v.contiguous() for k, v in encoder.module.state_dict().items()}
+        save_file(weights, out / names[0], metadata={"format": "pt"})
+        config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
+        (out / names[1]).write_text(json.dumps(config, indent=2) + "\n")
+        (out / names[2]).write_text(card(folder, config, small(net, encoder.image)))
+    if onnx:
+        names.append("model.onnx")
+        write_onnx(encoder, out / names[-1])
+    return names
+
+
+def write_onnx(encoder: encoders.Encoder, path: Path) -> None:
+    """images uint8 [N, C, S, S] -> features float32 [N, D], N free, weights inside the file (2 GB at most)."""
+    image = encoder.image
+    given = torch.zeros(2, image.channels, image.side, image.side, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("N", min=1)}}
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        part = Path(place, path.name)
+        torch.onnx.export(
+            encoder, (given,), part, input_names=["images"], output_names=["features"], dynamic_shapes=shapes,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+        part.replace(path)
 
 
 def small(net: ResNet | ViT, image: Image) -> bool:
