@@ -87,6 +87,10 @@ def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> i
     rows = settings.batch // settings.accumulate // settings.place.workers
     whole = torch.empty(rows, image.channels, image.side, image.side, device="meta")
     views: dict[str, tuple[Tensor, ...]] = {"two": (whole, whole), "image": (whole,), "jigsaw": (whole,)}
+    small = getattr(getattr(settings, "views", None), "small", None)
+    if small is not None:
+        crops = torch.empty(rows, small.count, image.channels, small.size, small.size, device="meta")
+        views["two"] += (crops,)
     if objective.recipe == "jigsaw":
         pieces: Any = settings.objective
         _, side = jigsaw.geometry(image.side, pieces.jigsaw)

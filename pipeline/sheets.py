@@ -1,5 +1,7 @@
 """Pictures as arrays: images laid out in a grid, and the views a training sees."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,12 +36,12 @@ def pixels(normalised: Tensor, image: Image) -> Tensor:
 
 
 def views(batch: tuple[Tensor, ...], image: Image, rows: int = 8) -> np.ndarray:
-    """A row a sample: its views side by side, or its image and its nine patches put together in their order."""
+    """A row a sample: its views side by side; patches or small crops in their order, put together as one."""
     shown = [pixels(view[:rows], image) for view in batch]
     if shown[-1].ndim == 5:
         patches = shown.pop()
         n, count, channels, side, _ = patches.shape
-        edge = int(count**0.5)
+        edge = math.ceil(count**0.5)
         grid = torch.ones(n, channels, edge * (side + 1) - 1, edge * (side + 1) - 1)
         for i in range(count):
             y, x = (i // edge) * (side + 1), (i % edge) * (side + 1)

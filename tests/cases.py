@@ -33,6 +33,7 @@ CASES = {
         reduction="sum",
         head=Head(hidden=12, dim=6, layers=3, norm="hidden"),
     ),
+    "moco_crops": MoCo(queue=22, momentum=0.9, symmetric=True, head=HEAD),
     "moco_v3": MoCoV3(momentum=0.9, head=Head(hidden=12, dim=6, norm="all"), predictor=Head(hidden=12, dim=6)),
     "moco_v3_paper": MoCoV3(temperature=0.2, momentum=0.9, mask_own=False, head=HEAD, predictor=None),
     "pirl": PIRL(negatives=16, temperature=0.5, head=Head(hidden=0, dim=6)),
@@ -47,6 +48,8 @@ CASES = {
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }
+CROPPED = {"moco_crops"}
+"""Those that see three small crops of each image as well."""
 CONTRASTIVE = [name for name in CASES if name.startswith(("simclr", "moco", "pirl"))]
 
 
@@ -71,7 +74,9 @@ def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtyp
     if isinstance(settings, LISTASettings):
         return LISTA(settings, dictionary().to(dtype), 0.2).train()
     net = CNN(width=8, depth=2, norm=norm)
-    return objectives.build(settings, net, IMAGE, SAMPLES, world, seed).to(dtype).train()
+    made = objectives.build(settings, net, IMAGE, SAMPLES, world, seed).to(dtype).train()
+    made.cropped = name in CROPPED  # type: ignore[assignment]
+    return made
 
 
 def batch(
@@ -90,6 +95,8 @@ def batch(
         "signals": lambda: (each(10), each(24)),
     }
     chosen = tuple(v.to(dtype) for v in views[objective.recipe]())
+    if getattr(objective, "cropped", False):
+        chosen = *chosen, each(3, 1, 4, 4, first=-1, stride=-1).to(dtype)
     return Batch(chosen, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
 
 

@@ -48,6 +48,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("pirl.objective.queue=512", "kind moco has it"),
     ("pirl.views.jitter_p=0.5", "kind moco_v1 has it"),
     ("vae.views=3", "kind pretrain has it"),
+    ("pirl.views={kind: pirl, small: {size: 4}}", "views.small is for objective moco with a cnn or resnet"),
     # misspelt stages and top keys
     ("moc.epochs=3", 'no stage "moc"; did you mean "moco"?'),
     ("sed=3", 'did you mean "seed"?'),

@@ -127,7 +127,7 @@ def test_any_batch_size(name, world):
     objective = make(name, world)
     for step, size in enumerate((7, 2, 5, 30, 3)):
         result = objective(batch(objective, list(range(step, step + size)), step))
-        assert result.low.shape[0] in (size, 2 * size)
+        assert len(result.low) and len(result.low) % size == 0
         assert torch.isfinite(result.loss)
         objective.commit(result.pending, step)
 

@@ -50,7 +50,7 @@ def test_simclr_is_eq_1(world):
     agree(objective, b, oracle)
 
 
-@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "moco_sum", "moco_paper"])
+@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "moco_crops", "moco_sum", "moco_paper"])
 def test_moco_is_eq_1(name, world):
     objective = warm(make(name, world), 2)
     settings: MoCo = CASES[name]  # type: ignore[assignment]
@@ -61,7 +61,8 @@ def test_moco_is_eq_1(name, world):
     def oracle(queries: Tensor, keys: Tensor) -> Tensor:
         total, count = torch.zeros(()).double(), 0
         for n, i in enumerate(IDS):
-            for q, k in zip(queries[n], keys[n], strict=True):
+            for a, q in enumerate(queries[n]):  # small crops ask for both keys in turn
+                k = keys[n, a % len(keys[n])]
                 up, down = exp(q @ k / t), 0.0
                 for slot, (own, step) in enumerate(zip(queue.ids.tolist(), queue.steps.tolist(), strict=True)):
                     if not settings.mask_own or (own != i and step >= 0):
@@ -70,6 +71,16 @@ def test_moco_is_eq_1(name, world):
         return total / (len(IDS) if settings.reduction == "sum" else count)
 
     agree(objective, b, oracle)
+
+
+def test_each_small_crop_asks_for_both_keys(world):
+    objective = make("moco_crops", world)
+    b = batch(objective, IDS)
+    queries, keys = objective.embed(b)
+    assert queries.shape[1] == 2 + 2 * 3 and keys.shape[1] == 2
+    torch.testing.assert_close(queries[:, 2::2], queries[:, 3::2], rtol=0, atol=0)
+    crops = objective.head(objective.trunk(b.views[2].flatten(0, 1))).unflatten(0, (len(IDS), 3))
+    torch.testing.assert_close(queries[:, 2::2], normalize(crops, dim=2), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["moco_v3", "moco_v3_paper"])

@@ -10,7 +10,7 @@ from PIL import Image as Picture
 
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed, Loaded
-from pipeline.settings.data import CifarViews, MoCoV2, PirlViews
+from pipeline.settings.data import CifarViews, MoCoV2, PirlViews, SmallCrops
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack
 from pipeline.views import decode as decoding
@@ -68,9 +68,11 @@ def digest(ranks: list[list[list[Loaded]]]) -> str:
     return sha.hexdigest()
 
 
-@pytest.mark.parametrize("name", ["two", "jigsaw"])
+@pytest.mark.parametrize("name", ["two", "jigsaw", "small"])
 def test_ranks_threads_and_starts_change_no_bit(photographs, name):
-    views = MoCoV2(size=64) if name == "two" else PirlViews(size=64)
+    views = PirlViews(size=64) if name == "jigsaw" else MoCoV2(size=64)
+    if name == "small":
+        name, views = "two", MoCoV2(size=64, small=SmallCrops(count=5, size=24))
     one = digest([run(feed(photographs, name, views))])
     for size, threads in [(1, 4), (2, 1), (3, 2), (4, 7), (8, 1)]:
         shares = [run(feed(photographs, name, views, rank=r, size=size, threads=threads)) for r in range(size)]
@@ -78,6 +80,19 @@ def test_ranks_threads_and_starts_change_no_bit(photographs, name):
     begun, rest = run(feed(photographs, name, views), stop=4), run(feed(photographs, name, views), start=4)
     assert digest([begun + rest]) == one
     assert digest([run(feed(photographs, name, views, seed=6))]) != one
+
+
+def test_small_crops_are_small_different_and_leave_the_views_as_they_were(photographs):
+    small = SmallCrops(count=5, size=24, scale=(0.05, 0.1))
+    plain, more = (run(feed(photographs, views=MoCoV2(size=64, small=s)), stop=1)[0][0] for s in (None, small))
+    assert all(torch.equal(a, b) for a, b in zip(plain.views, more.views[:2], strict=True)) and len(plain.views) == 2
+    crops = more.views[2]
+    assert crops.shape == (BATCH, 5, 3, 24, 24)
+    assert len({crop.numpy().tobytes() for crop in crops.flatten(0, 1)}) == 5 * BATCH
+    recipe = recipes.build("two", MoCoV2(size=64, small=small), photographs.image(64), None, 5)
+    for place in recipe.places(0, np.arange(80))[2:]:
+        areas = [h * w / 1e6 for _, _, h, w in (place.box(i, 1000, 1000) for i in range(80))]
+        assert 0.049 < min(areas) < 0.06 and 0.09 < max(areas) < 0.101
 
 
 def test_accumulation_cuts_the_same_batch(photographs):

@@ -44,10 +44,10 @@ class Batch:
 @dataclass(frozen=True)
 class Step:
     """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
-    two, 2B, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no negative of
-    the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``: detached
-    rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` [B, dim], the
-    detached unit rows of the first view, and the ``temperature``, for what is watched."""
+    more, a multiple, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no
+    negative of the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``:
+    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` [B,
+    dim], the detached unit rows of the first view, and the ``temperature``, for what is watched."""
 
     loss: Tensor
     low: Tensor

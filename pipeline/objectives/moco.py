@@ -37,26 +37,30 @@ class MoCo(Objective):
         self.queue = Queue(settings.queue, settings.head.dim, seed)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit queries and keys [B, V, dim] each: V = 1, view 1 asking for view 2; symmetric, V = 2, also back."""
-        first, second = batch.views
+        """-> unit queries [B, A, dim] and keys [B, V, dim]: V = 1, view 1 asking for view 2; symmetric, V = 2, also
+        back; query a asks for key a mod V. A is V, and P V more of P small crops, each asking for every key."""
+        first, second, *small = batch.views
         asked = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
-        queries = [unit(self.head(self.trunk(query))) for query, _ in asked]
+        queries = torch.stack([unit(self.head(self.trunk(query))) for query, _ in asked], 1)
+        for crops in small:
+            more = unit(self.head(trunks.embed_patches(self.trunk, crops).flatten(0, 1))).unflatten(0, crops.shape[:2])
+            queries = torch.cat([queries, more.repeat_interleave(len(asked), 1)], 1)
         with torch.no_grad():
             keys = [unit(self.key_head(self.key_trunk(key))) for _, key in asked]
-        return torch.stack(queries, 1), torch.stack(keys, 1)
+        return queries, torch.stack(keys, 1)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [V B], high [V B, queue]: infinite for slots that are no negatives."""
+        """low [A B], high [A B, queue]: infinite for slots that are no negatives."""
         q, k = embedded
         with torch.autocast(q.device.type, enabled=False):
-            low = -(q * k).sum(2).flatten() / self.settings.temperature
+            low = -(q * k.repeat(1, q.shape[1] // k.shape[1], 1)).sum(2).flatten() / self.settings.temperature
             high = -(q.flatten(0, 1) @ self.queue.keys.T) / self.settings.temperature
             own = batch.ids.repeat_interleave(q.shape[1])
             if self.settings.mask_own:
                 high = high.masked_fill(self.queue.hidden(own), torch.inf)
             scalars = {"learn/own_share": (own[:, None] == self.queue.ids).to(low.dtype).mean()}
             pending = {"keys": self.world.gather(k), "ids": self.world.gather(batch.ids)}
-            loss = infonce(low, high).mean() * (q.shape[1] if self.settings.reduction == "sum" else 1)
+            loss = infonce(low, high).mean() * (k.shape[1] if self.settings.reduction == "sum" else 1)
             return Step(loss, low, high, scalars, pending, q.detach()[:, 0], self.settings.temperature)
 
     @torch.no_grad()

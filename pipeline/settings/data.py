@@ -10,6 +10,16 @@ from pydantic import Field
 from .base import Count, Fraction, Range, Settings
 
 
+class SmallCrops(Settings):
+    """Crops beside the two views, small in area and in pixels (multi-crop, arXiv 2006.09882, sec. 3.3)."""
+
+    count: Count = 4
+    size: Count
+    """Side in pixels: 96 beside views of 224."""
+    scale: Range = (0.05, 0.2)
+    """Area of the crop, as a fraction of the image."""
+
+
 class Crops(Settings):
     """Random resized crop, flip, colour jitter, grey, blur: the family all natural-image recipes are members of."""
 
@@ -31,6 +41,8 @@ class Crops(Settings):
     blur_p: Fraction = 0.5
     solarise_p: Fraction = 0.0
     """Of inverting the values above one half (BYOL, MoCo v3)."""
+    small: SmallCrops | None = None
+    """For MoCo: more queries, that each ask for the keys of the two views."""
 
 
 class MoCoV1(Crops):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Count, EncoderRef, Fraction, Settings, ShardsRef
 from .data import Characters, MoCoV2, Views
@@ -64,6 +64,12 @@ class Pretrain(Stage, Training):
     net: Net = CNN()
     objective: Contrastive = MoCo()
     views: Views = MoCoV2()
+
+    @model_validator(mode="after")
+    def small_crops_have_a_use(self) -> "Pretrain":
+        if getattr(self.views, "small", None) and (self.objective.kind != "moco" or self.net.kind == "vit"):
+            raise ValueError("views.small is for objective moco with a cnn or resnet; leave it out")
+        return self
 
 
 class Generate(Stage, Training):

@@ -66,7 +66,7 @@ def checksum(x: Tensor) -> Tensor:
 def leak(objective: Objective, batch: Batch, world: World) -> float:
     """How much nearer, in cosine, an image's views are for having been normalised beside the same companions: the
     second view is embedded again with its batch's halves interleaved. 0 but for noise unless batch norm tells."""
-    first, second = batch.views
+    first, second = batch.views[:2]
     n = len(batch.ids)
     order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2)]).argsort().to(second.device)
     with norm.untracked(objective):

@@ -136,15 +136,25 @@ class Natural(Random):
     whole = False
 
     @property
+    def view_shapes(self) -> tuple[tuple[int, ...], ...]:
+        small = self.settings.small
+        if small is None:
+            return super().view_shapes
+        return *super().view_shapes, (small.count, self.image.channels, small.size, small.size)
+
+    @property
     def crop_shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple((*shape[:-3], *shape[-2:], shape[-3]) for shape in self.view_shapes)
 
-    def places(self, epoch: int, ids: np.ndarray) -> tuple[crops.Places, crops.Places | jigsaw.Places]:
+    def places(self, epoch: int, ids: np.ndarray) -> tuple[crops.Places | jigsaw.Places, ...]:
         words, ratio, flip = (self.seed, epoch, ids), self.settings.ratio, self.settings.flip
         one = crops.draw(*words, "one", self.settings.scale, ratio, flip)
-        if self.jigsaw is None:
-            return one, crops.draw(*words, "two", self.settings.scale, ratio, flip)
-        return one, jigsaw.draw(*words, self.jigsaw, self.cell, self.patch, ratio, flip)
+        if self.jigsaw is not None:
+            return one, jigsaw.draw(*words, self.jigsaw, self.cell, self.patch, ratio, flip)
+        two, small = crops.draw(*words, "two", self.settings.scale, ratio, flip), self.settings.small
+        if small is None:
+            return one, two
+        return one, two, *(crops.draw(*words, f"small {j}", small.scale, ratio, flip) for j in range(small.count))
 
     def cut(self, image: Tensor, places, i: int, out: Tensors) -> None:
         crops.cut(image, places[0], i, out[0])
@@ -152,6 +162,8 @@ class Natural(Random):
             crops.cut(image, places[1], i, out[1])
         else:
             jigsaw.cut_one(image, places[1], i, out[1])
+        for j, place in enumerate(places[2:]):
+            crops.cut(image, place, i, out[2][j])
 
     def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
         words = (self.seed, epoch, ids)
@@ -159,8 +171,11 @@ class Natural(Random):
         two: tuple = (*words, "two")
         if self.jigsaw is not None:  # colours for each patch
             two = (self.seed, epoch, ids[:, None], "patch", np.arange(self.jigsaw.cells**2))
-        into = (None, None) if out is None else out
-        return self.colour(cut[0], one, into[0]), self.colour(cut[1], two, into[1])
+        every = [one, two]
+        if self.settings.small is not None:
+            every.append((self.seed, epoch, ids[:, None], "small", np.arange(self.settings.small.count)))
+        into = out or (None,) * len(every)
+        return tuple(self.colour(*each) for each in zip(cut, every, into, strict=True))
 
     def colour(self, cut: Tensor, words: tuple, out: Tensor | None) -> Tensor:
         """uint8 [B, S, S, C] or [B, P, S, S, C] -> normalised float32 with the channels before S."""
