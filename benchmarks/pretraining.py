@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline import objectives
 from pipeline.image import Image
 from pipeline.objectives.base import Batch
+from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
 from pipeline.training.loop import backward
@@ -143,14 +144,14 @@ def moco_overhead() -> dict[str, Any]:
 def pirl_negatives() -> dict[str, Any]:
     """Energies of 32 images against 32,000 rows each: one draw for the batch, or a gather for every sample."""
     torch.set_num_threads(1)
-    bank = torch.nn.functional.normalize(torch.randn(100_000, 128), dim=1)
+    bank = Bank(100_000, 128, 0)
     rows = torch.nn.functional.normalize(torch.randn(32, 128), dim=1)
     shared = torch.randperm(100_000)[:32_000]
     each = torch.randint(0, 100_000, (32, 32_000))
 
     def gathered() -> Tensor:
-        return torch.einsum("bd,bkd->bk", rows, bank[each.flatten()].view(32, 32_000, 128))
+        return torch.einsum("bd,bkd->bk", rows, bank.rows[each.flatten()].view(32, 32_000, 128))
 
-    seen = rounds({"shared": lambda: rows @ bank[shared].T, "gathered": gathered}, 5 * ROUNDS)
+    seen = rounds({"shared": lambda: rows @ bank.read(shared).T, "gathered": gathered}, 5 * ROUNDS)
     ratio = seen["gathered"] / seen["shared"]
     return {"ratio": ratio, "ours": seen["shared"], "peer": seen["gathered"], "unit": "s", "n": 5 * ROUNDS}

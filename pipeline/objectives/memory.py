@@ -84,14 +84,14 @@ class Bank(nn.Module):
     def read_own(self, ids: Tensor) -> Tensor:
         """Rows of this rank's ids [n], as many on every rank -> [n, dim]."""
         if self.size == 1:
-            return self.rows[ids]
+            return self.rows.index_select(0, ids)
         assert self.world is not None
         return self.read(self.world.gather(ids))[self.rank * len(ids) :][: len(ids)]
 
     def _whole(self, values: Tensor, ids: Tensor) -> Tensor:
         """Entries of a sharded buffer: each rank gives its own, the rest are zeros, and the sum is exact."""
         if self.size == 1:
-            return values[ids]
+            return values.index_select(0, ids)  # a third of the time of values[ids]
         assert self.world is not None
         mine = (ids % self.size == self.rank).view(-1, *[1] * (values.ndim - 1))
         held = values[(ids // self.size).clamp(max=len(values) - 1)]
