@@ -1,6 +1,7 @@
 """The loop: the same weights after any interruption, the same gradient for any cutting of the batch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,24 @@ def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
         train("moco", digits, tmp_path / "cut", stop_at=3, **changes)
     parts = train("moco", digits, tmp_path / "cut", **changes)
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_learns_the_same_and_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
+    changes = {"net": CNN(width=4, depth=1), "log_steps": 1, "snapshots": 0}
+    train("moco", digits, tmp_path / "eager", **changes)
+    whole = train("moco", digits, tmp_path / "whole", compile=True, **changes)
+    with pytest.raises(Stopped):
+        train("moco", digits, tmp_path / "cut", stop_at=5, compile=True, **changes)
+    parts = train("moco", digits, tmp_path / "cut", compile=True, **changes)
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    assert not any("_orig_mod" in k for k in whole)  # names as without it
+    eager, made = ([json.loads(line)["train/loss"] for line in (tmp_path / n / "metrics.jsonl").open()]
+                   for n in ("eager", "whole"))  # fmt: skip
+    assert made == pytest.approx(eager, rel=1e-4)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        train("moco", digits, tmp_path / "none", compile=True, **changes)
 
 
 def test_lars_by_hand():

@@ -3,6 +3,8 @@
 It knows no objective and no data set; every trained stage runs through `train`.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import progress
 from pipeline.board import Board
-from pipeline.errors import Stopped
+from pipeline.errors import ConfigError, Stopped
 from pipeline.lines import say
 from pipeline.nets.norm import untracked
 from pipeline.objectives import energies
@@ -74,6 +76,8 @@ def train(
         objective.double()
     if settings.channels_last:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        compile_networks(objective)
     optimiser = optim.build(objective, settings)
     average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
     start = restore(out, objective, optimiser, average)
@@ -134,7 +138,8 @@ def train(
             if saving and world.main and judge is not None:
                 last |= judge(average or objective.encoder)
             if alarm.leaky(done):
-                last["learn/leak"] = watch.leak(objective, batches[0], world)
+                with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+                    last["learn/leak"] = watch.leak(objective, batches[0], world)
             board.scalars(done, last)
             board.timings(done, meter.read(done))
             if world.main:
@@ -149,6 +154,14 @@ def train(
         export(average or objective.encoder, out)
     board.close()
     return last or board.last
+
+
+def compile_networks(objective: nn.Module) -> None:
+    """Machine code at each network's first call. Names and weights stay as they are."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError("compile: true needs a C++ compiler, g++ or what CXX names: install one, or leave it out")
+    for part in objective.children():
+        part.compile()
 
 
 def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
