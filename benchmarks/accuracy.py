@@ -56,12 +56,15 @@ SETS: dict[str, dict[str, Any]] = {
 }
 
 
-SHARPER = {("cifar10", "pirl"): {"temperature": 0.1}}
-"""As in vissl's recipe of PIRL with InfoNCE and two-layer heads; characters ask for a softer one."""
+TUNED: dict[tuple[str, str], dict[str, Any]] = {
+    ("cifar10", "pirl"): {"temperature": 0.1, "jigsaw": {"cell": 16, "patch": 12}}
+}
+"""The temperature is that of vissl's recipe of PIRL with InfoNCE and two-layer heads. Cells of 16 pixels show patches
+enlarged as the other view is, whose crop holds half of the image on average; cells of 10 show them as they are."""
 
 
 def settings(name: str, method: str) -> Pretrain:
-    every, objective = EPOCHS // 4, OBJECTIVES[method] | SHARPER.get((name, method), {})
+    every, objective = EPOCHS // 4, OBJECTIVES[method] | TUNED.get((name, method), {})
     return Pretrain.model_validate({
         "data": "shards", **SETS[name], "objective": objective, "train_examples": IMAGES, "batch": BATCH,
         "epochs": EPOCHS, "optimiser": {"kind": "adam", "lr": LR}, "save_epochs": every, "keep": 5, "snapshots": 3,
