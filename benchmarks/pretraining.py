@@ -16,7 +16,7 @@ from pipeline.objectives.base import Batch
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
-from pipeline.training.loop import backward
+from pipeline.training.loop import backward, compile_networks
 from pipeline.world import World
 
 BATCH = int(os.environ.get("BENCH_BATCH", "256"))
@@ -45,11 +45,12 @@ def batch() -> Batch:
     return Batch(views, torch.arange(BATCH))
 
 
-def ours(precision: str, channels_last: bool) -> Callable[[], None]:
-    """One step of the loop: forward, backward, optimiser, commit."""
+def ours(precision: str = "fp32", compiled: bool = False) -> Callable[[], None]:
+    """One step of the loop, channels_last: forward, backward, optimiser, commit."""
     objective = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
-    if channels_last:
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        compile_networks(objective)
     optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.06, momentum=0.9)
     given, at = batch(), iter(range(10**9))
 
@@ -63,11 +64,10 @@ def ours(precision: str, channels_last: bool) -> Callable[[], None]:
     return step
 
 
-def bare(channels_last: bool) -> Callable[[], None]:
+def bare() -> Callable[[], None]:
     """The passes that no implementation can do without: query forward and backward, key forward."""
     objective: Any = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
-    if channels_last:
-        objective.to(memory_format=torch.channels_last)
+    objective.to(memory_format=torch.channels_last)
     first, second = batch().views
 
     def step() -> None:
@@ -112,31 +112,35 @@ def lightlys() -> Callable[[], None]:
 def steps() -> dict[str, float]:
     """All of them in one run, so that each is measured beside the others."""
     torch.set_num_threads(THREADS)
-    work = {
-        "lightly": lightlys(),
-        "fp32": ours("fp32", True),
-        "bf16": ours("bf16", True),
-        "bare": bare(True),
-    }
+    work = {"lightly": lightlys(), "fp32": ours(), "compiled": ours(compiled=True), "bare": bare()}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        work["bf16"] = ours("bf16")
     return rounds(work, ROUNDS)
 
 
-def compared(mine: str, peer: str) -> dict[str, Any]:
+def compared(mine: str, peer: str) -> dict[str, Any] | None:
     seen = steps()
+    if mine not in seen:
+        return None
     return {"ratio": seen[peer] / seen[mine], "ours": seen[mine], "peer": seen[peer], "unit": "s/step", "n": ROUNDS}
 
 
-def moco_step() -> dict[str, Any]:
+def moco_step() -> dict[str, Any] | None:
     """ResNet-18, 32x32, fp32, channels_last, beside lightly's fp32."""
     return compared("fp32", "lightly")
 
 
-def moco_step_bf16() -> dict[str, Any]:
-    """bf16 and channels_last, beside lightly's fp32."""
+def moco_step_compiled() -> dict[str, Any] | None:
+    """The same with compile: true."""
+    return compared("compiled", "lightly")
+
+
+def moco_step_bf16() -> dict[str, Any] | None:
+    """bf16 and channels_last, beside lightly's fp32, where the CPU has instructions for it."""
     return compared("bf16", "lightly")
 
 
-def moco_overhead() -> dict[str, Any]:
+def moco_overhead() -> dict[str, Any] | None:
     """The whole step beside its bare model passes: 0.95 is an overhead of 5 %."""
     return compared("fp32", "bare")
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pipeline.tensors import write
 from pipeline.training import checkpoint
 
 
@@ -90,3 +92,11 @@ def test_optimiser_goes_on_bit_for_bit(make):
     steps(first, other, 3)
     steps(second, restored, 3)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_tensors_are_readable_as_any_other_file(tmp_path):
+    shared = torch.arange(6.0)
+    (tmp_path / "other").touch()
+    write({"a": shared, "b": shared[2:], "t": shared.view(2, 3).T}, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["t"], shared.view(2, 3).T)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "image", "keyed", "lines", "process", "progress"},
+    {"errors", "image", "keyed", "lines", "process", "progress", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
     {"sparse", "nets", "views"},

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import objectives
+from pipeline import objectives, tensors
 from pipeline.errors import DataError
 from pipeline.image import Image
 from pipeline.nets import trunks
@@ -48,9 +48,8 @@ def describe(image: Image) -> dict[str, Any]:
 def save(folder: Path, kind: str, module: nn.Module, spec: dict[str, Any]) -> None:
     """Writes `encoder.safetensors` and `encoder.json` (last, so that a folder with it is whole)."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
     for name, write in (
-        (WEIGHTS, lambda p: save_file(tensors, p)),
+        (WEIGHTS, lambda p: tensors.write(module.state_dict(), p)),
         (SPEC, lambda p: p.write_text(json.dumps({"kind": kind, **spec}, indent=1, sort_keys=True) + "\n")),
     ):
         part = folder / f".{name}.part"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from pipeline import tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import encoders
 from pipeline.image import Image
@@ -42,8 +42,7 @@ def write(folder: Path, out: Path, onnx: bool = False) -> list[str]:
     names = []
     if isinstance(net, ResNet | ViT):
         names = ["model.safetensors", "config.json", "README.md"]
-        weights = {k: v.contiguous() for k, v in encoder.module.state_dict().items()}
-        save_file(weights, out / names[0], metadata={"format": "pt"})
+        tensors.write(encoder.module.state_dict(), out / names[0], metadata={"format": "pt"})
         config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
         (out / names[1]).write_text(json.dumps(config, indent=2) + "\n")
         (out / names[2]).write_text(card(folder, config, small(net, encoder.image)))

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.tensors import write
 
 BATCH = 128  # larger ones fall out of a CPU's caches
 HELD = 1 << 30  # bytes of decoded images kept for the next encoder
@@ -60,6 +61,6 @@ def features(
     if keep is not None:
         keep.parent.mkdir(parents=True, exist_ok=True)
         part = keep.with_suffix(".part")
-        save_file({"features": rows}, part)
+        write({"features": rows}, part)
         part.replace(keep)
     return rows

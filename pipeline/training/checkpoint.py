@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.lines import say
+from pipeline.tensors import write
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -45,8 +46,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
         shutil.rmtree(left)
     part.mkdir(parents=True)
-    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part / TENSORS)
+    write(tensors, part / TENSORS)
     body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
     body["own"] = _own(json.loads(json.dumps(body)))  # as it will be read
     (part / STATE).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
