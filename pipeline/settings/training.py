@@ -81,8 +81,8 @@ class Training(Settings):
     channels_last: bool = False
     """Convolutions on [B, H, W, C] in memory: on CPUs a third faster for residual networks, and on GPUs in bf16."""
     compile: bool = False
-    """Networks by torch.compile, after a minute or two of compiling: a seventh faster for residual networks on CPUs
-    without AVX-512. Needs a C++ compiler on a CPU."""
+    """Networks by torch.compile, after a minute or two of compiling. On a CPU it needs a C++ compiler, and did not pay
+    reliably for ResNet-18 at 32 pixels: measure first."""
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
     window: Count | None = None
