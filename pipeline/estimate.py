@@ -75,10 +75,12 @@ def memory(settings: Pretrain | Generate, objective: Objective, image: Image) ->
     forward pass keeps for the backward pass of one micro-batch. Workspaces and the allocator's slack come on top."""
     trained = 4 * parameters(objective)
     states = {"sgd": 1, "lars": 1, "adam": 2}[settings.optimiser.kind]
-    held = [*objective.parameters(), *objective.buffers()]
-    still = sum(t.numel() * t.element_size() for t in held) - trained
+    frozen = 4 * sum(p.numel() for p in objective.parameters()) - trained
     average = trained if settings.ema else 0
-    return trained * (2 + states) + still + average + kept(settings, objective, image)
+    pieces = settings.place.workers if settings.weights == "sharded" else 1
+    weights = (trained * (2 + states) + frozen + average) // pieces
+    memories = sum(t.numel() * t.element_size() for t in objective.buffers())
+    return weights + memories + kept(settings, objective, image)
 
 
 def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import process
 from pipeline.settings.nets import Norm
-from pipeline.training import loop, watch
+from pipeline.training import loop, sharded, watch
 from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
 
@@ -34,8 +34,11 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
         for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian")
     },
 }
+CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "pirl", "moco_fp32", "simclr_cut")
+RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # in pieces over the ranks
 WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32")
-FEW = [name for name in (*WIDE, "simclr_finer", "moco_shuffle", "moco_v3_cut") if name in RUNS]
+SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "moco_symmetric_weights")
+FEW = [name for name in (*WIDE, *SOME) if name in RUNS]
 """What four ranks are shown."""
 
 
@@ -43,7 +46,11 @@ def train(run: str, world: World) -> dict[str, Any]:
     """This rank's share of a few steps -> the global loss of each, the first gradient, the state at the end."""
     name, norm, pieces, dtype = RUNS[run]
     objective = make(name, world, NORMS[norm], dtype=dtype)
-    model = world.wrap(objective)
+    if run.endswith("_weights") and world.size > 1:
+        sharded.cut(objective.children(), world)
+        model: torch.nn.Module = objective
+    else:
+        model = world.wrap(objective)
     optimiser = torch.optim.SGD(objective.parameters(), 0.05, momentum=0.9)
     losses, first = [], {}
     for step in range(STEPS):
@@ -53,12 +60,12 @@ def train(run: str, world: World) -> dict[str, Any]:
         result = loop.backward(model, objective, [batch(objective, ids[s : s + share], step, dtype) for s in starts])
         losses.append(float(world.sum(result.loss) / world.size))
         if step == 0:
-            first = {k: p.grad.clone() for k, p in objective.named_parameters() if p.grad is not None}
+            first = {k: sharded.whole(p.grad).clone() for k, p in objective.named_parameters() if p.grad is not None}
         optimiser.step()
         optimiser.zero_grad()
         objective.commit(result.pending, step, (step + 1) / STEPS)
     watch.compare_ranks(objective, STEPS, world)
-    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    state = {k: sharded.whole(v).clone() for k, v in objective.state_dict().items()}
     return {"losses": losses, "gradient": first, "state": state}
 
 

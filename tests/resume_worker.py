@@ -6,12 +6,13 @@ Writes the ids that each committed step was made of to OUT/../ids-RANK.jsonl, a 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline import process
-from pipeline.settings.nets import CNN
+from pipeline.settings.nets import CNN, ViT
 from pipeline.settings.objectives import PIRL, Head, MoCo
 from pipeline.settings.stages import Pretrain
-from pipeline.settings.training import SGD
+from pipeline.settings.training import LARS, SGD
 from pipeline.stages import pretrain
 from pipeline.training import loop
 from pipeline.world import World
@@ -21,15 +22,20 @@ OBJECTIVES = {
     "moco": MoCo(queue=100, momentum=0.9, head=HEAD),
     "pirl": PIRL(head=HEAD, negatives=64, temperature=0.2, bank="sharded"),
 }
+PIECES = "pieces"  # weights in pieces over the ranks
 STEPS, BATCH, EXAMPLES = 40, 32, 256  # five epochs of eight steps
 
 
 def main(shards: Path, out: Path, threads: int, name: str) -> int:
     world = World(threads)
+    changes: dict[str, Any] = {"net": CNN(width=8), "optimiser": SGD(lr=0.05, lr_batch=0)}
+    if name == PIECES:
+        trunk = ViT(patch=2, width=16, depth=2, heads=2, frozen_patches=False)
+        changes = {"net": trunk, "optimiser": LARS(lr=5.0, lr_batch=0), "weights": "sharded", "ema": 0.9, "clip": 1.0}
     settings = Pretrain(
         data="shards", batch=BATCH, train_examples=EXAMPLES, steps=STEPS, save_steps=3, keep=3, log_steps=1,
-        snapshots=1, objective=OBJECTIVES[name], views={"kind": "characters"}, net=CNN(width=8),
-        optimiser=SGD(lr=0.05, lr_batch=0), threads=threads,
+        snapshots=1, objective=OBJECTIVES.get(name, OBJECTIVES["moco"]), views={"kind": "characters"},
+        threads=threads, **changes,
     )  # fmt: skip
     seen = (out.parent / f"ids-{world.rank}.jsonl").open("a")
     plain = loop.backward

@@ -1,5 +1,6 @@
 """The contract on CUDA, `uv run pytest -m gpu`: loss and gradient as on the CPU, bf16 in bounds, bitwise resume."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,21 @@ def test_the_step_waits_for_nothing(name, world):
         objective.commit(result.pending, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("how", [True, "graphs"])
+@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "pirl_infonce", "simclr"])
+def test_compiled_it_learns_the_same(name, how, digits, tmp_path):
+    from tests.test_training import train
+
+    changes = {"log_steps": 1, "snapshots": 0, "save_epochs": 3}
+    losses = []
+    for compiled in (False, how):
+        torch.compiler.reset()
+        train(name, digits, tmp_path / str(compiled), compile=compiled, **changes)
+        rows = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["train/loss"] for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["moco", "pirl_infonce", "simclr"])

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.training import checkpoint
-from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, STEPS
+from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, PIECES, STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -84,17 +85,34 @@ def test_killed_and_gone_on_with_other_threads_and_ranks(digits, tmp_path, reque
         # Every other with another number of ranks, every one with other threads; the first alike, to the bit.
         before, after = ((1, 1), (1, 1)) if at == 0 else ((1, 1 + at % 2), (2, 2 - at % 2))
         moment = draw.randrange(4, STEPS - 2)
-        started = begin(digits, home / "run", *before, name)
-        while len(whole_lines(home / "run/metrics.jsonl")) < moment and all(p.poll() is None for p in started):
-            time.sleep(0.002)
-        for p in started:
-            p.send_signal(signal.SIGKILL)
-        for p in started:
-            p.communicate()
-        assert any(p.returncode == -9 for p in started) and not (home / "run/encoder.safetensors").exists()
+        kill(begin(digits, home / "run", *before, name), home / "run", moment)
         finish(begin(digits, home / "run", *after, name))
         compare(whole[name], home, exact=at == 0)
         print(f"kill {at + 1} of {kills}: {name} at step {moment}, threads and ranks {before} then {after}")
+
+
+def kill(started: list[subprocess.Popen], out: Path, moment: int) -> None:
+    """Kills all ranks once so many steps were logged."""
+    while len(whole_lines(out / "metrics.jsonl")) < moment and all(p.poll() is None for p in started):
+        time.sleep(0.002)
+    for p in started:
+        p.send_signal(signal.SIGKILL)
+    told = [p.communicate()[0] for p in started]
+    assert any(p.returncode == -9 for p in started) and not (out / "encoder.safetensors").exists(), "\n".join(told)
+
+
+def test_weights_in_pieces_are_the_whole_ones(digits, tmp_path):
+    """Two ranks that hold half of everything, one that goes on with what they left, and two again."""
+    (tmp_path / "cut").mkdir()
+    whole, cut = tmp_path / "whole", tmp_path / "cut/run"
+    finish(begin(digits, whole, 1, 1, PIECES))
+    kill(begin(digits, cut, 1, 2, PIECES), cut, 12)
+    kill(begin(digits, cut, 1, 1, PIECES), cut, 25)
+    finish(begin(digits, cut, 1, 2, PIECES))
+    compare(whole, tmp_path / "cut", exact=False)
+    for name in ("encoder.safetensors", f"snapshots/{STEPS // 2:08d}/encoder.safetensors"):
+        one, two = load_file(whole / name), load_file(cut / name)
+        assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in two.items()}
 
 
 def compare(whole: Path, home: Path, exact: bool) -> None:

@@ -83,6 +83,7 @@ class Generate(Stage, Training):
     optimiser: Optimiser = Adam()
     bubbles: bool = True
     """Also train a two-dimensional twin and draw its latent plane: a circle at each mean, as wide as its deviation."""
+    weights: Literal["replicated"] = "replicated"
 
 
 class Codes(Stage):

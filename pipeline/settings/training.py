@@ -80,9 +80,13 @@ class Training(Settings):
     """bf16: autocast, logits and losses stay in fp32."""
     channels_last: bool = False
     """Convolutions on [B, H, W, C] in memory: on CPUs a third faster for residual networks, and on GPUs in bf16."""
-    compile: bool = False
-    """Networks by torch.compile, after a minute or two of compiling. On a CPU it needs a C++ compiler, and did not pay
-    reliably for ResNet-18 at 32 pixels: measure first."""
+    compile: Literal[False, True, "graphs"] = False
+    """Networks by torch.compile, after a minute or two of compiling; graphs: also as CUDA graphs, for networks so
+    small that starting their kernels takes longer than running them. On a CPU it needs a C++ compiler, and did not
+    pay reliably for ResNet-18 at 32 pixels: measure first."""
+    weights: Literal["replicated", "sharded"] = "replicated"
+    """sharded: each rank holds its piece of weights, gradients and moments (FSDP), for networks too large for one
+    device. Of one process nothing changes."""
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
     window: Count | None = None
@@ -107,6 +111,12 @@ class Training(Settings):
     def _whole_micro_batches(self):
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_are_plain(self):
+        if self.weights == "sharded" and (self.compile or self.channels_last):
+            raise ValueError("weights: sharded goes with neither compile nor channels_last: leave one of them out")
         return self
 
     def peak_lr(self) -> float:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from pipeline.lines import say
 from pipeline.tensors import write
+from pipeline.training import sharded
 
+Found = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and state."""
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
@@ -65,7 +68,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("[0-9]" * 8)) if folder.is_dir() else []
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> Found:
     """Tensors and state of one checkpoint. Raises ValueError where it is not what was written."""
     try:
         state = json.loads((path / STATE).read_text())
@@ -77,7 +80,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path / TENSORS), state
 
 
-def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def newest(folder: Path) -> Found | None:
     """The newest checkpoint that is whole; a damaged one is named and passed over."""
     for step in reversed(steps(folder)):
         try:
@@ -111,4 +114,4 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
     for parameter, values in optimiser.state.items():  # in the parameter's own memory layout, as they were
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter).copy_(value)
+                values[name] = sharded.like(parameter, value)

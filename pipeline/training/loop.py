@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from pipeline.nets.norm import untracked
 from pipeline.objectives import energies
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
-from pipeline.training import checkpoint, optim, watch
+from pipeline.training import checkpoint, optim, sharded, watch
 from pipeline.world import World
 
 
@@ -77,11 +77,18 @@ def train(
     if settings.channels_last:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
-        compile_networks(objective)
-    optimiser = optim.build(objective, settings)
+        compile_networks(objective, settings.compile)
     average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
-    start = restore(out, objective, optimiser, average)
-    model = world.wrap(objective).train()
+    found = checkpoint.newest(out / "checkpoints")
+    start = restore(found, objective, average)
+    pieces = settings.weights == "sharded" and world.size > 1
+    if pieces:
+        shape = deepcopy(average or objective.encoder).to("meta")
+        sharded.cut([*objective.children(), *([average] if average else [])], world)
+    model = (objective if pieces else world.wrap(objective)).train()
+    optimiser = optim.build(objective, settings)
+    if found:
+        checkpoint.unpack_optimiser(optimiser, found[0], found[1]["optimiser"])
     board = Board(out if world.main else None, start)
     if world.main:
         for line in watch.beforehand(objective, settings, world):
@@ -100,11 +107,15 @@ def train(
     def save(step: int) -> None:
         finite.check()
         watch.compare_ranks(objective, step, world)
-        tensors = whole(objective, average)  # of all ranks, where each holds a part
+        tensors, numbers = whole(objective, average, optimiser)  # of all ranks, where each holds a part
         if world.main:
             keep = settings.keep if alarm.calm else len(checkpoint.steps(out / "checkpoints")) + 1
-            store(out, step, tensors, optimiser, settings, seed, keep)
+            store(out, step, tensors, numbers, settings, seed, keep)
         world.barrier()
+
+    def encoder() -> nn.Module:  # asked of all ranks together
+        network = average or objective.encoder
+        return sharded.filled(shape, network) if pieces else network
 
     for step, epoch, loaded in feed.steps(start):
         if world.stopping():
@@ -118,6 +129,8 @@ def train(
             )
         for group in optimiser.param_groups:
             group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)
+        if settings.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         batches = [Batch(views(x, settings), x.ids, step, epoch, seed, step / total) for x in loaded]
         with autocast(world, settings):
             result = backward(model, objective, batches)
@@ -135,8 +148,9 @@ def train(
         if done % settings.log_steps == 0 or saving:
             last = scalars(objective, result, done, norm, optimiser.param_groups[0]["lr"], world)
             finite.check()
-            if saving and world.main and judge is not None:
-                last |= judge(average or objective.encoder)
+            if saving and judge is not None:
+                network = encoder()
+                last |= judge(network) if world.main else {}
             if alarm.leaky(done):
                 with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
                     last["learn/leak"] = watch.leak(objective, batches[0], world)
@@ -145,23 +159,27 @@ def train(
             if world.main:
                 progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
             alarm.note(done, last, result)
-        if done in marks and world.main:
-            export(average or objective.encoder, out / "snapshots" / f"{done:08d}")
+        if done in marks:
+            network = encoder()
+            if world.main:
+                export(network, out / "snapshots" / f"{done:08d}")
         if saving:
             watch.histograms(board, done, result)
             save(done)
+    network = encoder()
     if world.main:
-        export(average or objective.encoder, out)
+        export(network, out)
     board.close()
     return last or board.last
 
 
-def compile_networks(objective: nn.Module) -> None:
-    """Machine code at each network's first call. Names and weights stay as they are."""
+def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) -> None:
+    """Machine code at each network's first call; "graphs": on CUDA its kernels started by one call. Names and weights
+    stay as they are."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ConfigError("compile: true needs a C++ compiler, g++ or what CXX names: install one, or leave it out")
     for part in objective.children():
-        part.compile()
+        part.compile(mode="reduce-overhead" if how == "graphs" else None)
 
 
 def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
@@ -234,7 +252,7 @@ def clip(objective: nn.Module, limit: float) -> Tensor:
     norm = torch.nn.utils.get_total_norm(grads)
     if limit:
         torch.nn.utils.clip_grads_with_norm_(objective.parameters(), limit, norm)
-    return norm
+    return sharded.whole(norm)
 
 
 def follow(average: nn.Module, encoder: nn.Module, decay: float) -> None:
@@ -260,7 +278,8 @@ def scalars(
     if result.rows is not None:
         # Spread is a property of the batch, not of a rank's share of it.
         values |= energies.watch(replace(result, rows=world.gather(result.rows.detach())))
-    table = world.sum(torch.stack([v.detach().double().reshape(()) for v in values.values()])) / world.size
+    column = torch.stack([sharded.whole(v.detach()).double().reshape(()) for v in values.values()])
+    table = world.sum(column) / world.size
     return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
 
 
@@ -269,9 +288,8 @@ def snapshot_steps(total: int, count: int) -> set[int]:
     return {round(total * i / (count + 1)) for i in range(1, count + 1)} - {0}
 
 
-def restore(out: Path, objective: Objective, optimiser: torch.optim.Optimizer, average: nn.Module | None) -> int:
-    """Loads the newest good checkpoint, if there is one, into all three. Returns the step to go on from."""
-    found = checkpoint.newest(out / "checkpoints")
+def restore(found: checkpoint.Found | None, objective: Objective, average: nn.Module | None) -> int:
+    """Loads a checkpoint, if there is one, into both. Returns the step to go on from."""
     if found is None:
         return 0
     tensors, state = found
@@ -279,29 +297,31 @@ def restore(out: Path, objective: Objective, optimiser: torch.optim.Optimizer, a
     objective.load_state_dict(split["objective."])
     if average is not None:
         average.load_state_dict(split["average."])
-    checkpoint.unpack_optimiser(optimiser, tensors, state["optimiser"])
     return int(state["step"])
 
 
-def whole(objective: Objective, average: nn.Module | None) -> dict[str, Tensor]:
-    """Named tensors of the objective, and of its average. Called on all ranks together."""
+def whole(
+    objective: Objective, average: nn.Module | None, optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Named tensors of the objective, of its average and of the optimiser, and its numbers. Called on all ranks
+    together."""
     tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    return tensors
+    moments, numbers = checkpoint.pack_optimiser(optimiser)
+    return {k: sharded.whole(v) for k, v in (tensors | moments).items()}, numbers
 
 
 def store(
     out: Path,
     step: int,
     tensors: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    numbers: dict[str, Any],
     settings: Training,
     seed: int,
     keep: int,
 ) -> None:
-    """Writes everything that the rest of the training depends on."""
-    moments, numbers = checkpoint.pack_optimiser(optimiser)
+    """Writes everything that the rest of the training depends on; ``numbers``: the optimiser's."""
     state = {
         "seed": seed,
         "position": step * settings.batch,
@@ -309,4 +329,4 @@ def store(
         "settings": settings.model_dump(mode="json", exclude={"place"}),
         "torch": str(torch.__version__),
     }
-    checkpoint.save(out / "checkpoints", step, tensors | moments, state, keep)
+    checkpoint.save(out / "checkpoints", step, tensors, state, keep)

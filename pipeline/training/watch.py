@@ -15,6 +15,7 @@ from pipeline.lines import say
 from pipeline.nets import norm
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
+from pipeline.training import sharded
 from pipeline.world import World
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def beforehand(objective: Objective, settings: Training, world: World) -> Iterat
 
 def compare_ranks(objective: Objective, step: int, world: World) -> None:
     """Raises NoProgressError, on all ranks, where weights or memory that all should hold alike differ in a bit."""
-    if world.size == 1:
+    held = {name: x for name, x in objective.replicated().items() if not sharded.piece(x)}
+    if world.size == 1 or not held:
         return
-    held = objective.replicated()
     table = world.gather(torch.stack([checksum(t.detach()) for t in held.values()])[None])
     differs = (table != table[0]).any(0).tolist()
     if any(differs):
@@ -191,7 +192,8 @@ class Meter:
         rates["feed/bad"] = float(self.feed.bad)
         if steps:
             rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
-        if self.world.size > 1:  # all go at the pace of the one whose feed, or whose device, is the slowest
+        if hasattr(self.model, "_get_ddp_logging_data"):
+            # All go at the pace of the one whose feed, or whose device, is the slowest.
             own = [[rates.get("feed/wait", 0.0), self.computing()]]
             table = self.world.gather(torch.tensor(own, dtype=torch.float64, device=self.world.device))
             for name, column in zip(("feed/wait", "ops/compute"), table.T.tolist(), strict=True):
