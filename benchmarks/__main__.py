@@ -17,6 +17,7 @@ FIGURES = {
     "moco_step_compiled": "pretraining",
     "moco_step_bf16": "pretraining",
     "moco_overhead": "pretraining",
+    "watching": "pretraining",
     "pirl_negatives": "pretraining",
     "crops_224": "views",
     "crops_32": "views",

@@ -1,13 +1,14 @@
 """What a GPU does with this: `python -m benchmarks.gpu PHOTOS OUT [--small]`, without Ray and without a network.
 
-Measures decoding, photometrics, the pure step (fp32, TF32, bf16; eager, compiled, as CUDA graphs), its share of a
-large matrix product of the same run, peak memory beside the estimate, and training end to end from shards with its
-waiting. Each piece ends within minutes and is written to OUT/gpu.json; one that fails is named and passed over: the
-same command goes on with what is missing. PHOTOS: a folder of a few hundred images, replicated for the feed. The table
-is OUT/gpu.md.
+Measures decoding, photometrics, the pure step (fp32, TF32, bf16; eager, compiled, as CUDA graphs) beside the same step
+of plain torch modules, its share of a large matrix product of the same run, peak memory beside the estimate, and
+training end to end from shards with its waiting. Each piece ends within minutes and is written to OUT/gpu.json; one
+that fails is named and passed over: the same command goes on with what is missing. PHOTOS: a folder of a few hundred
+images, replicated for the feed. The table is OUT/gpu.md.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import sys
@@ -16,11 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from pipeline import estimate, objectives
 from pipeline.data.sources import IMAGES
 from pipeline.image import Image
+from pipeline.nets import trunks
 from pipeline.objectives.base import Batch
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.nets import ResNet
@@ -78,8 +82,6 @@ class Bench:
     def photometrics(self) -> dict[str, Any]:
         image = Image(3, self.side, (0.5,) * 3, (0.25,) * 3)
         recipe = recipes.build("two", MoCoV2(size=self.side), image, None, 0)
-        import numpy as np
-
         ids = np.arange(self.batch)
         crops = tuple(
             torch.randint(0, 256, (self.batch, *shape), dtype=torch.uint8, device=self.device)
@@ -87,24 +89,34 @@ class Bench:
         )
         return {"images_per_s": 2 * self.batch / self.seconds(lambda: recipe.finish(crops, 0, ids))}
 
-    def settings(self, precision: str) -> Pretrain:
+    def settings(self, precision: str, side: int = 0) -> Pretrain:
+        """The step that is measured; at 32 pixels, that of configs/cifar10_gpu.yaml with one view."""
+        tiny = side == 32
         return Pretrain(
-            data="shards", net=ResNet(kind=self.kind), views=MoCoV2(size=self.side), batch=self.batch,
-            objective=MoCo(queue=64 if self.small else 65536), channels_last=True, steps=2 if self.small else 100,
-            precision="bf16" if precision == "bf16" else "fp32", log_steps=1 if self.small else 20, threads=1 if
-            self.small else 16, collapse="ignore", train_examples=None,
+            data="shards", net=ResNet(kind="resnet18" if tiny else self.kind), views=MoCoV2(size=side or self.side),
+            batch=2 * self.batch if tiny else self.batch, objective=MoCo(queue=64 if self.small else 65536),
+            channels_last=True, steps=2 if self.small else 100, precision="bf16" if precision == "bf16" else "fp32",
+            log_steps=1 if self.small else 20, threads=1 if self.small else 16, collapse="ignore", train_examples=None,
         )  # fmt: skip
 
-    def step(self, precision: str, mode: str) -> dict[str, Any]:
-        """The pure step from synthetic input: images a second, and FLOP/s by a count of the forward pass."""
+    def given(self, precision: str, side: int = 0) -> tuple[Pretrain, Image, tuple[torch.Tensor, ...]]:
+        """Settings, image and two synthetic views, after the precision was set for this process."""
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        settings, image = self.settings(precision), Image(3, self.side, (0.5,) * 3, (0.25,) * 3)
+        settings, image = self.settings(precision, side), Image(3, side or self.side, (0.5,) * 3, (0.25,) * 3)
+        shape = (settings.batch, 3, image.side, image.side)
+        return settings, image, tuple(torch.randn(shape, device=self.device) for _ in range(2))
+
+    def autocast(self, precision: str) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step(self, precision: str, mode: str, side: int = 0) -> dict[str, Any]:
+        """The pure step from synthetic input: images a second, and FLOP/s by a count of the forward pass."""
+        settings, image, views = self.given(precision, side)
         objective: Any = objectives.build(settings.objective, settings.net, image, 10_000, self.world, 0)
         objective.to(self.device).to(memory_format=torch.channels_last).train()
         optimiser, at = optim.build(objective, settings), itertools.count()
-        views = tuple(torch.randn(self.batch, 3, self.side, self.side, device=self.device) for _ in range(2))
-        given = Batch(views, torch.arange(self.batch, device=self.device))
+        batch = Batch(views, torch.arange(len(views[0]), device=self.device))
         flops = 4 * self.forward_flops(objective.trunk, views[0])
         if mode != "eager":
             compile_networks(objective, "graphs" if mode == "graphs" else True)
@@ -112,8 +124,8 @@ class Bench:
         def one() -> None:
             if mode == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                result = backward(objective, objective, [given])
+            with self.autocast(precision):
+                result = backward(objective, objective, [batch])
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             objective.commit(result.pending, next(at))
@@ -123,8 +135,41 @@ class Bench:
         took = self.seconds(one)
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
         expected = estimate.memory(settings, self.on_meta(settings), image)
-        rates = {"images_per_s": self.batch / took, "tflops": flops / took / 1e12}
+        rates = {"images_per_s": len(views[0]) / took, "tflops": flops / took / 1e12}
         return {**rates, "peak_bytes": peak, "estimated_bytes": expected}
+
+    def peer(self, precision: str, side: int = 0) -> dict[str, Any]:
+        """The same step composed of plain torch modules, as MoCo's authors' code has it."""
+        settings, image, (first, second) = self.given(precision, side)
+        chosen: Any = settings.objective
+        trunk: Any = trunks.build(settings.net, image, None, 0)
+        sizes = (trunk.features, chosen.head.hidden, chosen.head.dim)
+        head = torch.nn.Sequential(torch.nn.Linear(*sizes[:2]), torch.nn.ReLU(), torch.nn.Linear(*sizes[1:]))
+        query = torch.nn.Sequential(trunk, head).to(self.device)
+        key = copy.deepcopy(query).requires_grad_(False)
+        queue = normalize(torch.randn(chosen.head.dim, chosen.queue, device=self.device), dim=0)
+        optimiser = torch.optim.SGD(query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+        criterion, place = torch.nn.CrossEntropyLoss(), 0
+        label = torch.zeros(len(first), dtype=torch.long, device=self.device)
+
+        def one() -> None:
+            nonlocal place
+            with self.autocast(precision):
+                q = normalize(query(first), dim=1)
+                with torch.no_grad():
+                    for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
+                        slow.data = slow.data * chosen.momentum + fast.data * (1 - chosen.momentum)
+                    k = normalize(key(second), dim=1)
+                logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.clone().detach().to(q.dtype)], 1)
+                loss = criterion(logits / chosen.temperature, label)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            slots = (place + torch.arange(len(k), device=self.device)) % queue.shape[1]
+            queue[:, slots] = k.T.to(queue.dtype)
+            place = (place + len(k)) % queue.shape[1]
+
+        return {"images_per_s": len(first) / self.seconds(one)}
 
     def on_meta(self, settings: Pretrain) -> Any:
         built = estimate.build(settings, estimate.Packed(10_000, 3, self.side), 0)
@@ -173,6 +218,9 @@ def main() -> int:
     pieces |= {f"matmul {p}": lambda p=p: bench.matmul(p) for p in precisions}
     pieces |= {"decode": bench.decoding, "photometrics": bench.photometrics}
     pieces |= {f"step {p} {m}": lambda p=p, m=m: bench.step(p, m) for p in precisions for m in modes}
+    pieces |= {f"step {p} of plain torch": lambda p=p: bench.peer(p) for p in precisions}
+    pieces |= {f"step 32 pixels bf16 {m}": lambda m=m: bench.step("bf16", m, 32) for m in modes}
+    pieces |= {"step 32 pixels bf16 of plain torch": lambda: bench.peer("bf16", 32)}
     pieces |= {"end to end bf16": bench.end_to_end}
     failed = []
     for name in [name for name in pieces if name not in done]:

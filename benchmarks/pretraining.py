@@ -1,24 +1,30 @@
 """The pretraining step beside lightly's modules, and PIRL's negatives beside a gather a sample."""
 
 import copy
+import itertools
 import os
 import time
 from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline import objectives
+from pipeline.board import Board
 from pipeline.image import Image
 from pipeline.objectives.base import Batch
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
-from pipeline.training.loop import backward, compile_networks
+from pipeline.settings.training import Training
+from pipeline.training import watch
+from pipeline.training.loop import backward, clip, compile_networks, scalars
 from pipeline.world import World
 
 BATCH = int(os.environ.get("BENCH_BATCH", "256"))
@@ -173,6 +179,36 @@ def moco_step_bf16() -> dict[str, Any] | None:
 def moco_overhead() -> dict[str, Any] | None:
     """The whole step beside its bare model passes: 0.95 is an overhead of 5 %."""
     return compared("fp32", "bare")
+
+
+def watching() -> dict[str, Any]:
+    """What is watched in a step, beside a hundredth of it: the gradient's norm each step, scalars and the board each
+    tenth (`log_steps` as it stands by itself), with the step of `moco_step`."""
+    torch.set_num_threads(THREADS)
+    chosen, world = Training(), World(THREADS)
+    objective = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, world, 0).train()
+    objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    finite, at, given = watch.Finite("MoCo"), itertools.count(), batch()
+    with TemporaryDirectory() as folder:
+        board = Board(Path(folder), 0)
+
+        def step() -> None:
+            nonlocal result
+            result = backward(objective, objective, [given])
+
+        def each() -> None:
+            finite.note(next(at), result.loss, clip(objective, 0.0))
+
+        def tenth() -> None:
+            board.scalars(next(at), scalars(objective, result, 1, result.loss, 0.1, world))
+            finite.check()
+
+        result: Any = None
+        seen = rounds({"step": step, "each": each, "tenth": tenth}, ROUNDS)
+        board.close()
+    cost = seen["each"] + seen["tenth"] / chosen.log_steps
+    aim = seen["step"] / 100
+    return {"ratio": aim / cost, "ours": cost, "peer": aim, "unit": "s/step", "n": ROUNDS}
 
 
 def pirl_negatives() -> dict[str, Any]:

@@ -20,8 +20,9 @@ def test_every_piece_runs_and_is_kept(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out/gpu.json").read_text())
-    assert len(found) == 10 and found["end to end bf16"]["images_per_s"] > 0
+    assert len(found) == 15 and found["end to end bf16"]["images_per_s"] > 0
     assert all(found[f"step {p} eager"]["tflops"] > 0 for p in ("fp32", "tf32", "bf16"))
+    assert all(found[f"step {p} of plain torch"]["images_per_s"] > 0 for p in ("fp32", "tf32", "bf16"))
     assert "not a measurement" in (tmp_path / "out/gpu.md").read_text()
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout == ""

@@ -7,10 +7,17 @@ loss = mean(low + logsumexp(-[low, high])).
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
+
+
+def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of the numbers on a device, which a step does not wait for."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)

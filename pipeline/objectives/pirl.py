@@ -10,7 +10,7 @@ from pipeline import keyed
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
-from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.objectives.base import Batch, Objective, Step, sent
 from pipeline.objectives.energies import binary_nce, infonce, nce, unit
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import Net
@@ -89,7 +89,7 @@ class PIRL(Objective):
         if count == 0 or count >= self.samples:
             return None
         drawn = keyed.permute(np.arange(count), self.samples, batch.seed, batch.step, "negatives")
-        return torch.from_numpy(drawn).to(batch.ids.device)
+        return sent(drawn, batch.ids.device)
 
     def _estimate(self, low: Tensor, high: Tensor) -> Tensor:
         """log(samples x mean e^-E) over the global batch's positives and negatives, of image and patches -> [1, 2]."""

@@ -98,7 +98,7 @@ def train(
     marks = snapshot_steps(total, settings.snapshots)
     save_every = settings.save_steps or settings.save_epochs * feed.steps_per_epoch
     alarm = watch.Collapse(objective, settings, feed.steps_per_epoch)
-    finite = watch.Finite(type(objective).__name__, world.device)
+    finite = watch.Finite(type(objective).__name__)
     meter = watch.Meter(feed, settings.batch, model, world)
     if before := watch.lost(board, start, settings.batch):
         board.timings(start, before)

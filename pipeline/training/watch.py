@@ -142,22 +142,27 @@ class Collapse:
 
 
 class Finite:
-    """Remembers, on the device, the first step whose loss or gradient was not finite; says so when it is checked."""
+    """Keeps each step's loss and gradient norm, 0-d, and names the first that was not finite when it is asked: the
+    step itself neither waits nor computes for it."""
 
-    def __init__(self, name: str, device: torch.device):
+    def __init__(self, name: str):
         self.name = name
-        self.first = torch.full((2,), torch.inf, dtype=torch.float64, device=device)
+        self.kept: list[tuple[int, Tensor, Tensor]] = []
 
     def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        bad = ~torch.isfinite(torch.stack([loss.double(), norm.double()]))
-        self.first = torch.minimum(self.first, torch.where(bad, float(step), torch.inf))
+        self.kept.append((step, loss, norm))
 
     def check(self) -> None:
-        for quantity, step in zip(("loss", "gradient"), self.first.tolist(), strict=True):
-            if step != float("inf"):
+        if not self.kept:
+            return
+        steps, *columns = zip(*self.kept, strict=True)
+        self.kept = []
+        for quantity, column in zip(("loss", "gradient"), columns, strict=True):
+            good = torch.isfinite(torch.stack(column))
+            if not good.all():
                 raise NoProgressError(
-                    f"{self.name}: the {quantity} is not finite at step {int(step)}; the last good checkpoint is "
-                    f"kept: lower the learning rate or raise the temperature"
+                    f"{self.name}: the {quantity} is not finite at step {steps[int(good.long().argmin())]}; the last "
+                    f"good checkpoint is kept: lower the learning rate or raise the temperature"
                 )
 
 
