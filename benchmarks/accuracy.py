@@ -61,8 +61,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "pirl"): {"jigsaw": {"cell": 13, "patch": 10}},
 }
 """CIFAR-10's temperature is that of vissl's recipe of PIRL with InfoNCE and two-layer heads. Cells of 16 pixels show
-patches enlarged as the other view is, whose crop holds half of the image on average; cells of 10 show them as they are,
-as those of 9 do MNIST's."""
+patches enlarged as the other view is, whose crop holds half of the image on average; cells of 10 show them as they
+are, as those of 9 do MNIST's."""
 
 
 def settings(name: str, method: str) -> Pretrain:
