@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.settings.training import LARS as LARSSettings
 from pipeline.settings.training import SGD, Training
+from pipeline.training import sharded
 
 
 class LARS(torch.optim.Optimizer):
@@ -54,7 +55,7 @@ def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
         groups[1]["adapt"] = False
     groups = [g for g in groups if g["params"]]
     lr = settings.peak_lr()
-    fused = trained[0].is_cuda  # on a CPU it is worth nothing
+    fused = trained[0].is_cuda and not sharded.piece(trained[0])  # on a CPU worth nothing; torch has none for pieces
     if isinstance(chosen, LARSSettings):
         return eager(LARS)(groups, lr, chosen.momentum, chosen.trust)
     if isinstance(chosen, SGD):
