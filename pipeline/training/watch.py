@@ -197,18 +197,20 @@ class Meter:
         rates["feed/bad"] = float(self.feed.bad)
         if steps:
             rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
-        if hasattr(self.model, "_get_ddp_logging_data"):
-            # All go at the pace of the one whose feed, or whose device, is the slowest.
-            own = [[rates.get("feed/wait", 0.0), self.computing()]]
-            table = self.world.gather(torch.tensor(own, dtype=torch.float64, device=self.world.device))
-            for name, column in zip(("feed/wait", "ops/compute"), table.T.tolist(), strict=True):
+        if self.world.size > 1:  # all go at the pace of the one whose feed, or whose device, is the slowest
+            own = {"feed/wait": rates.get("feed/wait", 0.0)} | self.computing()
+            table = self.world.gather(torch.tensor([[*own.values()]], dtype=torch.float64, device=self.world.device))
+            for name, column in zip(own, table.T.tolist(), strict=True):
                 rates |= {f"{name}_most": max(column), f"{name}_rank": float(column.index(max(column)))}
-            rates["ops/compute_least"] = float(table[:, 1].min())
+                rates |= {"ops/compute_least": min(column)} if name == "ops/compute" else {}
         self.seconds, self.step, self.time = seconds, step, now
         return rates
 
-    def computing(self) -> float:
+    def computing(self) -> dict[str, float]:
         """Seconds a step of this rank's own forward and backward pass without the waiting for others, by DDP's clocks:
-        a mean of the first steps and of some since."""
+        a mean of the first steps and of some since. Empty where weights are in pieces."""
+        if not hasattr(self.model, "_get_ddp_logging_data"):
+            return {}
         clocks = self.model._get_ddp_logging_data()  # type: ignore[operator]
-        return sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward")) / 1e9
+        spent = sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward"))
+        return {"ops/compute": spent / 1e9}
