@@ -81,7 +81,7 @@ def test_compiled_it_learns_the_same_and_goes_on_bit_for_bit(digits, tmp_path, m
     whole = train("moco", digits, tmp_path / "whole", compile=True, **changes)
     with pytest.raises(Stopped):
         train("moco", digits, tmp_path / "cut", stop_at=5, compile=True, **changes)
-    parts = train("moco", digits, tmp_path / "cut", compile=True, **changes)
+    parts = train("moco", digits, tmp_path / "cut", compile="graphs", **changes)  # on a CPU the same machine code
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
     assert not any("_orig_mod" in k for k in whole)  # names as without it
     eager, made = ([json.loads(line)["train/loss"] for line in (tmp_path / n / "metrics.jsonl").open()]

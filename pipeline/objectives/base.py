@@ -37,7 +37,7 @@ class Batch:
         for side in shape:
             count *= side
         numbers = draw(count, self.seed, self.epoch, self.ids.cpu().numpy(), op)
-        return torch.from_numpy(numbers).to(self.views[0]).reshape(len(self.ids), *shape)
+        return sent(numbers, self.ids.device).to(self.views[0]).reshape(len(self.ids), *shape)
 
     def uniform(self, op: str, *shape: int) -> Tensor:
         """Numbers in [0, 1) that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
