@@ -1,6 +1,7 @@
 """The contract on CUDA, `uv run pytest -m gpu`: loss and gradient as on the CPU, bf16 in bounds, bitwise resume."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pipeline.settings.nets import Norm
 from tests.cases import CASES, CONTRASTIVE, batch, make, warm
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic algorithms ask for
 pytestmark = pytest.mark.gpu
 IDS = [3, 1, 12, 25, 9, 30, 17, 6]
 NETS = [n for n in CASES if not n.startswith("lista")]
