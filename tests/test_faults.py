@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +24,14 @@ from pipeline.data.loader import Feed
 from pipeline.data.pack import check
 from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.sources import Item
-from pipeline.errors import DataError, NoProgressError
+from pipeline.errors import DataError, NoProgressError, Stopped
 from pipeline.settings.data import CifarViews
+from pipeline.settings.nets import CNN
+from pipeline.settings.objectives import Head, MoCo
+from pipeline.settings.stages import Pretrain
+from pipeline.stages import pretrain
 from pipeline.views import recipes
+from pipeline.world import World
 from tests.fuzz_shards import fuzz
 from tests.test_pack import picture, run, tree
 
@@ -355,6 +361,34 @@ def test_replaced_and_written_down_the_same_after_a_restart(damaged, tmp_path):
         file.write('{"step": 5, "half')  # what a kill left
     samples([feed(damaged, ledger=path)], 2, 6)
     assert path.read_bytes() == whole
+
+
+def test_a_resumed_training_keeps_its_log_and_its_limit(damaged, tmp_path):
+    """Through the stage: with the samples of the first start forgotten, eleven in all would be forgiven for ever."""
+
+    def start(name: str, share: float, stop: Callable[[], bool] = lambda: False) -> Path:
+        (out := tmp_path / name).mkdir(exist_ok=True)
+        settings = Pretrain(
+            data="shards", net=CNN(width=4, depth=1), views=CifarViews(size=16), snapshots=0, batch=32, steps=24,
+            objective=MoCo(queue=32, head=Head(hidden=8, dim=4)), max_bad_share=share, save_steps=1,
+        )  # fmt: skip
+        pretrain.run(settings, 3, {"shards": damaged}, out, World(threads=1, stop=stop))
+        return out / "bad-0.jsonl"
+
+    whole = start("whole", 0.2).read_text()
+    at = [json.loads(line)["step"] for line in whole.splitlines()]
+    past, half = at[FORGIVEN], at[FORGIVEN // 2] + 1
+    assert 0 < half < past  # the eleventh is met after the stop, and fewer than eleven from there on would be forgiven
+    asked = iter(range(half + 1))
+    with pytest.raises(Stopped):
+        start("cut", 0.2, lambda: next(asked) == half)
+    assert start("cut", 0.2).read_text() == whole
+    asked = iter(range(half + 1))
+    with pytest.raises(Stopped):
+        start("few", 0.001, lambda: next(asked) == half)
+    assert len((tmp_path / "few/bad-0.jsonl").read_text().splitlines()) < FORGIVEN
+    with pytest.raises(DataError, match=f"^{FORGIVEN + 1} unreadable samples of {(past + 1) * 32}"):
+        start("few", 0.001)
 
 
 def many(shards: Shards, ids, step: int = 0):

@@ -55,7 +55,6 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
     every = min(total, settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n))
     # A forward pass on so many costs a hundredth of the training between two checkpoints.
     judge = quality.judge(shards, image, settings.samples(shards.n), every * settings.batch // 25, seed)
-    first = next(iter(feed.steps(0)))[2][0].views
     try:
         return loop.train(
             objective,
@@ -67,7 +66,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             world=world,
             export=export,
             judge=judge,
-            sheets={f"views/{objective.recipe}": sheets.views(first, image)},
+            sheets=lambda views: {f"views/{objective.recipe}": sheets.views(views, image)},
         )
     finally:
         feed.close()

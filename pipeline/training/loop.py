@@ -60,14 +60,14 @@ def train(
     out: Path,
     world: World,
     export: Callable[[nn.Module, Path], None],
-    sheets: Mapping[str, np.ndarray] | None = None,
+    sheets: Callable[[tuple[Tensor, ...]], Mapping[str, np.ndarray]] | None = None,
     judge: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
 
     ``export(encoder, folder)`` writes an encoder; it is called for each snapshot along the way and at the end.
-    ``sheets``: pictures of what goes in, uint8 [H, W, 3] by tag, shown at step 0. ``judge``: scalars of the encoder,
-    asked of rank 0 at every checkpoint.
+    ``sheets``: pictures of the first step's views, uint8 [H, W, 3] by tag, asked of rank 0. ``judge``: scalars of the
+    encoder, asked of rank 0 at every checkpoint.
     Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
     that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
     """
@@ -93,8 +93,6 @@ def train(
     if world.main:
         for line in watch.beforehand(objective, settings, world):
             say(line)
-    for tag, sheet in (sheets or {}).items():
-        board.image(tag, 0, sheet)
     marks = snapshot_steps(total, settings.snapshots)
     save_every = settings.save_steps or settings.save_epochs * feed.steps_per_epoch
     alarm = watch.Collapse(objective, settings, feed.steps_per_epoch)
@@ -127,6 +125,9 @@ def train(
             raise Stopped(
                 f"asked to stop: saved at step {step} of {total} in {took:.2g} s; the same command goes on from there"
             )
+        if step == 0 and world.main and sheets is not None:
+            for tag, sheet in sheets(tuple(loaded[0].views)).items():
+                board.image(tag, 0, sheet)
         for group in optimiser.param_groups:
             group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)
         if settings.compile == "graphs":
