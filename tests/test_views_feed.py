@@ -209,12 +209,6 @@ def test_sixteen_bits_are_scaled():
     assert decode(file.getvalue(), 1)[0].flatten().tolist() == [round(v / 257) for v in levels.tolist()]
 
 
-def test_orientation_is_ignored():
-    exif = Picture.Exif()
-    exif[0x0112] = 6
-    assert torch.equal(decode(encoded("JPEG", exif=exif), 3), decode(JPEGS["plain"], 3))
-
-
 def test_a_name_means_nothing():
     assert torch.equal(decode(encoded("PNG"), 3), decode(encoded("BMP"), 3))
     for data in (b"", b"\xff\xd8", b"\x89PNG\r\n", b"<html></html>", bytes(100)):

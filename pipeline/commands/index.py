@@ -1,5 +1,6 @@
 """pipeline index TARS --out FOLDER: tars that others wrote become a set that training reads."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="default: the folder of the first tar")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images listed before it gives up")
+    turned = "turn images as their EXIF orientation says (the default)"
+    parser.add_argument("--exif-orientation", action=argparse.BooleanOptionalAction, default=True, help=turned)
     options = parse(parser, words)
     from pipeline.data import patterns
 
@@ -29,7 +32,9 @@ def main(words: Sequence[str]) -> int:
     from pipeline.data import foreign
 
     out = Path(options.out) if options.out else splits["train"][0].parent
-    manifest = foreign.index(splits, out, options.threads, options.max_bad, lambda text: print(text, flush=True))
+    manifest = foreign.index(
+        splits, out, options.threads, options.max_bad, options.exif_orientation, lambda text: print(text, flush=True)
+    )
     images = {split: entry["images"] for split, entry in manifest["splits"].items()}
     left_out = f", {manifest['bad']} left out (bad.jsonl)" if manifest["bad"] else ""
     print(f"{out}: {images['train']} training and {images['test']} test images{left_out}; source: shards:{out}")

@@ -19,6 +19,7 @@ def index(
     out: Path,
     threads: int = 1,
     max_bad: int = 100,
+    exif_orientation: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes the manifest, tables and indices of the tars of each split into ``out`` -> the manifest. Images that
@@ -41,7 +42,7 @@ def index(
             made, stats[split] = [], Statistics()
             for path in found:
                 name = str(path.resolve().relative_to(base))
-                row, classes = one(path, name, out, pool, stats[split], bad)
+                row, classes = one(path, name, out, pool, stats[split], bad, exif_orientation)
                 made.append(row)
                 most = max(most, classes)
                 say(f"{name}: {row[1]} images")
@@ -52,13 +53,13 @@ def index(
     store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
     classes = [str(i) for i in range(most + 1)] if most >= 0 else None
     beside = os.path.relpath(base, out.resolve())
-    manifest = describe(classes, entries, stats, len(bad), None if beside == "." else beside)
+    manifest = describe(classes, entries, stats, len(bad), exif_orientation, None if beside == "." else beside)
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return manifest
 
 
 def one(
-    path: Path, name: str, out: Path, pool: ThreadPoolExecutor, stats: Statistics, bad: list
+    path: Path, name: str, out: Path, pool: ThreadPoolExecutor, stats: Statistics, bad: list, exif_orientation: bool
 ) -> tuple[tuple[str, int, int, int, int, bytes], int]:
     """Writes the index of one tar -> its row in the table of shards, and its highest class."""
     found, _ = scan(path)
@@ -66,7 +67,7 @@ def one(
     items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in found]
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
-        results = pool.map(lambda item: check(item, None), chunk)
+        results = pool.map(lambda item: check(item, None, exif_orientation), chunk)
         for (sample, label, _), item, result in zip(found[start : start + CHUNK], chunk, results, strict=True):
             if isinstance(result, str):
                 bad.append({"image": item.name, "reason": result})

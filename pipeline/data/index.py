@@ -22,7 +22,7 @@ from pipeline.data.store import Store, open_store
 from pipeline.errors import DataError
 from pipeline.image import Image
 
-MANIFEST, QUARANTINE, VERSION = "manifest.json", "quarantine.json", 2
+MANIFEST, QUARANTINE, VERSION = "manifest.json", "quarantine.json", 3
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("ext", "S4")])
 """One image of a shard: where its bytes start in the tar, how many, their CRC-32, its class (-1: none)."""
 TABLES = 512
@@ -189,7 +189,7 @@ class Shards:
             side = height
         mean, std = tuple(self.manifest["mean"]), tuple(self.manifest["std"])
         assert side is not None
-        return Image(self.manifest["channels"], side, mean, std)
+        return Image(self.manifest["channels"], side, mean, std, self.manifest["exif_orientation"])
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

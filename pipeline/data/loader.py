@@ -241,7 +241,8 @@ class Feed:
             raise data
         read_at = time.perf_counter()
         try:
-            image = decode(data, self.recipe.image.channels, self._own("pixels", Scratch))
+            about = self.recipe.image
+            image = decode(data, about.channels, self._own("pixels", Scratch), about.exif_orientation)
         except ValueError as error:
             raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
         seconds["read"] += read_at - begun
@@ -283,11 +284,11 @@ def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
     """Images as an encoder is judged on them, uint8 [n, C, side, side]: as packed where they have that size; else the
     short side is resized to 8/7 of ``side`` (256 for 224) and the centre is cut. Raises DataError for an unreadable
     one: a number must not depend on luck."""
-    channels = shards.manifest["channels"]
+    channels, exif_orientation = (shards.manifest[name] for name in ("channels", "exif_orientation"))
     out = torch.empty(len(ids), channels, side, side, dtype=torch.uint8)
     for i, sample in enumerate(np.asarray(ids).tolist()):
         try:
-            image = decode(read(shards, sample), channels)
+            image = decode(read(shards, sample), channels, None, exif_orientation)
         except (BadSample, ValueError) as error:
             raise DataError(f"{shards.where(sample)}: {error}; pack again") from error
         out[i] = image if image.shape[1:] == (side, side) else centre(image, side)

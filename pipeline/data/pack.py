@@ -98,7 +98,7 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     if not stats["train"].n:
         raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
     store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
-    manifest = describe(source.classes, splits, stats, len(bad))
+    manifest = describe(source.classes, splits, stats, len(bad), settings.exif_orientation)
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     counts = {f"{name}_images": stats[name].n for name in splits}
     return {**counts, "bad": len(bad), "classes": len(source.classes or []), "fingerprint": manifest["fingerprint"]}
@@ -150,11 +150,11 @@ def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
     return {"train": chosen[False], "test": chosen[True]}
 
 
-def check(item: Item, short_side: int | None) -> Checked | str:
+def check(item: Item, short_side: int | None, exif_orientation: bool = True) -> Checked | str:
     """Reads and decodes one image, shrinks it if asked -> what to pack, or what is wrong with it."""
     try:
         data = item.load()
-        pixels = decode(data, 3).numpy()
+        pixels = decode(data, 3, None, exif_orientation).numpy()
     except (OSError, ValueError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     ext = kind(data)
@@ -201,7 +201,8 @@ def write(
         if world.stopping():
             raise Stopped("asked to stop while packing; the same command packs again")
         chunk = items[start : start + CHUNK]
-        for item, found in zip(chunk, pool.map(lambda i: check(i, settings.short_side), chunk), strict=True):
+        results = pool.map(lambda item: check(item, settings.short_side, settings.exif_orientation), chunk)
+        for item, found in zip(chunk, results, strict=True):
             if isinstance(found, str):
                 bad.append({"split": split, "image": item.name, "reason": found})
                 if len(bad) > settings.max_bad:
@@ -270,16 +271,22 @@ class Shard:
 
 
 def describe(
-    classes: list[str] | None, splits: dict, stats: dict[str, Statistics], bad: int, base: str | None = None
+    classes: list[str] | None,
+    splits: dict,
+    stats: dict[str, Statistics],
+    bad: int,
+    exif_orientation: bool = True,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all. ``base``: where
-    the tars lie, if not beside it."""
+    the tars lie, if not beside it. The deviation of a channel that never varies is 1: pixels are divided by it."""
     shapes = set.union(*(s.shapes for s in stats.values()))
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
     grey = all(s.grey for s in stats.values())
     train = stats["train"]
     mean = train.sums[0] / (255 * train.pixels)
-    std = np.sqrt(train.sums[1] / (255**2 * train.pixels) - mean**2)
+    std = np.sqrt(np.maximum(train.sums[1] / (255**2 * train.pixels) - mean**2, 0))
+    std[std < 1e-6] = 1  # one level in one of a billion pixels is 1e-7: all else is rounding
     body = {
         "version": VERSION,
         "classes": classes,
@@ -288,6 +295,7 @@ def describe(
         "width": width,
         "mean": mean[: 1 if grey else 3].tolist(),
         "std": std[: 1 if grey else 3].tolist(),
+        "exif_orientation": exif_orientation,
         "splits": splits,
         "bad": bad,
         "base": base,

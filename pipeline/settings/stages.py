@@ -52,6 +52,9 @@ class Pack(Stage):
     """Images larger than this are shrunk to it; none: the files' own bytes are packed."""
     shard_images: Count = 4096
     """Images a shard."""
+    exif_orientation: bool = True
+    """Images are turned as their EXIF orientation says, in every format alike, each time one is decoded; the files'
+    own bytes are packed. false: as their pixels lie, as torchvision's ImageFolder reads them."""
     max_bad: Annotated[int, Field(ge=0)] = 100
     """Unreadable images listed before packing gives up."""
 
