@@ -166,13 +166,14 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
         rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
     image = encoders.load(root / "moco").image
     rows["raw pixels"] = lambda: encoders.pixels(data.train.image(None))
-    net: Any = TypeAdapter(Net).validate_python(SETS[name]["net"])
-    rows["untrained"] = lambda: encoders.untrained(net, image, seed)
+    network = encoders.network(root / "moco")
+    assert network is not None
+    rows["untrained"] = lambda: encoders.untrained(network, seed)
     pictures = Pictures(data.train, image.side, IMAGES), Pictures(data.test, image.side)
     found = {}
     for row, load in rows.items():
         x, x_test = (features(load(), p, world.device) for p in pictures)
-        found[row] = probe.numbers(chosen, probe.judge(chosen, data, row, x, x_test, world.device))
+        found[row] = probe.numbers(probe.judge(chosen, data, row, x, x_test, world.device))
         if (root / row / "row.json").exists():
             found[row] |= json.loads((root / row / "row.json").read_text())
     return found
@@ -243,7 +244,7 @@ def report(name: str, rows: dict[int, dict[str, dict[str, float]]], apart: dict[
     print(f"\n{name}: mean ± deviation over {len(rows)} seeds, %\n")
     print("| row | linear, all labels | linear, 10 a class | kNN | images seen | seconds |\n|---|---|---|---|---|---|")
     for row in rows[0]:
-        cells = [cell(rows, row, key) for key in ("linear_top1", "linear_10_per_class", "knn_top1")]
+        cells = [cell(rows, row, key) for key in ("linear_top1", "linear_few", "knn_top1")]
         told = [f"{np.mean([r[row][key] for r in rows.values()]):,.0f}" if key in rows[0][row] else ""
                 for key in ("seen", "seconds")]  # fmt: skip
         print(f"| {row} | {' | '.join(cells + told)} |")

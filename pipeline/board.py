@@ -49,7 +49,7 @@ LAYOUT = {
     },
     "how good is it": {
         "linear probe, all labels": ["Multiline", ["probe/linear_top1"]],
-        "linear probe, few labels": ["Multiline", ["probe/linear_10_per_class"]],
+        "linear probe, few labels": ["Multiline", ["probe/linear_few"]],
         "nearest neighbours": ["Multiline", ["probe/knn_top1"]],
     },
 }

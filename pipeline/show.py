@@ -168,7 +168,7 @@ def compare(variants: dict[str, list[Path]]) -> None:
         for record in filter(None, map(artifact.read, folders)):
             for name, row in record["metrics"].get("rows", {}).items() if record["kind"] == "probe" else ():
                 found.setdefault((record["stage"], name), {})[mark] = row
-    keys = ("linear_top1", "linear_10_per_class", "knn_top1")
+    keys = ("linear_top1", "linear_few", "knn_top1")
     rows = []
     for (stage, name), by_mark in found.items():
         rows += [[stage, name, mark, *(percent(row, key) for key in keys)] for mark, row in by_mark.items()]
@@ -188,17 +188,18 @@ def percent(row: dict[str, float], key: str) -> str:
 
 
 def spread(row: dict[str, float]) -> str:
-    told = percent(row, "linear_10_per_class")
-    deviation = row.get("linear_10_per_class_sd")
+    told = percent(row, "linear_few")
+    deviation = row.get("linear_few_sd")
     return told if deviation is None else f"{told[:-2]} ± {100 * deviation:.2f} %"
 
 
 def protocol(record: dict[str, Any]) -> str:
     """How the numbers were come by: none is shown without it."""
-    settings = record["settings"]
+    settings, untrained = record["settings"], record["metrics"].get("protocol", {}).get("untrained", {})
     return (
         f"top-1 on the test split, seed {record['seed']}; {settings['per_class']} labels a class: mean ± sd of "
         f"{settings['draws']} draws; kNN: {settings['neighbours']} neighbours, temperature {settings['temperature']}"
+        + "".join(f"; {row}: {what}, untrained" for row, what in untrained.items())
     )
 
 

@@ -30,8 +30,7 @@ stages:
     save_epochs: 1
     snapshots: 0
   probe:
-    {{kind: probe, data: shards, encoders: [moco], draws: 2, train_examples: 400,
-     random_net: {{kind: cnn, width: 8, depth: 2}}}}
+    {{kind: probe, data: shards, encoders: [moco], draws: 2, train_examples: 400}}
 """
 
 

@@ -175,17 +175,19 @@ def finished(root: Path, name: str, kind: str, metrics: dict, settings: dict) ->
 
 PROTOCOL = {"per_class": 10, "draws": 7, "neighbours": 20, "temperature": 0.07}
 ROWS = {
-    "moco": {"linear_top1": 0.987, "linear_10_per_class": 0.91, "linear_10_per_class_sd": 0.0123, "knn_top1": 0.975},
-    "raw_pixels": {"linear_top1": 0.9, "linear_10_per_class": 0.8, "linear_10_per_class_sd": 0.02, "knn_top1": None},
+    "moco": {"linear_top1": 0.987, "linear_few": 0.91, "linear_few_sd": 0.0123, "knn_top1": 0.975},
+    "raw_pixels": {"linear_top1": 0.9, "linear_few": 0.8, "linear_few_sd": 0.02, "knn_top1": None},
 }
 
 
 def test_results_are_shown_with_their_protocol(place, capsys):
     finished(place / "runs", "moco", "pretrain", {"train/loss": 1.25, "rows": {}}, {})
-    finished(place / "runs", "probe", "probe", {"rows": ROWS}, PROTOCOL)
+    known = {"untrained": {"random": "the network of moco"}}
+    finished(place / "runs", "probe", "probe", {"rows": ROWS, "protocol": known}, PROTOCOL | {"per_class": 5})
     assert cli.main(["show"]) == 0
     told = capsys.readouterr().out
-    for part in ("98.70 %", "91.00 ± 1.23 %", "97.50 %", "raw_pixels", "train/loss 1.25", "seed 3", "7 draws"):
+    for part in ("98.70 %", "91.00 ± 1.23 %", "97.50 %", "raw_pixels", "train/loss 1.25", "seed 3", "7 draws",
+                 "linear, 5 a class", "random: the network of moco, untrained"):
         assert part in told
     assert cli.main(["show", "runs/probe-0123abcd"]) == 0
     told = capsys.readouterr().out

@@ -649,7 +649,7 @@ def test_ranks_run_one_plan_stop_together_and_go_on(place):
 # -------------------------------------------------------------------------------------------------------------- sweeps
 def test_a_list_of_values_is_a_run_of_each(place, stages, capsys):
     """What the variants share is done once; what each of them found stands in one table at the end."""
-    rows = {"moco": {"linear_top1": 0.5, "linear_10_per_class": 0.25, "knn_top1": 0.75}}
+    rows = {"moco": {"linear_top1": 0.5, "linear_few": 0.25, "knn_top1": 0.75}}
     shown = iter(range(9))
 
     def judge(out, world):

@@ -77,7 +77,7 @@ def test_every_promised_page_is_served(server, runs):
     assert {"train/loss", "train/lr", "energy/low", "energy/high", "energy/gap"} <= tags(scalars, "moco")
     assert {"learn/queue_age", "learn/accuracy", "feed/wait", "feed/images_per_s"} <= tags(scalars, "moco")
     assert {"vae/elbo", "vae/kl", "vae/recon", "vae/active_units"} <= tags(scalars, "vae")
-    assert {"probe/linear_top1", "probe/linear_10_per_class", "probe/knn_top1"} <= tags(scalars, "probe")
+    assert {"probe/linear_top1", "probe/linear_few", "probe/knn_top1"} <= tags(scalars, "probe")
     assert {"views/two"} <= tags(images, "moco") and {"views/jigsaw"} <= tags(images, "pirl")
     assert {"samples", "reconstructions", "interpolations", "latent/bubbles", "latent/plane"} <= tags(images, "vae")
     assert {"codes/dictionary"} <= tags(images, "codes")

@@ -15,7 +15,7 @@ from pipeline import objectives, tensors
 from pipeline.errors import DataError
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.settings.nets import Net
+from pipeline.settings.nets import Net, Norm
 from pipeline.settings.objectives import Generative
 from pipeline.settings.stages import Codes
 from pipeline.sparse import features as sparse
@@ -76,14 +76,14 @@ def settings(spec: dict[str, Any]) -> Net:
     return TypeAdapter(Net).validate_python(spec["net"])
 
 
-def rebuild(spec: dict[str, Any], image: Image) -> tuple[nn.Module, bool]:
-    """The empty module of a spec, and whether it takes normalised images."""
+def rebuild(spec: dict[str, Any], image: Image, seed: int = 0) -> tuple[nn.Module, bool]:
+    """The module of a spec with its first weights, and whether it takes normalised images."""
     if spec["kind"] == "trunk":
-        return trunks.build(settings(spec), image), True
+        return trunks.build(settings(spec), image, None, seed), True
     if spec["kind"] == "autoencoder":
         chosen = TypeAdapter(Generative).validate_python(spec["objective"])
         made: Any = objectives.OBJECTIVES[chosen.kind]
-        return made(chosen, None, image, 0, None, 0).encoder, False
+        return made(chosen, None, image, 0, None, seed).encoder, False
     if spec["kind"] == "sparse":
         codes = Codes.model_validate(spec["codes"])
         if codes.encoder is None:
@@ -94,9 +94,33 @@ def rebuild(spec: dict[str, Any], image: Image) -> tuple[nn.Module, bool]:
     raise ValueError(f"kind {spec['kind']!r} is none of trunk, autoencoder, sparse")
 
 
-def untrained(net: Net, image: Image, seed: int) -> Encoder:
-    """A randomly initialised trunk: what an encoder is worth before it has learned."""
-    return Encoder(trunks.build(net, image, None, seed), image, True).eval().requires_grad_(False)
+def network(folder: Path) -> dict[str, Any] | None:
+    """The spec of the network under the encoder in a folder: equal for two that differ in their weights alone, or in
+    which images batch norm saw in training. None under codes of patches, which have no network."""
+    try:
+        return bare(json.loads((folder / SPEC).read_text()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: no encoder that can be read ({type(error).__name__}: {error})") from error
+
+
+def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
+    """Of an encoder's spec, what its untrained network depends on."""
+    if spec["kind"] == "sparse":
+        return bare(spec["inner"]) if "inner" in spec else None
+    if spec["kind"] == "autoencoder":
+        kept = {k: spec["objective"][k] for k in ("kind", "net")}
+        return {"kind": "autoencoder", "objective": kept, "image": spec["image"]}
+    net = settings(spec)
+    if net.norm.kind != "none":
+        net = net.model_copy(update={"norm": Norm()})
+    return {"kind": "trunk", "net": net.model_dump(mode="json"), "image": spec["image"]}
+
+
+def untrained(network: dict[str, Any], seed: int) -> Encoder:
+    """A network with its random first weights: what an encoder is worth before it has learned."""
+    image = TypeAdapter(Image).validate_python(network["image"])
+    module, normalised = rebuild(network, image, seed)
+    return Encoder(module, image, normalised).eval().requires_grad_(False)
 
 
 class Pixels(nn.Module):

@@ -159,6 +159,6 @@ def results(home: Path | None, record: dict[str, Any]) -> str:
         for row in (name, "raw_pixels", "random"):
             numbers = {k: v for k, v in sorted(rows.get(row, {}).items()) if isinstance(v, int | float)}
             lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
-        protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders", "random_net")}
+        protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
         lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
     return "\n".join(lines or ["No probe has judged it yet."]) + "\n"

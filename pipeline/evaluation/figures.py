@@ -41,13 +41,14 @@ def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
     return drawn(page)
 
 
-def ladder(rows: dict[str, dict[str, float]], few: str) -> np.ndarray:
+def ladder(rows: dict[str, dict[str, float]]) -> np.ndarray:
     """Each row's three accuracies in per cent, the best at the top: all labels with the deviation of a finite test set
-    (``linear_top1_sd``), few labels (key ``few``) with that over draws -> uint8 [H, W, 3]."""
-    names = sorted(rows, key=lambda name: rows[name][few])
+    (``linear_top1_sd``), few labels with that over draws -> uint8 [H, W, 3]."""
+    names = sorted(rows, key=lambda name: rows[name]["linear_few"])
     figure, page = canvas(9, 2 + 0.7 * len(names))
     plot = figure.add_subplot()
-    marks = {"linear_top1": ("linear, all labels", "o"), few: ("linear, few labels", "s"), "knn_top1": ("kNN", "D")}
+    marks = {"linear_top1": ("linear, all labels", "o"), "linear_few": ("linear, few labels", "s")}
+    marks["knn_top1"] = ("kNN", "D")
     for offset, (key, (label, marker)) in zip((0.25, 0, -0.25), marks.items(), strict=True):
         values = [100 * rows[name][key] for name in names]
         errors = [100 * rows[name].get(f"{key}_sd", 0.0) for name in names]

@@ -142,8 +142,6 @@ class Probe(Stage):
     neighbours: Count = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the kNN vote exp(s / T) (arXiv 1805.01978)."""
-    random_net: Net = CNN()
-    """The untrained row."""
     train_examples: Count | None = None
     """Use only the first so many labelled training samples."""
 
@@ -156,6 +154,8 @@ class Probe(Stage):
                 raise ValueError(f"a probe has {name} of its own; expected a stage of another name")
             if names.count(name) > 1:
                 raise ValueError(f"{name} is listed {names.count(name)} times; expected each encoder once")
+            if any(name == f"random_{other}" for other in names):
+                raise ValueError(f"{name} is the untrained row of another encoder; expected a stage of another name")
         return names
 
 

@@ -101,7 +101,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
             curves[name][entry.step] = point
             done += 1
             progress.report(out, done, total, f"{name}: {100 * point.linear:.1f} % at step {entry.step}")
-    metrics = summary(settings, seed, data, curves)
+    metrics = summary(settings, seed, data, curves, untrained(settings, inputs))
     write(out / "results.json", results(metrics, curves, data))
     show(settings, data, curves, tests, pictures[min(pictures)][1], metrics, out)
     return metrics
@@ -125,18 +125,28 @@ def load(settings: Probe, seed: int, folder: Path) -> Data:
 
 
 def line_up(settings: Probe, seed: int, inputs: dict[str, Path], data: Data) -> dict[str, list[Entry]]:
-    """The rows: every encoder along its training, and two that do not learn."""
+    """The rows: every encoder along its training, raw pixels, and each network without training."""
     rows = {name: along(inputs[name]) for name in settings.encoders}
     last = max(entry.step for row in rows.values() for entry in row)
-    image = encoders.load(inputs[settings.encoders[0]]).image
     height, width = data.train.manifest["height"], data.train.manifest["width"]
     plain = data.train.image(height if height and height == width <= SMALL else SMALL // 2)
-    for name, encoder in (
-        ("raw_pixels", encoders.pixels(plain)),
-        ("random", encoders.untrained(settings.random_net, image, seed)),
-    ):
-        rows[name] = [Entry(last, lambda encoder=encoder: encoder)]
+    rows["raw_pixels"] = [Entry(last, lambda: encoders.pixels(plain))]
+    for name, owners in untrained(settings, inputs).items():
+        network = encoders.network(inputs[owners[0]])
+        assert network is not None
+        rows[name] = [Entry(last, lambda network=network: encoders.untrained(network, seed))]
     return rows
+
+
+def untrained(settings: Probe, inputs: dict[str, Path]) -> dict[str, list[str]]:
+    """The untrained rows, and the encoders whose network each is: ``random`` the first's, others called after the
+    first encoder that has them. A dictionary of patches is no network: its codes have none."""
+    owners: dict[str, list[str]] = {}
+    for name in settings.encoders:
+        network = encoders.network(inputs[name])
+        if network is not None:
+            owners.setdefault(json.dumps(network, sort_keys=True), []).append(name)
+    return {f"random_{names[0]}" if i else "random": names for i, names in enumerate(owners.values())}
 
 
 def along(folder: Path) -> list[Entry]:
@@ -175,21 +185,20 @@ def judge(settings: Probe, data: Data, name: str, train: Tensor, test: Tensor, d
     )
 
 
-def few_key(settings: Probe) -> str:
-    return f"linear_{settings.per_class}_per_class"
-
-
-def numbers(settings: Probe, point: Point) -> dict[str, float]:
-    """A row: fractions between 0 and 1."""
+def numbers(point: Point) -> dict[str, float]:
+    """A row: fractions between 0 and 1. How many labels a class the few are stands in the protocol alone, so that
+    rows of any setting lie in one card."""
     return {
         "linear_top1": point.linear,
-        few_key(settings): float(np.mean(point.few)),
-        f"{few_key(settings)}_sd": float(np.std(point.few, ddof=1)),
+        "linear_few": float(np.mean(point.few)),
+        "linear_few_sd": float(np.std(point.few, ddof=1)),
         "knn_top1": point.knn,
     }
 
 
-def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, Point]]) -> dict[str, Any]:
+def summary(
+    settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, Point]], random: dict[str, list[str]]
+) -> dict[str, Any]:
     """The artifact's metrics: rows, and the protocol without which no number appears."""
     protocol = {
         "n_train": len(data.y),
@@ -209,9 +218,10 @@ def summary(settings: Probe, seed: int, data: Data, curves: dict[str, dict[int, 
         f"labels, every part in turn), from the largest to {linear.PATIENCE:g} times below the best; with all labels "
         "refitted on fit and validation; test is read once",
         "sd": "over label draws (n - 1)",
+        "untrained": {name: f"the network of {', '.join(owners)}" for name, owners in random.items()},
         "data": data.train.fingerprint,
     }
-    return {"rows": {n: numbers(settings, points[max(points)]) for n, points in curves.items()}, "protocol": protocol}
+    return {"rows": {n: numbers(points[max(points)]) for n, points in curves.items()}, "protocol": protocol}
 
 
 def results(metrics: dict[str, Any], curves: dict[str, dict[int, Point]], data: Data) -> dict[str, Any]:
@@ -260,7 +270,7 @@ def show(
     board = Board(out, -1)
     count = len(data.y_test)
     rows = {n: r | {"linear_top1_sd": sampling(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
-    board.image("probe/rows", 0, figures.ladder(rows, few_key(settings)))
+    board.image("probe/rows", 0, figures.ladder(rows))
     board.text("protocol", card(metrics))
     board.close()
     shown = np.arange(min(SHOWN, count))
@@ -273,14 +283,14 @@ def show(
         last = points[max(points)]
         flat = {min(steps): last, max(steps): last}  # nothing that learns in steps: a line over the whole width
         for step, point in (points if len(points) > 1 else flat).items():
-            row = {f"probe/{k}": v for k, v in numbers(settings, point).items()}
+            row = {f"probe/{k}": v for k, v in numbers(point).items()}
             board.scalars(step, row | {"learn/rankme": point.rankme, "learn/std": point.spread})
         board.image("probe/neighbours", 0, alike(tests[name], pictures))
         title = f"{name}: {100 * last.linear:.1f} % of {count} test images, all labels"
         board.image("probe/confusion", 0, figures.confusion(np.array(last.confusion), data.names, title))
         board.embedding("features", reduced(tests[name][: len(shown)]), labels, sprites)
         told = {"encoder": name, "features": tests[name].shape[1], "penalty": last.penalty, "step": max(points)}
-        board.hparams(told, [f"probe/{k}" for k in numbers(settings, last)])
+        board.hparams(told, [f"probe/{k}" for k in numbers(last)])
         board.close()
 
 
@@ -300,13 +310,12 @@ def reduced(rows: Tensor) -> Tensor:
 def card(metrics: dict[str, Any]) -> str:
     """Rows and protocol in Markdown."""
     rows, protocol = metrics["rows"], metrics["protocol"]
-    few = f"linear_{protocol['per_class']}_per_class"
     lines = [f"| row | linear, all labels | linear, {protocol['per_class']} a class | kNN |", "|---|---|---|---|"]
     for name, row in rows.items():
         spread = 100 * sampling(row["linear_top1"], protocol["n_test"])
         lines.append(
-            f"| {name} | {100 * row['linear_top1']:.2f} ± {spread:.2f} | {100 * row[few]:.2f} ± "
-            f"{100 * row[f'{few}_sd']:.2f} | {100 * row['knn_top1']:.2f} |"
+            f"| {name} | {100 * row['linear_top1']:.2f} ± {spread:.2f} | {100 * row['linear_few']:.2f} ± "
+            f"{100 * row['linear_few_sd']:.2f} | {100 * row['knn_top1']:.2f} |"
         )
     lines += ["", "Test accuracy, %. ± of all labels: of a finite test set; of few labels: over label draws.", ""]
     return "\n".join(lines + [f"- {key}: {plain(value)}" for key, value in protocol.items()])
@@ -314,6 +323,8 @@ def card(metrics: dict[str, Any]) -> str:
 
 def plain(value: Any) -> str:
     """As a person would write it: 1e-05, not 9.999999999999999e-06."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {what}" for name, what in value.items())
     return ", ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else str(value)
 
 
