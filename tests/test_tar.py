@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import cli
-from pipeline.data import tar, verify
+from pipeline.data import sources, tar, verify
 from pipeline.data.index import Shards
 from pipeline.data.reader import read
 from tests.test_pack import picture
@@ -170,7 +170,9 @@ ODD = {
     "a key that comes again": ([("a.jpg", A), ("b.jpg", B), ("a.cls", b"1")], "a.cls: its key comes twice"),
     "members interleaved": (
         [("a.jpg", A), ("b.jpg", B), ("a.cls", b"0"), ("b.cls", b"1")], "b.cls: its key comes twice"),
-    "two images of a key": ([("a.jpg", A), ("a.png", B)], r"a: 2 images (jpg, png) where one was expected"),
+    "no field that is an image": ([("a.left.jpg", A), ("a.right.jpg", B)], "a.left.jpg: a dot in its key"),
+    "a class past all numbers": ([("a.jpg", A), ("a.cls", b"9" * 5000)], "a.cls: b'99999"),
+    "a class with two signs": ([("a.jpg", A), ("a.cls", b"--1")], "a.cls: b'--1'"),
     "a class without an image": ([("a.jpg", A), ("a.cls", b"0"), ("b.cls", b"1")], "b: a class without an image"),
     "a class that is no number": ([("a.jpg", A), ("a.cls", b"cat")], "a.cls: b'cat' where the number of a class"),
 }  # fmt: skip
@@ -257,3 +259,58 @@ def test_problems_in_words():
 
 def test_numbers_of_headers():
     assert tar.number(b"0000644\0") == 0o644 and tar.number(b" 644 \0  ") == 0o644 and tar.number(b"\0" * 8) == 0
+
+
+SECOND = {
+    "a mask": [("{}.jpg", A), ("{}.seg.png", B), ("{}.cls", b"1")],
+    "a mask before": [("{}.seg.png", B), ("{}.cls", b"1"), ("{}.jpg", A)],
+    "two formats": [("{}.jpg", A), ("{}.png", B), ("{}.cls", b"1")],
+    "three more": [("{}.jpg", A), ("{}.depth.tif", b"x"), ("{}.png", B), ("{}.seg.png", B), ("{}.cls", b"1")],
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_the_first_image_of_a_sample_is_its_image(name, tmp_path, capsys):
+    """What others write beside it is passed over, and said; `check` finds nothing wrong with it."""
+    members = [(form.format(i), body) for i in range(4) for form, body in SECOND[name]]
+    (tmp_path / "x.tar").write_bytes(archive(members))
+    assert cli.main(["index", str(tmp_path / "x.tar")]) == 0
+    said = capsys.readouterr().out
+    for form, body in SECOND[name]:
+        if body not in (A, b"1"):
+            assert f"4 images {form.removeprefix('{}.')} are passed over" in said
+    shards = Shards.open(tmp_path)
+    assert [read(shards, i) for i in range(4)] == [A] * 4 and shards.labels.tolist() == [1] * 4
+    assert cli.main(["check", str(tmp_path / "x.tar")]) == 0
+    source = sources.open_source(f"wds:{tmp_path}/x.tar")
+    assert [item.load() for item in source.items] == [A] * 4 and "passed over" in source.notes[0]
+
+
+CLASSES = {
+    "as they are": ([0, 1, 2], [0, 1, 2], ["0", "1", "2"], None),
+    "one of three is not there": ([0, 2, 2], [0, 2, 2], ["0", "1", "2"], None),
+    "far apart": ([1_000_000, 3, 1_000_000], [1, 0, 1], ["3", "1000000"], "3, 1000000 have labels 0 to 1"),
+    "past four bytes": ([9_999_999_999, 0, 0], [1, 0, 0], ["0", "9999999999"], "have labels 0 to 1"),
+    "below 0": ([-2, -1, 5], [0, 1, 2], ["-2", "-1", "5"], "-2, -1, 5 have labels 0 to 2"),
+    "of two signs": ([1, -1, 1], [1, 0, 1], ["-1", "1"], "-1, 1 have labels 0 to 1"),
+    "some have none": ([-1, 0, 1], [-1, 0, 1], ["0", "1"], "1 images say -1 for their class"),
+    "none has any": ([-1, -1, -1], [-1, -1, -1], None, "images say -1 for their class"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_of_any_numbers(name, tmp_path, capsys):
+    """Labels are dense, the same in every split, and the numbers that were said stay the classes' names."""
+    numbers, labels, classes, words = CLASSES[name]
+    for file, chosen in (("x", range(3)), ("y", (2,))):
+        members = [(f"{i}.{ext}", b) for i in chosen for ext, b in (("jpg", picture(i)), ("cls", b"%d" % numbers[i]))]
+        (tmp_path / f"{file}.tar").write_bytes(archive(members))
+    assert cli.main(["index", str(tmp_path / "x.tar"), "--test", str(tmp_path / "y.tar")]) == 0
+    said = capsys.readouterr().out
+    assert words in said if words else said.count("\n") == 3
+    assert (tmp_path / "manifest.json").stat().st_size < 4000
+    train, test = Shards.open(tmp_path), Shards.open(tmp_path, "test")
+    assert train.labels.tolist() == labels and test.labels.tolist() == labels[2:] and train.classes == classes
+    source = sources.open_source(f"wds:{tmp_path}/x.tar")
+    assert [item.label for item in source.items] == labels and source.classes == classes
+    assert words in " ".join(source.notes) if words else not source.notes

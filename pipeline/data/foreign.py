@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.data.index import MANIFEST, digest, index_bytes, index_name
 from pipeline.data.pack import CHUNK, Statistics, check, describe, split_table, store
-from pipeline.data.sources import Item, scan
+from pipeline.data.sources import Item, Numbers, scan
+from pipeline.data.tar import Sample
 from pipeline.errors import DataError
 
 
@@ -30,40 +31,49 @@ def index(
     names = [str(path.resolve().relative_to(base)) for path in paths]
     if len(set(names)) < len(names):
         raise DataError("a tar is named twice; expected each in one split, once")
-    entries, stats, bad, most = {}, {}, [], -1
-    out.mkdir(parents=True, exist_ok=True)
-    wrong = [fault for path in paths for fault in scan(path)[1]]
+    entries, stats, bad = {}, {}, []
+    wrong, numbers = [], Numbers()
+    for path in paths:
+        wrong += numbers.add(scan(path)).faults
     if wrong:
         for fault in wrong:
             say(fault)
         raise DataError(f"{len(wrong)} faults in {len(paths)} tars, the first {wrong[0]}; mend or remove them")
+    labels, classes, notes = numbers.classes()
+    out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(threads) as pool:
         for split, found in splits.items():
             made, stats[split] = [], Statistics()
             for path in found:
                 name = str(path.resolve().relative_to(base))
-                row, classes = one(path, name, out, pool, stats[split], bad, exif_orientation)
-                made.append(row)
-                most = max(most, classes)
-                say(f"{name}: {row[1]} images")
+                items = [(s, labels.get(said, -1), load) for s, said, load in scan(path).found]
+                made.append(one(path, name, items, out, pool, stats[split], bad, exif_orientation))
+                say(f"{name}: {made[-1][1]} images")
             entries[split] = split_table(out, split, made)
     if len(bad) > max_bad or not stats["train"].n:
         first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
         raise DataError(f"{len(bad)} unreadable images, {stats['train'].n} readable to train on; the first: {first}")
     store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
-    classes = [str(i) for i in range(most + 1)] if most >= 0 else None
     beside = os.path.relpath(base, out.resolve())
     manifest = describe(classes, entries, stats, len(bad), exif_orientation, None if beside == "." else beside)
+    for note in notes:
+        say(note)
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return manifest
 
 
 def one(
-    path: Path, name: str, out: Path, pool: ThreadPoolExecutor, stats: Statistics, bad: list, exif_orientation: bool
-) -> tuple[tuple[str, int, int, int, int, bytes], int]:
-    """Writes the index of one tar -> its row in the table of shards, and its highest class."""
-    found, _ = scan(path)
-    rows, keys, most = [], [], -1
+    path: Path,
+    name: str,
+    found: list[tuple[Sample, int, Callable[[], bytes]]],
+    out: Path,
+    pool: ThreadPoolExecutor,
+    stats: Statistics,
+    bad: list,
+    exif_orientation: bool,
+) -> tuple[str, int, int, int, int, bytes]:
+    """Writes the index of one tar with its images (sample, label, bytes) -> its row in the table of shards."""
+    rows, keys = [], []
     items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in found]
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
@@ -75,10 +85,9 @@ def one(
             rows.append((sample.image.offset, len(result.data), zlib.crc32(result.data), label, sample.ext.encode()))
             keys.append(sample.key)
             stats.add(result)
-            most = max(most, label)
     data = index_bytes(rows, keys)
     index_path = out / index_name(name)
     index_path.parent.mkdir(parents=True, exist_ok=True)
     store(index_path, data)
     sha = bytes.fromhex(digest(path))
-    return (name, len(rows), path.stat().st_size, len(data), zlib.crc32(data), sha), most
+    return (name, len(rows), path.stat().st_size, len(data), zlib.crc32(data), sha)

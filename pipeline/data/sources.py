@@ -1,11 +1,13 @@
 """Where images come from: a list of items, each with its split, its class and a way to its bytes."""
 
 import io
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +33,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
+    """``notes``: what is to be said of it."""
+
     items: list[Item]
     classes: list[str] | None
+    notes: list[str] = field(default_factory=list)
 
 
 def open_source(source: str, root: str | None = None) -> Source:
@@ -126,19 +131,30 @@ def webdataset(pattern: str) -> Source:
         raise DataError(f"wds:{pattern}: no such files")
     if absent := patterns.missing(pattern):
         raise DataError(f"wds:{pattern}: {len(absent)} of the files are missing, the first {absent[0]}")
-    items, wrong = [], []
-    for path in paths:
-        found, faults = scan(path)
-        items += [Item(f"{path.name}:{s.key}.{s.ext}", None, label, load) for s, label, load in found]
-        wrong += faults
-    if wrong:
+    numbers = Numbers()
+    scans = [numbers.add(scan(path)) for path in paths]
+    if wrong := [fault for one in scans for fault in one.faults]:
         raise DataError(f"wds:{pattern}: {len(wrong)} faults, first {'; '.join(wrong[:3])}; `pipeline check` says all")
-    most = max((item.label for item in items), default=-1)
-    return Source(items, [str(i) for i in range(most + 1)] if most >= 0 else None)
+    labels, classes, notes = numbers.classes()
+    items = [
+        Item(f"{path.name}:{s.key}.{s.ext}", None, labels.get(said, -1), load)
+        for path, one in zip(paths, scans, strict=True)
+        for s, said, load in one.found
+    ]
+    return Source(items, classes, notes=notes)
 
 
-def scan(path: Path) -> tuple[list[tuple[tar.Sample, int, Callable[[], bytes]]], list[str]]:
-    """The images of a tar, each with its class and a way to its bytes; and what is wrong with the tar."""
+class Scan(NamedTuple):
+    """A tar: its images, each with the number of its class (none: nothing names it) and a way to its bytes; what is
+    wrong with the tar; and how many images of further fields were passed over, by field."""
+
+    found: list[tuple[tar.Sample, int | None, Callable[[], bytes]]]
+    faults: list[str]
+    extra: dict[str, int]
+
+
+def scan(path: Path) -> Scan:
+    """What a tar holds."""
     store = Folder(path.parent)
     members: list[tar.Member] = []
     faults = []
@@ -147,13 +163,44 @@ def scan(path: Path) -> tuple[list[tuple[tar.Sample, int, Callable[[], bytes]]],
             members.append(member)
     except tar.BrokenTar as error:
         faults.append(f"{path.name}: {error}")
-    samples, wrong = tar.samples(members)
+    samples, wrong, extra = tar.samples(members)
     found = []
     for sample in samples:
-        said = b"-1" if sample.label is None else store.read(path.name, sample.label.offset, sample.label.size)
-        if not said.strip().removeprefix(b"-").isdigit():
+        said = None if sample.label is None else store.read(path.name, sample.label.offset, sample.label.size).strip()
+        if said is not None and not (said.removeprefix(b"-").isdigit() and len(said) < 20):
             wrong.append(f"{sample.key}.cls: {said[:20]!r} where the number of a class was expected")
             continue
         image = sample.image
-        found.append((sample, int(said), partial(store.read, path.name, image.offset, image.size)))
-    return found, faults + [f"{path.name}: {text}" for text in wrong]
+        label = None if said is None else int(said)
+        found.append((sample, label, partial(store.read, path.name, image.offset, image.size)))
+    return Scan(found, faults + [f"{path.name}: {text}" for text in wrong], extra)
+
+
+class Numbers:
+    """What class numbers the tars of a set name, and which further images they hold."""
+
+    def __init__(self):
+        self.counts, self.extra = Counter[int](), Counter[str]()
+
+    def add(self, one: Scan) -> Scan:
+        self.counts.update(said for _, said, _ in one.found if said is not None)
+        self.extra.update(one.extra)
+        return one
+
+    def classes(self) -> tuple[dict[int | None, int], list[str] | None, list[str]]:
+        """The label of every number, the classes' names, and what is to be said of it.
+
+        Numbers are labels where they fill at least half of 0 to the highest; else those that come up are counted
+        through, and name their classes. -1 means none, unless another is negative too, or 1 is the only other."""
+        notes = [f"{n:,} images {field} are passed over: another is their sample's" for field, n in self.extra.items()]
+        numbers = sorted(self.counts)
+        others = [n for n in numbers if n != -1]
+        if len(others) < len(numbers) and min(others, default=0) >= 0 and others != [1]:
+            notes.append(f"{self.counts[-1]:,} images say -1 for their class: they have none")
+            numbers = others
+        if numbers and numbers[0] >= 0 and numbers[-1] < 2 * len(numbers):
+            numbers = list(range(numbers[-1] + 1))
+        elif numbers:
+            few = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
+            notes.append(f"the classes {few} have labels 0 to {len(numbers) - 1}, and their numbers as names")
+        return {n: label for label, n in enumerate(numbers)}, [str(n) for n in numbers] or None, notes

@@ -188,11 +188,13 @@ def hidden(name: str) -> bool:
     return file.startswith((".", "__"))
 
 
-def samples(found: list[Member]) -> tuple[list[Sample], list[str]]:
-    """The images of a tar's members, and what is wrong with the others. Members of a sample follow each other and
-    share a key; fields that are neither an image nor a class are passed over."""
+def samples(found: list[Member]) -> tuple[list[Sample], list[str], dict[str, int]]:
+    """The images of a tar's members, what is wrong with the others, and how many images of which further fields are
+    passed over. Members of a sample follow each other and share a key; its image is the first field that is one by
+    its whole name (`jpg`, not `seg.jpg`); fields that are neither an image nor a class are passed over."""
     made: list[Sample] = []
     wrong: list[str] = []
+    extra: dict[str, int] = {}
     seen: set[str] = set()
     group: dict[str, Member] = {}
     last = None
@@ -200,29 +202,34 @@ def samples(found: list[Member]) -> tuple[list[Sample], list[str]]:
         key, field = split_name(member.name) if member else (None, "")
         if key != last:
             if last is not None:
-                take(last, group, made, wrong)
+                take(last, group, made, wrong, extra)
                 seen.add(last)
             if key in seen:
                 wrong.append(f"{member.name}: its key comes twice, with others between" if member else "")
             group, last = {}, key
         if member is None:
             break
-        if "." in field and field.rpartition(".")[2] in IMAGES:
-            wrong.append(f"{member.name}: a dot in its key, so that readers would merge it with others: rename it")
-        elif field in group:
+        if field in group:
             wrong.append(f"{member.name}: a second member of this name")
         elif "\n" in member.name:
             wrong.append(f"{member.name!r}: a line break in its name")
         else:
             group[field] = member
-    return made, wrong
+    return made, wrong, extra
 
 
-def take(key: str, group: dict[str, Member], made: list[Sample], wrong: list[str]) -> None:
+def take(key: str, group: dict[str, Member], made: list[Sample], wrong: list[str], extra: dict[str, int]) -> None:
     images = [field for field in group if field in IMAGES]
-    if len(images) == 1:
+    further = [field for field in group if field.rpartition(".")[2] in IMAGES and field not in images[:1]]
+    if images:
         made.append(Sample(key, images[0], group[images[0]], group.get("cls")))
-    elif images:
-        wrong.append(f"{key}: {len(images)} images ({', '.join(sorted(images))}) where one was expected")
+        for field in further:
+            extra[field] = extra.get(field, 0) + 1
+    elif further:
+        field, member = further[0], group[further[0]]
+        wrong.append(
+            f"{member.name}: a dot in its key, by which every reader takes {key} for the key and {field} for a field: "
+            f"rename it"
+        )
     elif "cls" in group:
         wrong.append(f"{key}: a class without an image")

@@ -98,9 +98,9 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
     """All problems of tars without an index: their structure, and images that cannot be decoded."""
     with ThreadPoolExecutor(threads) as pool:
         for path in paths:
-            found, wrong = scan(path)
+            found, wrong, _ = scan(path)
             yield from (Problem(path.name, None, text.removeprefix(f"{path.name}: ")) for text in wrong)
-            items = [Item(sample.key, None, label, load) for sample, label, load in found]
+            items = [Item(sample.key, None, -1, load) for sample, _, load in found]
             for item, result in zip(items, pool.map(lambda item: check(item, None), items), strict=True):
                 if isinstance(result, str):
                     yield Problem(path.name, item.name, f"undecodable: {result}")
