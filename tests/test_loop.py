@@ -1,0 +1,114 @@
+"""The loop by hand: every step of a small training against torch's own parts in plain Python."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.nets.norm import BatchNorm
+from pipeline.objectives.base import Objective, Step
+from pipeline.settings.stages import Pretrain
+from pipeline.settings.training import SGD
+from pipeline.training import loop
+from tests.cases import random
+
+PER_EPOCH, EPOCHS, BATCH = 5, 4, 6
+TOTAL = PER_EPOCH * EPOCHS
+
+
+class Regression(Objective):
+    """A batch norm and a linear layer that fit a line; it notes what it is given, and what it is when it commits."""
+
+    recipe = "image"
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(BatchNorm(3), nn.Linear(3, 1)).double()
+        with torch.no_grad():
+            for i, p in enumerate(self.net.parameters()):
+                p.copy_(random(*p.shape, seed=f"first {i}"))
+        self.given, self.committed = [], []
+
+    def embed(self, batch):
+        return (self.net(batch.views[0]),)
+
+    def score(self, embedded, batch):
+        self.given.append((batch.step, batch.epoch, batch.progress))
+        low = (embedded[0][:, 0] - 3 * batch.views[0].sum(1)).square()
+        return Step(low.mean(), low, low.new_empty(len(low), 0), pending={"ids": batch.ids})
+
+    def commit(self, pending, batch_step, progress=0.0):
+        self.committed.append((batch_step, progress, self.weights(), pending["ids"].tolist()))
+
+    def weights(self):
+        return [p.detach().clone() for p in self.net.parameters()]
+
+    @property
+    def encoder(self):
+        return self.net
+
+
+def inputs(step: int) -> torch.Tensor:
+    return random(BATCH, 3, seed=f"step {step}")
+
+
+class Stream:
+    """A feed of numbers."""
+
+    steps_per_epoch, bad = PER_EPOCH, 0
+    seconds: dict[str, float] = {}
+
+    def steps(self, start):
+        for step in range(start, TOTAL):
+            loaded = SimpleNamespace(views=(inputs(step),), ids=torch.arange(BATCH) + BATCH * step)
+            yield step, step // PER_EPOCH, [loaded]
+
+
+def rate(step: int, peak: float) -> float:
+    """One epoch of warm-up, whose last step is at the peak; then half a cosine, from the peak towards 0."""
+    if step < PER_EPOCH:
+        return peak * (step + 1) / PER_EPOCH
+    return peak * (1 + math.cos(math.pi * (step - PER_EPOCH) / (TOTAL - PER_EPOCH))) / 2
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_a_training_by_hand(limit, tmp_path, world):
+    """Schedule, clipping, step, then commit, and the average that is exported, batch norm's statistics and all."""
+    peak, decay = 0.02, 0.9
+    settings = Pretrain(
+        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, optimiser=SGD(lr=peak, lr_batch=0, weight_decay=0.01),
+        clip=limit, ema=decay, snapshots=0, log_steps=1, precision="fp64",
+    )  # fmt: skip
+    ours, exported = Regression(), []
+    loop.train(
+        ours, Stream(), settings, total=TOTAL, seed=0, out=tmp_path, world=world,
+        export=lambda encoder, _: exported.append({k: v.clone() for k, v in encoder.state_dict().items()}),
+    )  # fmt: skip
+
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    net.load_state_dict(Regression().net.state_dict())
+    average = {k: v.clone() for k, v in net.state_dict().items()}
+    optimiser = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=0.01)
+    clipped = 0
+    for step in range(TOTAL):
+        optimiser.param_groups[0]["lr"] = rate(step, peak)
+        x = inputs(step)
+        optimiser.zero_grad()
+        (net(x)[:, 0] - 3 * x.sum(1)).square().mean().backward()
+        if limit:
+            clipped += bool(nn.utils.clip_grad_norm_(net.parameters(), limit) > limit)
+        optimiser.step()
+        at, progress, weights, ids = ours.committed[step]
+        torch.testing.assert_close(weights, list(net.parameters()), rtol=1e-9, atol=1e-12)
+        assert (at, ids) == (step, list(range(BATCH * step, BATCH * step + BATCH)))
+        assert progress == pytest.approx((step + 1) / TOTAL)
+        for name, value in net.state_dict().items():
+            learned = name in dict(net.named_parameters())
+            average[name] = decay * average[name] + (1 - decay) * value if learned else value.clone()
+    assert (clipped == TOTAL) == bool(limit)  # the limit binds
+    assert ours.given == [(s, s // PER_EPOCH, s / TOTAL) for s in range(TOTAL)]
+    for name, value in exported[-1].items():
+        torch.testing.assert_close(value, average[name], rtol=1e-9, atol=1e-12, msg=name)
+    assert not torch.equal(average["0.running_mean"], torch.zeros(3).double())
