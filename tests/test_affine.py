@@ -88,3 +88,19 @@ def test_strokes_left_alone_are_left_alone():
     images = pictures(8, 9)
     one, other = (affine.view(images, Characters(stroke=s), 0, 0, np.arange(8), "one", 9) for s in (0.0, 1e-9))
     assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_shears_along_both_axes_are_drawn_apart():
+    maps = affine.matrices(Characters(**(STILL | {"shear": 15.0})), 0, 0, IDS, "one")
+    across, down = (torch.rad2deg(maps[:, *at].atan()) for at in ((0, 1), (1, 0)))
+    for shear in (across, down):
+        assert 14.9 < float(shear.abs().max()) <= 15.01 and abs(float(shear.std()) - 30 / math.sqrt(12)) < 0.3
+    assert abs(float(torch.corrcoef(torch.stack([across, down]))[0, 1])) < 0.1
+
+
+def test_a_scale_above_one_enlarges():
+    """A square of 4 of 16 pixels, twice as large, covers 8."""
+    image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    image[:, :, 6:10, 6:10] = 255
+    seen = affine.view(image, Characters(**(STILL | {"scale": (2.0, 2.0)})), 0, 0, np.arange(1), "one", 16)
+    assert 7.5 < float(seen[0, 0, 8].sum()) < 8.5

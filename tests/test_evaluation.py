@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from pipeline import objectives
+from pipeline.data.index import Shards
+from pipeline.data.loader import centre, images
 from pipeline.errors import DataError
 from pipeline.evaluation import encoders, figures, knn, linear, quality
 from pipeline.evaluation.features import Pictures, features
@@ -468,3 +470,49 @@ def test_figures_are_pictures(classes):
     row = {"linear_top1": 0.9, "linear_few": 0.8, "linear_few_sd": 0.01, "knn_top1": 0.85}
     rows = {f"row {i}": row for i in range(classes)}
     assert (figures.ladder(rows) == figures.ladder(rows)).all()
+
+
+# ------------------------------------------------------------------------------------------------- while it is trained
+class Watched(nn.Module):
+    """A trunk that keeps what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.seen = nn.Parameter(torch.ones(())), []
+
+    def __deepcopy__(self, _):
+        return self
+
+    def forward(self, x):
+        self.seen.append(x.clone())
+        return self.scale * x.flatten(1)
+
+
+def test_a_trunk_is_judged_on_normalised_images_none_of_which_it_trains_on(digits):
+    shards = Shards.open(digits, "train")
+    image, trunk = shards.image(None), Watched()
+    judge = quality.judge(shards, image, used=1000, budget=200, seed=3)
+    assert judge is not None
+    found = judge(trunk)
+    seen = torch.cat(trunk.seen)
+    pixels = (seen * image.std[0] + image.mean[0]) * 255
+    assert found["learn/judged"] == len(seen) == 200
+    torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
+    every = {images(shards, np.array([i]), 8).numpy().tobytes(): i for i in range(shards.n)}
+    ids = {every[p[None].round().byte().numpy().tobytes()] for p in pixels}
+    assert len(ids) > 195 and min(ids) >= 1000  # of equal images the last
+
+
+def test_images_of_another_size_are_resized_smoothly_and_their_centre_is_cut():
+    """The middle seven eighths: of a ramp, what lies there; of fine stripes, their mean."""
+    ramp = torch.arange(256, dtype=torch.uint8).expand(1, 256, 256)
+    cut = centre(ramp, 64)
+    assert cut.shape == (1, 64, 64)
+    expected = 16 + (torch.arange(64) + 0.5) * 3.5 - 0.5
+    assert (cut[0, 32].float() - expected).abs().max() < 2.5
+    stripes = (torch.arange(256) % 2 * 200).byte().expand(1, 256, 256)
+    assert (centre(stripes, 64)[0, 32].float() - 100).abs().max() < 12
+    wide = torch.zeros(1, 100, 300, dtype=torch.uint8)
+    wide[:, :, 150:] = 255
+    halves = centre(wide, 56)[0, 28]
+    assert (halves[:27] < 10).all() and (halves[29:] > 245).all()

@@ -214,6 +214,49 @@ def test_vit_has_fixed_places_and_a_frozen_projection():
         trunks.build(ViT(patch=5, width=16, depth=1, heads=2), COLOUR)
 
 
+@pytest.mark.parametrize("patch", [4, 8])
+def test_vits_patch_projection_starts_within_its_bound(patch):
+    """Uniform in sqrt(6 / (3 patch^2 + width)), biases 0: vits.py of facebookresearch/moco-v3."""
+    trunk = trunks.build(ViT(patch=patch, width=192, depth=1, heads=3), COLOUR, None, 3)
+    bound = math.sqrt(6 / (3 * patch**2 + 192))
+    assert 0.99 * bound < float(trunk.conv_proj.weight.detach().abs().max()) <= bound
+    assert not trunk.conv_proj.bias.any() and float(trunk.class_token.detach().abs().max()) < 1e-5
+
+
+def test_vits_linear_layers_start_as_moco_v3s():
+    """Xavier's bound of each matrix, of which queries, keys and values are three, and biases 0: 0.0884 at width 384."""
+    trunk = trunks.build(ViT(depth=1), Image(3, 32, (0.5,) * 3, (0.5,) * 3), None, 3)
+    named = dict(trunk.encoder.layers.named_parameters())
+    bounds = {
+        "in_proj_weight": math.sqrt(6 / (384 + 384)),
+        "out_proj.weight": math.sqrt(6 / (384 + 384)),
+        "mlp.0.weight": math.sqrt(6 / (384 + 4 * 384)),
+        "mlp.3.weight": math.sqrt(6 / (384 + 4 * 384)),
+    }
+    assert round(bounds["in_proj_weight"], 4) == 0.0884
+    for name, bound in bounds.items():
+        (weight,) = (v.detach() for k, v in named.items() if k.endswith(name))
+        assert 0.999 * bound < float(weight.abs().max()) <= bound
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.01)
+    for name, value in named.items():
+        assert not name.endswith("bias") or not value.any(), name
+
+
+def test_simclrs_last_norm_has_a_scale_and_no_shift():
+    """linear_layer(use_bias=False, use_bn=True) of google-research/simclr: batch norm with center false."""
+    image = random(16, 6).float()
+    for norms in (Norm(), Norm(kind="split", splits=2), Norm(kind="none", groups=2)):
+        head = heads.build(Head(hidden=8, dim=4, norm="scaled"), 6, norms)
+        last = head[-1]
+        assert last.bias is None and last.weight.shape == (4,) and head[-2].bias is None
+        once = head(image)
+        with torch.no_grad():
+            last.weight.mul_(3)
+        torch.testing.assert_close(head(image), 3 * once)
+    fresh = heads.build(Head(hidden=8, dim=4, norm="scaled"), 6)
+    assert {name for name, _ in fresh.named_parameters()} == {"0.weight", "1.weight", "1.bias", "3.weight", "4.weight"}
+
+
 def test_head_norms_follow_the_trunk():
     kinds = [type(m).__name__ for m in heads.build(Head(hidden=8, dim=4, layers=3, norm="all"), 6)]
     assert kinds == ["Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm"]

@@ -108,13 +108,14 @@ def test_moco_v3_is_algorithm_1(name, world):
     torch.testing.assert_close(k, torch.stack([second, first], 1), rtol=1e-12, atol=1e-14)
 
 
-def test_momentum_rises_to_one_along_a_cosine(world):
+@pytest.mark.parametrize("name", ["moco_sum", "moco_v3"])
+def test_momentum_rises_to_one_along_a_cosine(name, world):
     from pipeline.objectives.moco import momentum
 
-    settings = CASES["moco_sum"]
+    settings = CASES[name]
     at = [momentum(settings, p) for p in (0.0, 0.25, 0.5, 1.0)]
     assert at == pytest.approx([0.9, 1 - 0.1 * (0.5 + math.sqrt(0.125)), 0.95, 1.0], rel=1e-12)
-    objective = make("moco_sum", world)
+    objective = make(name, world)
     with torch.no_grad():
         for p in objective.trunk.parameters():
             p.add_(1.0)
@@ -124,6 +125,17 @@ def test_momentum_rises_to_one_along_a_cosine(world):
     objective.commit(objective(batch(objective, IDS)).pending, 0, 0.5)
     for old, new, fast in zip(before, objective.key_trunk.parameters(), objective.trunk.parameters(), strict=True):
         torch.testing.assert_close(new, 0.95 * old + 0.05 * fast, rtol=1e-12, atol=1e-14)
+
+
+def test_symmetric_keys_are_enqueued_a_view_after_the_other(world):
+    """All keys of the second view, which the first asks for, then all of the first: none between the others."""
+    objective = make("moco_symmetric", world)
+    b = batch(objective, IDS)
+    _, keys = objective.embed(b)
+    objective.commit(objective(b).pending, 0)
+    count = 2 * len(IDS)
+    assert torch.equal(objective.queue.keys[:count], torch.cat([keys[:, 0], keys[:, 1]]))
+    assert objective.queue.ids[:count].tolist() == IDS + IDS and not torch.equal(keys[:, 0], keys[:, 1])
 
 
 def test_rotation_turns_the_second_view_as_drawn(world):
@@ -169,6 +181,13 @@ def test_pirl_is_eq_3_to_5(name, world):
         return sum(terms, torch.zeros(()).double()) / len(IDS)
 
     agree(objective, b, oracle)
+
+
+def test_pirl_draws_its_negatives_anew_each_step(world):
+    objective = make("pirl", world)
+    drawn = [objective.negatives(batch(objective, IDS, step)).tolist() for step in range(4)]
+    assert len({tuple(sorted(d)) for d in drawn}) == 4 and all(len(set(d)) == 16 for d in drawn)
+    assert drawn[1] == objective.negatives(batch(objective, [7, 8], 1)).tolist()  # of the step, whoever asks
 
 
 def test_binary_nce_fixes_its_partition_on_the_first_batch(world):
@@ -329,6 +348,16 @@ def test_vae_energy_is_the_whole_elbo_whatever_presses_it(world):
     torch.testing.assert_close(objective(b).low, result.low)
     torch.testing.assert_close(result.loss, result.low.mean())
     torch.testing.assert_close(-result.scalars["vae/elbo"], result.loss)
+
+
+def test_free_bits_are_of_the_mean_over_the_batch(world):
+    """One sample below them and one above: pressed by their mean, arXiv 1606.04934, eq. 15."""
+    objective = make("vae_gaussian", world)  # 0.05 nats a unit, beta 0.7
+    mean = torch.zeros(2, objective.latent).double()
+    mean[1, 0] = 1.0  # KL 1/2, in the mean 1/4; in the other units 0
+    rows = torch.zeros(2).double(), mean, torch.zeros_like(mean)
+    loss = objective.score(rows, batch(objective, [1, 2])).loss
+    assert float(loss) == pytest.approx(0.7 * (0.25 + 0.05 * (objective.latent - 1)), rel=1e-12)
 
 
 class SigmaPoints(Batch):

@@ -139,6 +139,13 @@ def test_results_hold_every_draw_and_the_grid(done, inputs):
     assert list(found["rows"]["moco"]["steps"]) == ["10", "20", "30"]
 
 
+def test_labels_are_drawn_from_the_fit_part_alone(inputs):
+    data = probe.load(Probe(data="shards", encoders=("moco",), draws=20), 0, inputs["shards"])
+    drawn = np.unique(np.concatenate(data.draws))
+    assert len(drawn) > 700 and not np.intersect1d(drawn, data.parts.validation).size
+    assert np.isin(drawn, data.parts.fit).all()
+
+
 def test_rows_overlay_in_one_card(done):
     out, metrics, _ = done
     tags = {"probe/linear_top1", "probe/linear_few", "probe/knn_top1", "learn/rankme", "learn/std"}

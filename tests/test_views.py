@@ -9,9 +9,9 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline import keyed
 from pipeline.image import Image
-from pipeline.settings.data import Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
+from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
 from pipeline.settings.objectives import Jigsaw
-from pipeline.views import crops, jigsaw, photometrics, recipes
+from pipeline.views import affine, crops, jigsaw, photometrics, recipes
 
 MANY = 100_000
 IDS = np.arange(MANY)
@@ -331,3 +331,45 @@ def test_sides_and_statistics(channels):
     (one, _) = finished(recipe, [torch.full((channels, 50, 40), 102, dtype=torch.uint8)] * 2, np.arange(2))
     assert one.shape == (2, channels, 24, 24)
     torch.testing.assert_close(one, torch.zeros_like(one), atol=1e-5, rtol=0)
+
+
+FLAT = [torch.tensor([90, 140, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 60, 60)] * 20
+
+
+@pytest.mark.parametrize("views", [MoCoV2(size=8), Characters(size=60)], ids=["natural", "characters"])
+def test_colours_are_drawn_for_each_view_and_each_epoch(views):
+    """Of an image of one colour, so that no crop tells: what differs is the jitter's, or the contrast's."""
+    recipe = recipes.build("two", views, Image(3, views.size, (0.0,) * 3, (1.0,) * 3), None, 0)
+    middle = slice(views.size // 3, 2 * views.size // 3)  # which no bending leaves
+    every = [v for epoch in (0, 1) for v in finished(recipe, FLAT, np.arange(20), epoch)]
+    seen = [v[:, :, middle, middle].mean((2, 3)) for v in every]
+    for i in range(4):
+        for j in range(i):
+            assert ((seen[i] - seen[j]).abs().amax(1) > 1e-3).float().mean() > 0.8, (i, j)
+
+
+DRAWS = {
+    "boxes": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).corners,
+    "flips": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).flips,
+    "areas": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).widths,
+    "order of patches": lambda *words: jigsaw.shuffles(*words, 9),
+    "jitter of patches": lambda *words: jigsaw.corners(*words, 3, 85, 64),
+    "flips of patches": lambda *words: jigsaw.draw(*words, Jigsaw(), 10, 8, (3 / 4, 4 / 3), 0.5).flips,
+    "colours": lambda *words: photometrics.draw(MoCoV2(), *words, "one").factors,
+    "order of colours": lambda *words: photometrics.draw(MoCoV1(), *words, "one").order,
+    "blur": lambda *words: photometrics.draw(MoCoV2(), *words, "one").sigma,
+    "grey": lambda *words: photometrics.draw(MoCoV2(), *words, "one").grey,
+    "solarise": lambda *words: photometrics.draw(MoCoV2(solarise_p=0.4), *words, "one").solarise,
+    "matrices": lambda *words: affine.matrices(Characters(), *words, "one").numpy(),
+    "bending": lambda *words: affine.bending(Characters(elastic=1), *words, "one", 8).numpy(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_are_new_for_every_seed_epoch_and_sample(name):
+    ids = np.arange(400)
+    drawn = DRAWS[name](3, 5, ids)
+    assert np.array_equal(drawn, DRAWS[name](3, 5, ids))
+    for other in (DRAWS[name](4, 5, ids), DRAWS[name](3, 6, ids), DRAWS[name](3, 5, ids + 400)):
+        assert (other != drawn).reshape(400, -1).any(1).mean() > 0.2  # of coins with p 0.2: 0.32
+    assert len(np.unique(drawn.reshape(400, -1), axis=0)) > 1
