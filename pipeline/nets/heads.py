@@ -22,18 +22,20 @@ def build(settings: Head, features: int, norms: Norm | None = None, world: World
     layers: list[nn.Module] = []
     for i, (before, width) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
-        normed = settings.norm == "all" or (settings.norm == "hidden" and not last)
+        normed = settings.norm in ("all", "scaled") or (settings.norm == "hidden" and not last)
         layers.append(nn.Linear(before, width, bias=not normed))
         if normed:
-            layers.append(plain(make(width)) if last else make(width))
+            layers.append(plain(make(width), settings.norm == "scaled") if last else make(width))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
-def plain(layer: nn.Module) -> nn.Module:
-    """The norm without its scale and shift."""
-    layer.weight, layer.bias, layer.affine = None, None, False  # type: ignore[assignment]
+def plain(layer: nn.Module, scaled: bool) -> nn.Module:
+    """The norm without its shift and, unless ``scaled``, without its scale."""
+    layer.bias = None  # type: ignore[assignment]
+    if not scaled:
+        layer.weight, layer.affine = None, False  # type: ignore[assignment]
     return layer
 
 

@@ -63,8 +63,10 @@ class BatchNorm(_BatchNorm):
         self._track(mean.detach().mean(0), variance.detach().mean(0) * count / (count - 1))
         block = self._block(len(x)).to(x.device)
         y = (x - spread(mean[block])) * spread((variance[block] + self.eps).rsqrt())
-        if self.affine:
-            y = y * spread(self.weight[None]) + spread(self.bias[None])
+        if self.weight is not None:
+            y = y * spread(self.weight[None])
+        if self.bias is not None:
+            y = y + spread(self.bias[None])
         return (y.transpose(0, 1) if self.strided else y).reshape(input.shape).to(input.dtype)
 
     def _cut(self, x: Tensor) -> Tensor:

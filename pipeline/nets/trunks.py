@@ -75,7 +75,7 @@ def _resnet(net: ResNet, image: Image, world: World | None) -> Any:
 
 def _vit(net: ViT, image: Image) -> Any:
     """torchvision's transformer, its classifier removed, with MoCo v3's fixed places and first weights
-    (arXiv 2104.02057, sec. 4 and appendix A)."""
+    (arXiv 2104.02057, sec. 4 and appendix A; vits.py of facebookresearch/moco-v3)."""
     from torchvision.models import VisionTransformer
 
     if image.side % net.patch:
@@ -86,6 +86,14 @@ def _vit(net: ViT, image: Image) -> Any:
     nn.init.uniform_(project.weight, -bound, bound)
     nn.init.zeros_(project.bias)
     trunk.conv_proj = project
+    for part in trunk.encoder.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.MultiheadAttention):  # queries', keys' and values' weights are a matrix each
+            bound = math.sqrt(6 / (2 * net.width))
+            nn.init.uniform_(part.in_proj_weight, -bound, bound)
+            nn.init.zeros_(part.in_proj_bias)
     nn.init.normal_(trunk.class_token, std=1e-6)
     trunk.encoder.pos_embedding = nn.Parameter(places(image.side // net.patch, net.width), requires_grad=False)
     trunk.conv_proj.requires_grad_(not net.frozen_patches)

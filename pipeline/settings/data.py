@@ -16,8 +16,8 @@ class SmallCrops(Settings):
     count: Count = 4
     size: Count
     """Side in pixels: 96 beside views of 224."""
-    scale: Range = (0.05, 0.2)
-    """Area of the crop, as a fraction of the image."""
+    scale: Range = (0.05, 0.14)
+    """Area of the crop, as a fraction of the image (scripts/swav_800ep_pretrain.sh of facebookresearch/swav)."""
 
 
 class Crops(Settings):
@@ -102,7 +102,8 @@ class Characters(Settings):
     contrast: Range = (0.6, 1.4)
     """Factor on the distance of a pixel from black."""
     elastic: Annotated[float, Field(ge=0)] = 0.0
-    """Root mean square displacement in pixels of a smooth random field; 0: none."""
+    """Root mean square displacement in pixels along each axis, the root of two times as much in all, of a smooth random
+    field; 0: none."""
     elastic_sigma: Annotated[float, Field(gt=0)] = 4.0
     """Smoothness of that field in pixels (standard deviation of its Gaussian)."""
     stroke: Fraction = 0.0

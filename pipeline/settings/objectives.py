@@ -15,9 +15,9 @@ class Head(Settings):
     dim: Count = 128
     layers: Annotated[int, Field(ge=2, le=4)] = 2
     """Linear layers where there are hidden ones; 3 in SimCLR v2 (arXiv 2006.10029)."""
-    norm: Literal["none", "hidden", "all"] = "none"
-    """Batch norm, of the trunk's kind, after the hidden layers (SimCLR's code); all: after the last too, there
-    without scale and shift (MoCo v3)."""
+    norm: Literal["none", "hidden", "all", "scaled"] = "none"
+    """Batch norm, of the trunk's kind, after the hidden layers; all: after the last too, there without scale and shift
+    (MoCo v3); scaled: after the last too, there with a scale and without a shift (SimCLR's code)."""
 
 
 class SimCLR(Settings):

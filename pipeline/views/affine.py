@@ -33,7 +33,8 @@ def bending(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: 
     """Displacements in [-1, 1] units -> [B, side, side, 2]: white noise smoothed by a Gaussian (Simard et al. 2003).
 
     The noise lies on a grid as wide as the Gaussian's deviation, which smooths it as it would any finer one; weights
-    of each pixel have norm 1, so that the root mean square is ``settings.elastic`` pixels everywhere.
+    of each pixel have norm 1, so that the root mean square along each axis is
+    ``settings.elastic`` pixels everywhere.
     """
     sigma = settings.elastic_sigma
     places = torch.arange(-2 * sigma, side + 2 * sigma + 1, sigma)
