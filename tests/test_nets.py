@@ -224,7 +224,7 @@ def test_vits_patch_projection_starts_within_its_bound(patch):
 
 
 def test_vits_linear_layers_start_as_moco_v3s():
-    """Xavier's bound of each matrix, of which queries, keys and values are three, and biases 0: 0.0884 at width 384."""
+    """Xavier's bound of each matrix, queries', keys' and values' apart, and biases 0: 0.0884 at width 384."""
     trunk = trunks.build(ViT(depth=1), Image(3, 32, (0.5,) * 3, (0.5,) * 3), None, 3)
     named = dict(trunk.encoder.layers.named_parameters())
     bounds = {

@@ -102,8 +102,8 @@ class Characters(Settings):
     contrast: Range = (0.6, 1.4)
     """Factor on the distance of a pixel from black."""
     elastic: Annotated[float, Field(ge=0)] = 0.0
-    """Root mean square displacement in pixels along each axis, the root of two times as much in all, of a smooth random
-    field; 0: none."""
+    """Root mean square displacement in pixels along each axis, √2 times as much in all, of a smooth random field; 0:
+    none."""
     elastic_sigma: Annotated[float, Field(gt=0)] = 4.0
     """Smoothness of that field in pixels (standard deviation of its Gaussian)."""
     stroke: Fraction = 0.0
