@@ -79,6 +79,7 @@ class Bench:
         return {"device": card, "torch": torch.__version__, "small": self.small}
 
     def matmul(self, precision: str) -> dict[str, Any]:
+        self.set(precision)
         n = 256 if self.small else 8192
         a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
         return {"tflops": 2 * n**3 / self.seconds(lambda: a @ a) / 1e12}
@@ -109,11 +110,14 @@ class Bench:
 
     def given(self, precision: str, side: int = 0) -> tuple[Pretrain, Image, tuple[torch.Tensor, ...]]:
         """Settings, image and two synthetic views, after the precision was set for this process."""
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        self.set(precision)
         settings, image = self.settings(precision, side), Image(3, side or self.side, (0.5,) * 3, (0.25,) * 3)
         shape = (settings.batch, 3, image.side, image.side)
         return settings, image, tuple(torch.randn(shape, device=self.device) for _ in range(2))
+
+    def set(self, precision: str) -> None:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
     def autocast(self, precision: str) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -37,7 +37,7 @@ def pixels(normalised: Tensor, image: Image) -> Tensor:
 
 def views(batch: tuple[Tensor, ...], image: Image, rows: int = 8) -> np.ndarray:
     """A row a sample: its views side by side; patches or small crops in their order, put together as one."""
-    shown = [pixels(view[:rows], image) for view in batch]
+    shown = [pixels(view[:rows].cpu(), image) for view in batch]
     if shown[-1].ndim == 5:
         patches = shown.pop()
         n, count, channels, side, _ = patches.shape

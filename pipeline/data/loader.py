@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -64,12 +64,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Coming:
-    """A micro-batch on its way. ``made``: its finished views on a CPU; its crops, uint8, for another device."""
+    """A micro-batch on its way. ``made``: its finished views on a CPU; its crops, uint8, for another device, where
+    ``views`` then come from."""
 
     epoch: int
     ids: np.ndarray
     made: tuple[Tensor, ...]
     parts: list[Future[Part]]
+    views: Future[tuple[Loaded, torch.Event | None]] | None = None
 
 
 class Feed:
@@ -77,8 +79,9 @@ class Feed:
     shuffled them). ``window``: shards in use at a time. ``ledger``: where unreadable samples are written down.
     Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples.
 
-    Threads read, decode and cut; on a CPU they also finish the views. For another device they fill pinned memory,
-    which a stream of its own copies while the device computes, and the views are finished there."""
+    Threads read, decode and cut; on a CPU they also finish the views. For another device they fill pinned memory, and
+    one more thread copies it there and finishes the views, ahead and on a stream of its own: what that waits for, no
+    step waits for."""
 
     def __init__(
         self,
@@ -112,6 +115,8 @@ class Feed:
         self.pool = ThreadPoolExecutor(self.threads, "feed")
         self.scratch = threading.local()
         self.ring = Ring(self.device)
+        self.finisher = ThreadPoolExecutor(1, "finish")
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.most = held
         self.resident: Resident | None = None
 
@@ -136,7 +141,7 @@ class Feed:
             share = self.plan.batch // self.plan.size
             ledger.record([f for p in parts for f in p.faults], (step + 1) * share, share)
             self.bad = ledger.count
-            yield step, due[0].epoch, [self._finish(micro) for micro in due]
+            yield step, due[0].epoch, [self._loaded(micro) for micro in due]
 
     def planned(self, start: int) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
         """Epoch of every step from ``start`` on, and this rank's (positions, ids) of its micro-batches."""
@@ -150,7 +155,8 @@ class Feed:
                     yield epoch, list(zip(positions, theirs, strict=True))
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.finisher):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> Coming:
         """A micro-batch cut into tasks, each of which fills its rows."""
@@ -162,7 +168,8 @@ class Feed:
         rows = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
         fill = self.pool.submit
         parts = [fill(self._fill, step, epoch, positions[r], ids[r], tuple(m[r] for m in made)) for r in rows]
-        return Coming(epoch, ids, made, parts)
+        micro = Coming(epoch, ids, made, parts)
+        return micro if self.device.type == "cpu" else replace(micro, views=self.finisher.submit(self._finish, micro))
 
     def _fill(
         self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, made: tuple[Tensor, ...]
@@ -172,6 +179,10 @@ class Feed:
         crops = made if self.device.type != "cpu" else self._crops(len(ids))
         places = self.recipe.places(epoch, ids)
         begun = time.perf_counter()
+        if self.resident is not None and not self.resident.broken[ids].any():
+            self.recipe.cut_rows(self.resident.images, ids, places, crops)
+            part.seconds["crop"] += time.perf_counter() - begun
+            return self._coloured(epoch, ids, crops, made, part)
         files = read_many(self.shards, ids) if self.resident is None else [None] * len(ids)
         part.seconds["read"] += time.perf_counter() - begun
         for i, position in enumerate(positions.tolist()):
@@ -184,6 +195,12 @@ class Feed:
             else:
                 self.recipe.cut(image, self.recipe.places(epoch, ids[i : i + 1]), 0, out)
             part.seconds["crop"] += time.perf_counter() - begun
+        return self._coloured(epoch, ids, crops, made, part)
+
+    def _coloured(
+        self, epoch: int, ids: np.ndarray, crops: tuple[Tensor, ...], made: tuple[Tensor, ...], part: Part
+    ) -> Part:
+        """A task's crops, finished into ``made`` on a CPU."""
         if self.device.type == "cpu":
             begun = time.perf_counter()
             self.recipe.finish(crops, epoch, ids, made)
@@ -202,17 +219,33 @@ class Feed:
         room = self._own("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
         return tuple(c[:count] for c in room)
 
-    def _finish(self, micro: Coming) -> Loaded:
-        ids = torch.from_numpy(micro.ids).to(self.device)
-        if self.device.type == "cpu":
-            return Loaded(micro.made, ids)
+    def _loaded(self, micro: Coming) -> Loaded:
+        """A micro-batch whose parts are done, ready for the device's current stream."""
+        if micro.views is None:
+            return Loaded(micro.made, torch.from_numpy(micro.ids))
         begun = time.perf_counter()
-        crops = self.ring.send(micro.made)
-        sent = time.perf_counter()
-        views = self.recipe.finish(crops, micro.epoch, micro.ids)
-        self.seconds["transfer"] += sent - begun
-        self.seconds["augment"] += time.perf_counter() - sent
-        return Loaded(tuple(views), ids)
+        loaded, event = await_batch(micro.views)
+        self.seconds["wait"] += time.perf_counter() - begun
+        if event is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            for tensor in (*loaded.views, loaded.ids):  # allocated on the one stream, used on the other
+                tensor.record_stream(current)
+        return loaded
+
+    def _finish(self, micro: Coming) -> tuple[Loaded, torch.Event | None]:
+        """The views of a micro-batch, made on the device, and what its stream has to wait for."""
+        for part in micro.parts:
+            part.result()
+        with torch.cuda.stream(self.stream):  # none: nothing happens
+            begun = time.perf_counter()
+            crops = self.ring.send(micro.made)
+            sent = time.perf_counter()
+            views = tuple(self.recipe.finish(crops, micro.epoch, micro.ids))
+            ids = torch.from_numpy(micro.ids).to(self.device)
+            self.seconds["transfer"] += sent - begun
+            self.seconds["augment"] += time.perf_counter() - sent
+            return Loaded(views, ids), self.stream.record_event() if self.stream else None
 
     def _take(
         self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, part: Part

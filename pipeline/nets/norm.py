@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import ConfigError
@@ -49,6 +50,8 @@ class BatchNorm(_BatchNorm):
         if not self.training or (self.blocks == 1 and self.size == 1):
             return super().forward(input)
         self._check_input_dim(input)
+        if self.size == 1:
+            return self._alone(input)
         pieces = self._cut(input)
         x = pieces.float() if pieces.dtype in (torch.bfloat16, torch.float16) else pieces
         over = [1, *range(3, x.ndim)]  # x: [pieces, images, C, ...]
@@ -61,13 +64,28 @@ class BatchNorm(_BatchNorm):
         squares = (x - spread(mean)).square().sum(over)
         mean, variance, count = self._join(self._gather(torch.stack([mean, squares], 1)), x[0, :, :1].numel())
         self._track(mean.detach().mean(0), variance.detach().mean(0) * count / (count - 1))
-        block = self._block(len(x)).to(x.device)
+        block = self._block(len(x), x.device)
         y = (x - spread(mean[block])) * spread((variance[block] + self.eps).rsqrt())
         if self.weight is not None:
             y = y * spread(self.weight[None])
         if self.bias is not None:
             y = y + spread(self.bias[None])
         return (y.transpose(0, 1) if self.strided else y).reshape(input.shape).to(input.dtype)
+
+    def _alone(self, input: Tensor) -> Tensor:
+        """On one rank: every block by torch's own batch norm, whose running statistics at momentum 1 are the block's
+        mean and unbiased variance."""
+        n = len(self._cut(input))
+        parts = [input[b::n] for b in range(n)] if self.strided else input.chunk(n)
+        self._check_values(parts[0][:, 0].numel())
+        assert self.running_mean is not None
+        found = self.running_mean.new_zeros(2, n, self.num_features)
+        out = [
+            batch_norm(part, found[0, b], found[1, b], self.weight, self.bias, True, 1.0, self.eps)
+            for b, part in enumerate(parts)
+        ]
+        self._track(found[0].mean(0), found[1].mean(0))
+        return torch.stack(out, 1).flatten(0, 1) if self.strided else torch.cat(out)
 
     def _cut(self, x: Tensor) -> Tensor:
         """[n, C, ...] -> [pieces, n / pieces, C, ...], each piece inside one block."""
@@ -92,16 +110,20 @@ class BatchNorm(_BatchNorm):
         means, squares = pieces.unbind(2)
         mean = means.mean(1)
         squares = squares.sum(1) + count * (means - mean[:, None]).square().sum(1)
-        if count * parts < 2:
+        self._check_values(count * parts)
+        return mean, squares / (count * parts), count * parts
+
+    def _check_values(self, count: int) -> None:
+        """``count``: of a block, values a channel."""
+        if count < 2:
             raise ConfigError(
                 f"batch norm in {self.blocks} blocks: a block has one value a channel, which has no variance; "
                 f"use larger batches or fewer norm.splits"
             )
-        return mean, squares / (count * parts), count * parts
 
-    def _block(self, pieces: int) -> Tensor:
+    def _block(self, pieces: int, device: torch.device) -> Tensor:
         """The block that each of this rank's pieces lies in."""
-        mine = torch.arange(pieces)
+        mine = torch.arange(pieces, device=device)
         return mine if self.strided else (self.rank * pieces + mine) * self.blocks // (self.size * pieces)
 
     @torch.no_grad()

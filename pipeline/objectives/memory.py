@@ -44,7 +44,7 @@ class Queue(nn.Module):
         slots = (self.next + torch.arange(n - kept, n, device=self.next.device)) % size
         self.keys[slots] = keys[n - kept :].to(self.keys.dtype)
         self.ids[slots] = ids[n - kept :]
-        self.steps[slots] = step
+        self.steps.index_fill_(0, slots, step)
         self.next.add_(n).remainder_(size)
 
     def hidden(self, ids: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Bank(nn.Module):
             ids, values = ids[mine] // self.size, values[mine]
         # Repeated ids write equal rows, so it does not matter which write is last.
         self.rows[ids] = normalize(torch.lerp(values, self.rows[ids], momentum), dim=1)
-        self.last_step[ids] = step
+        self.last_step.index_fill_(0, ids, step)
 
     def age(self, step: int) -> Tensor:
         """Mean age in steps of the rows written so far, over all ranks, 0-d."""

@@ -77,10 +77,10 @@ class PIRL(Objective):
                 losses = binary_nce(low, high, fixed.repeat(len(rows)), odds)
             else:
                 losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
-            weights = losses.new_tensor([1 - chosen.weight, chosen.weight])
+            of_image, of_patches = losses.view(-1, 2).unbind(1)
             apart = (rows.detach()[:, 0] - rows.detach()[:, 1]).square().sum(1).mean()
             scalars = {"learn/own_share": own.to(low.dtype).mean(), "learn/invariance": apart}
-            loss = (losses.view(-1, 2) * weights).sum(1).mean()
+            loss = ((1 - chosen.weight) * of_image + chosen.weight * of_patches).mean()
             return Step(loss, low, high, scalars, pending, rows.detach()[:, 0], chosen.temperature)
 
     def negatives(self, batch: Batch) -> Tensor | None:

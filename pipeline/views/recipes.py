@@ -52,6 +52,11 @@ class Recipe(ABC):
             )
         out[0].copy_(image.permute(1, 2, 0))
 
+    def cut_rows(self, images: Tensor, rows: np.ndarray, places, out: Tensors) -> None:
+        """The same of many images of one size, uint8 [n, H, W, C]: those at ``rows``, int64 [B] -> crops [B, ...]."""
+        for i, row in enumerate(rows.tolist()):
+            self.cut(images[row].permute(2, 0, 1), places, i, tuple(o[i] for o in out))
+
     @abstractmethod
     def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
         """Crops of samples [B], uint8 [B, ...] -> the views, float32 [B, ...] (in ``out``, if that is given)."""
@@ -164,6 +169,12 @@ class Natural(Random):
             jigsaw.cut_one(image, places[1], i, out[1])
         for j, place in enumerate(places[2:]):
             crops.cut(image, place, i, out[2][j])
+
+    def cut_rows(self, images: Tensor, rows: np.ndarray, places, out: Tensors) -> None:
+        if self.jigsaw is not None or not all(crops.fast(images.shape[1:3], o.shape[-2]) for o in out):
+            return super().cut_rows(images, rows, places, out)
+        for place, into in zip(places, [*out[:2], *(out[2].unbind(1) if len(out) > 2 else ())], strict=True):
+            crops.cut_rows(images, rows, place, into)
 
     def finish(self, cut: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
         words = (self.seed, epoch, ids)
