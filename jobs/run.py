@@ -15,21 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli, commands, config, process
 from pipeline.commands import run
-from pipeline.errors import PipelineError
 from pipeline.placement import slurm
 
 
 def main(words: list[str]) -> int:
     told = words[:1] == ["--root"]
     words = words[told:]
-    try:
-        slurm.adopt()
-        options = commands.parse(run.parser(), words)
-        overrides = [w for w in options.overrides + options.only if "=" in w]
-        root = Path(os.environ.get("PIPELINE_ROOT") or Path.home(), config.load(options.config, overrides).root)
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    slurm.adopt()
+    options = commands.parse(run.parser(), words)
+    overrides = [w for w in options.overrides + options.only if "=" in w]
+    root = Path(os.environ.get("PIPELINE_ROOT") or Path.home(), config.load(options.config, overrides).root)
     if told:
         print(root)
         return 0
@@ -40,4 +35,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    process.run(lambda: main(sys.argv[1:]))
+    process.run(lambda: cli.ended(lambda: main(sys.argv[1:])))

@@ -18,10 +18,11 @@ Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluste
 
 import difflib
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
+from pipeline import errors, launcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
@@ -32,24 +33,36 @@ COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export", "submi
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = sys.argv[1:] if words is None else list(words)
+    return ended(lambda: command(words))
+
+
+def command(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else ConfigError.code
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, 1)
+        near = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(COMMANDS)}"
+        raise ConfigError(f'unknown command "{words[0]}"; {near}')
+    launcher.adopt()
+    return importlib.import_module(f"pipeline.commands.{words[0]}").main(words[1:])
+
+
+def ended(run: Callable[[], int]) -> int:
+    """The exit code of what ``run`` does, whatever it raises; that is said in one line, after its traceback where the
+    fault is ours."""
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(__doc__)
-            return 0 if words else ConfigError.code
-        if words[0] not in COMMANDS:
-            close = difflib.get_close_matches(words[0], COMMANDS, 1)
-            near = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(COMMANDS)}"
-            raise ConfigError(f'unknown command "{words[0]}"; {near}')
-        return importlib.import_module(f"pipeline.commands.{words[0]}").main(words[1:])
-    except PipelineError as error:
-        say(str(error), event="failed", file=sys.stderr, code=error.code)
-        return error.code
+        return run()
     except KeyboardInterrupt:
         told = "interrupted; the same command goes on from the last checkpoint"
         say(told, event="stopped", file=sys.stderr, code=130)
         return 130
-    except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except SystemExit as leave:  # argparse's --help
         return int(leave.code or 0)
+    except Exception as error:
+        said = errors.explained(error)
+        if said is None:
+            traceback.print_exc()
+            said = PipelineError(errors.fault(error))
+        say(str(said), event="failed", file=sys.stderr, code=said.code)
+        return said.code

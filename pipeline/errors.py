@@ -4,6 +4,11 @@
 · 70 no progress (stop) · 75 saved after a signal, run me again.
 """
 
+import errno as numbers
+import os
+import re
+from collections.abc import Iterator
+
 
 class PipelineError(Exception):
     """One clear line for the user: what was found, what was expected, what to change."""
@@ -39,3 +44,91 @@ class Stopped(PipelineError):
     """Asked to stop, and saved: the same command goes on from here."""
 
     code = 75
+
+
+AGAIN = "then run the same command again"
+LIMITS = {
+    numbers.ENOSPC: f"free some, {AGAIN}",
+    numbers.EDQUOT: f"free some or ask for more, {AGAIN}",
+    numbers.EFBIG: f"raise the largest size of a file (ulimit -f), {AGAIN}",
+    numbers.EROFS: "name a folder that can be written to",
+    numbers.EACCES: "change its rights, or name another",
+    numbers.EPERM: "change its rights, or name another",
+    numbers.EMFILE: f"raise the limit by `ulimit -n 4096`, {AGAIN}",
+    numbers.ENFILE: f"the machine's files are all in use: end other programs, {AGAIN}",
+    numbers.ENOMEM: f"lower batch or threads, or find more memory, {AGAIN}",
+    numbers.EAGAIN: f"raise the number of processes and threads (ulimit -u), {AGAIN}",
+    numbers.ENOLCK: f"the file system has no locks left: name another folder, {AGAIN}",
+    numbers.ENAMETOOLONG: "name a shorter one",
+}
+"""What the disk, the rights and the limits of a user refuse, and what helps: no start will come farther before it."""
+WORDS = {
+    r"can't start new thread": numbers.EAGAIN,
+    r"DefaultCPUAllocator|Cannot allocate memory|bad_alloc": numbers.ENOMEM,
+    r"unable to mmap|No space left on device": numbers.ENOSPC,
+    r"Read-only file system": numbers.EROFS,
+    r"Too many open files": numbers.EMFILE,
+    r"Disk quota exceeded": numbers.EDQUOT,
+}
+"""How libraries say the same without a number."""
+BUGS = {numbers.EBADF, numbers.EFAULT, numbers.ENOTSOCK, numbers.ECHILD, numbers.ESRCH, numbers.EINVAL, numbers.ESPIPE}
+"""What the system answers to calls that should not have been made."""
+
+
+def explained(error: BaseException, where: str = "") -> PipelineError | None:
+    """An error as the line for the user whose files, disk, rights or limits caused it, with its exit code; None where
+    it is a fault of ours. ``where``: what was being written, for errors that name no file."""
+    if isinstance(error, PipelineError):
+        return error
+    for cause in chain(error):
+        if isinstance(cause, PipelineError):
+            continue  # an attempt before this one, which said so
+        if (number := refusal(cause)) in LIMITS:
+            return NoProgressError(f"{place(cause, where)}{os.strerror(number).lower()}: {LIMITS[number]}")
+        if type(cause).__name__ == "OutOfMemoryError":
+            return NoProgressError(f"no memory left on the device: lower batch, or raise accumulate ({first(cause)})")
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        name = error.object[max(0, error.start - 40) : error.end + 40].encode("utf-8", "backslashreplace").decode()
+        return DataError(f"{name}: a name that is not UTF-8; rename it")
+    if isinstance(error, OSError) and error.errno not in BUGS:
+        why = f"{place(error, where)}{error.strerror.lower()}" if error.strerror else first(error)
+        return DataError(f"{why}: see that it is there and can be reached, {AGAIN}")
+    return None
+
+
+def fault(error: BaseException) -> str:
+    """What is said of an error that is ours."""
+    return f"a fault of ours, {type(error).__name__}: {first(error)}"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it came of."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def refusal(error: BaseException) -> int | None:
+    """The system's number of an error: its own, or the one that its text tells."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, MemoryError):
+        return numbers.ENOMEM
+    text = str(error)
+    if told := re.search(r"(?:os error|errno:?|Error code) (\d+)", text, re.IGNORECASE):
+        return int(told[1])
+    return next((number for words, number in WORDS.items() if re.search(words, text)), None)
+
+
+def place(error: BaseException, where: str) -> str:
+    """"runs/x: " of the file that an error names, else of ``where``."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    told = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else where
+    return f"{told}: " if told else ""
+
+
+def first(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

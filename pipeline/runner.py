@@ -5,7 +5,6 @@
     work(job, make_world)            one stage, in whatever process it was placed
 """
 
-import errno
 import importlib
 import os
 import re
@@ -21,8 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, config, lines
-from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
+from pipeline import artifact, config, errors, launcher, lines
+from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
 from pipeline.settings.stages import Stage
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def plan(cfg: "config.Config", here: bool = False) -> list[Planned]:
 def placement(stage: Stage, here: bool) -> str:
     """Where a stage runs: as its settings say; auto: a Ray task where ray can be imported, else here. A process of a
     launcher's world runs everything itself."""
-    if here or int(os.environ.get("WORLD_SIZE", "1")) > 1 or stage.place.on == "here":
+    if here or launcher.size() > 1 or stage.place.on == "here":
         return "here"
     if find_spec("ray"):
         return "task" if stage.place.on == "auto" else stage.place.on
@@ -189,7 +188,7 @@ def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable
     except Exception as error:
         if not isinstance(error, Stopped):
             log(out, error)
-            if not LOST.search(str(error)):
+            if not lost(error):
                 with suppress(OSError):
                     (out / artifact.FAILED).write_text(str(explained(job, error).code))
         raise
@@ -201,24 +200,23 @@ def log(out: Path, error: Exception) -> None:
         traceback.print_exception(error, file=file)
 
 
+def lost(error: BaseException) -> bool:
+    """Whether an error tells of another process that is gone. Python's own errors of files and sockets do not: gloo
+    and NCCL raise RuntimeErrors."""
+    return not isinstance(error, OSError) and bool(LOST.search(str(error)))
+
+
 def explained(job: Job, error: Exception) -> PipelineError:
-    """An error of a stage as the one line that is shown: a user's as it is, a full disk in words, any other as a
-    fault of ours with the place of its traceback."""
+    """An error of a stage as the one line that is shown: a user's as it is, one of files, disk or limits in words, any
+    other as a fault of ours with the place of its traceback."""
+    if lost(error) and not isinstance(error, PipelineError):
+        return ended_with(job, errors.first(error))
     where = shown(Path(job.out))
-    if isinstance(error, PipelineError):
-        text = str(error)
-        return type(error)(text if text.startswith(job.name) else f"{job.name}: {text}")
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(error):
-        return NoProgressError(
-            f"{job.name}: no space left on the disk of {where}: free some, then run the same command again"
-        )
-    what = (str(error).strip() or "no message").splitlines()[0]
-    if LOST.search(str(error)):
-        return ended_with(job, what)
-    return PipelineError(
-        f"{job.name}: a fault of ours, {type(error).__name__}: {what} (traceback in {where / artifact.LOG})"
-    )
+    said = errors.explained(error, str(where))
+    if said is not None:
+        text = str(said)
+        return type(said)(text if text.startswith(job.name) else f"{job.name}: {text}")
+    return PipelineError(f"{job.name}: {errors.fault(error)} (traceback in {where / artifact.LOG})")
 
 
 def ended_with(job: Job, what: str) -> PipelineError:
@@ -239,10 +237,11 @@ def shown(path: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------- execute
 class Stop:
-    """Whether this process was asked to stop: TERM, USR2 or INT set a flag and nothing else, so that a second one
-    does not lose the save; a third INT does not wait for it. ``since``: when, by the monotonic clock."""
+    """Whether this process was asked to stop: TERM, USR2, INT, or HUP of a terminal that closes, set a flag and
+    nothing else, so that a second one does not lose the save; a third INT does not wait for it. ``since``: when, by
+    the monotonic clock. What nohup has ignored stays ignored."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self):
         self.asked, self.interrupts, self.before = False, 0, {}
@@ -259,7 +258,8 @@ class Stop:
             raise KeyboardInterrupt
 
     def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self.handle) for number in self.SIGNALS}
+        heard = [n for n in self.SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.handle) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from pipeline import launcher
 from pipeline.errors import ClusterError
 
 
@@ -65,7 +66,7 @@ def meet(backend: str, limit: float) -> None:
     another: rank 0 does some stages alone.
     """
     env = os.environ
-    if dist.is_initialized() or int(env.get("WORLD_SIZE", "1")) == 1:
+    if dist.is_initialized() or launcher.size() == 1:
         return
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=limit)))

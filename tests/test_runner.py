@@ -183,8 +183,8 @@ def test_a_fault_of_ours_is_one_line_and_a_log(place, stages, capsys):
     [
         (DataError("shards: nothing in it"), 65, "codes: shards: nothing in it\n"),
         (Stopped("saved at step 3"), 75, "codes: saved at step 3\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), 70, "no space left on the disk of"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), 70, "no space left on the disk of"),
+        (OSError(errno.ENOSPC, "No space left on device"), 70, ": no space left on device: free some"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 70, ": no space left on device: free some"),
     ],
 )
 def test_an_error_has_its_code_and_its_line_once(place, stages, capsys, error, code, line):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline import launcher
 from pipeline.commands import Parser, parse
 from pipeline.errors import ClusterError, ConfigError
 
@@ -75,7 +76,7 @@ def machines(root: Path) -> int:
     from pipeline import preflight, show
 
     found = census(root)
-    if os.environ.get("RANK", "0") != "0":
+    if launcher.rank() > 0:
         return 0
     first = found[0]["clock"]
     rows = [
@@ -93,7 +94,7 @@ def census(root: Path) -> list[dict]:
     """The facts of every process, or node, there is."""
     from pipeline import preflight
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launcher.size() > 1:
         return preflight.gate(root)
     if "RAY_ADDRESS" in os.environ:
         from pipeline.placement.ray import Cluster

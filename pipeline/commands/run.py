@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import lines
+from pipeline import launcher, lines
 from pipeline.commands import Parser, parse
 
 ABOUT = """Runs every stage of a config that is not done yet, each once those it needs are done.
@@ -48,8 +48,8 @@ def main(words: Sequence[str]) -> int:
     if options.dry_run:
         tables.dry_run(planned, chosen)
         return 0
-    quiet = os.environ.get("RANK", "0") != "0"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    quiet = launcher.rank() > 0
+    if launcher.size() > 1:
         from pipeline import preflight
 
         preflight.gate(planned[0].folder.parent.resolve())
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
         if len(named) > 1:
             tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
         lines.say(f"tensorboard --logdir {cfg.root}")
-    if here.size() > 1:
+    if launcher.size() > 1:
         here.leave(code)
     return code
 

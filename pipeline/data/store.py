@@ -1,6 +1,8 @@
 """Where shards lie: a folder read by position, or any URL that fsspec knows."""
 
+import errno
 import os
+import resource
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import repeat
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 OPEN = 512
-"""Files kept open."""
+"""Files kept open, where the limit (ulimit -n) leaves as many again several times over."""
 GAP, RANGE = 1 << 17, 1 << 20
 """Of a URL: bytes that are read and thrown away sooner than asked past, and of one request at most, about."""
 
@@ -52,13 +54,29 @@ class Handle:
             os.close(self.fd)
 
 
+def few() -> int:
+    """Files that one folder may keep open: an eighth of the limit, since several are read from at a time."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN if soft == resource.RLIM_INFINITY else max(1, min(OPEN, soft // 8))
+
+
 class Folder:
     """Local files, read at a position with pread: a file that was cut gives fewer bytes, where a mapped one would
     kill the process."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.handle: Callable[[str], Handle] = lru_cache(OPEN)(lambda name: Handle(self.name(name)))
+        self.kept: Callable[[str], Handle] = lru_cache(few())(lambda name: Handle(self.name(name)))
+
+    def handle(self, name: str) -> Handle:
+        """An open file; where no more may be open, those that this folder keeps are closed first."""
+        try:
+            return self.kept(name)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.forget(name)
+            return self.kept(name)
 
     def name(self, name: str) -> str:
         return name if name.startswith("/") or "://" in name else f"{self.path}/{name}"
@@ -84,7 +102,7 @@ class Folder:
         return out
 
     def forget(self, name: str) -> None:
-        self.handle.cache_clear()  # type: ignore[attr-defined]
+        self.kept.cache_clear()  # type: ignore[attr-defined]
 
 
 class Remote:

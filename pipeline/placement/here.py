@@ -8,15 +8,11 @@ from typing import Any
 
 from pipeline import runner
 from pipeline.errors import PipelineError, Stopped
+from pipeline.launcher import size
 from pipeline.runner import Job
 
 SHARED = ("pretrain", "generate", "codes")
 """Kinds that every rank works on; the others are rank 0's alone."""
-
-
-def size() -> int:
-    """Processes that the launcher announced."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def together(stop: Callable[[], bool]) -> Callable[[], bool]:

@@ -10,12 +10,13 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import preflight, process, runner
-from pipeline.errors import ClusterError, NoProgressError, PipelineError, Stopped
+from pipeline import lines, preflight, process, runner
+from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.placement import here
 from pipeline.runner import Job
 from pipeline.settings.stages import Place
@@ -44,6 +45,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 ATTEMPTS = 3  # of a task whose process died; of a group of workers, in a row without a new checkpoint
 STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
+SOCKET = 107  # bytes in the name of a socket (unix(7))
 ROOT = str(Path(__file__).parents[2])
 
 
@@ -57,6 +59,8 @@ class Cluster:
                 self._join(self.address)
             else:
                 self._start()
+        except PipelineError:
+            raise
         except Exception as error:  # ray raises bare ones, too
             where = f"RAY_ADDRESS={self.address}" if self.address else "a local one"
             raise ClusterError(
@@ -76,13 +80,14 @@ class Cluster:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *(p for p in paths if p and p != ROOT)])
-        usable = len(os.sched_getaffinity(0))
+        usable, folder = len(os.sched_getaffinity(0)), short_folder()
         for attempt in range(STARTS):
             try:
                 ray.init(
                     "local",  # never "auto", which joins whatever cluster of whomever it finds
                     num_cpus=usable if usable < (os.cpu_count() or 1) else None,
                     include_dashboard=False,
+                    _temp_dir=folder,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
@@ -146,6 +151,19 @@ class Cluster:
         ray.shutdown()
 
 
+def short_folder() -> str | None:
+    """A folder for the sockets of a cluster of our own, whose names the system holds to SOCKET bytes; None: ray's
+    usual one, which is short enough. Raises ConfigError where no short one can be written to."""
+    usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    if len(os.fsencode(usual)) <= SOCKET - len("/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"):
+        return None
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            lines.say(f"{usual} is too long a folder for Ray's sockets: {folder}/ray-{os.getuid()} in its place")
+            return f"{folder}/ray-{os.getuid()}"
+    raise ConfigError(f"{usual} is too long a folder for Ray's sockets: give a shorter one by RAY_TMPDIR, or --here")
+
+
 def need(place: Place, threads: int) -> dict[str, float]:
     """What a task, or each worker, takes from a node: CPUs, GPUs, bytes."""
     return {"CPU": threads, "GPU": place.gpus, "memory": int(place.memory_gb * 2**30)}
@@ -204,7 +222,7 @@ def loss(failures: list[Exception]) -> Exception:
             raise failure
     if gone := [f for f in failures if type(f).__module__.startswith("ray.")]:
         return getattr(gone[0], "health_check_failure", gone[0])
-    if faults := [f for f in failures if not runner.LOST.search(str(f))]:
+    if faults := [f for f in failures if not runner.lost(f)]:
         raise min(faults, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
     return failures[0]
 

@@ -1,7 +1,8 @@
 """The kernel of the sparse codes on CPUs: coordinate descent on working sets, compiled by numba at its first call."""
 
-import numba
 import numpy as np
+
+from pipeline.views.compiled import jit
 
 BLOCK = 8  # signals whose correlations are computed together
 FIRST = 8  # coordinates of the first working set
@@ -12,7 +13,7 @@ RIDGE = 1e-10  # on the diagonal of the support's system, whose entries are 1
 PATIENCE = 20  # times an unchanged working set is solved ten times better: past that, rounding is what is left
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, violation_out, iterations_out):
     """Codes of the signals ``start`` to ``stop`` of y [N, p], written to the four outputs.
 
@@ -111,7 +112,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
         iterations_out[n] = sweeps
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def _correlate(y, d, q):
     """q = D'y of a few signals, four rows of D at a time: they stay in the cache for all, and each signal's sums are
     in one order, whatever its company."""
@@ -132,7 +133,7 @@ def _correlate(y, d, q):
                 q[n, j] += v * d[i, j]
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@jit(inline="always")
 def _gap(yr, rr, cmax, l1, penalty):
     """Duality gap from y'r, r'r, ||c||_inf and ||z||_1: the dual point is the best feasible multiple of r."""
     if rr <= 0.0 or cmax == 0.0:
@@ -142,7 +143,7 @@ def _gap(yr, rr, cmax, l1, penalty):
     return max(0.0, 0.5 * rr + penalty * l1 - s * yr + 0.5 * s * s * rr)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
     """Solves the working set to a gap of its own of at most ``goal``; returns the sweeps taken."""
     done, since = 0, 0
@@ -165,7 +166,7 @@ def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
     return done
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def _sweep(size, sub, z, c, penalty):
     """Each coordinate to its minimiser in turn; whether any moved, and whether any sign turned."""
     moved, turned = False, False
@@ -187,7 +188,7 @@ def _sweep(size, sub, z, c, penalty):
     return moved, turned
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def _set_gap(size, z, c, q, yy, penalty):
     cmax, l1, qz, cz = 0.0, 0.0, 0.0, 0.0
     for a in range(size):
@@ -198,7 +199,7 @@ def _set_gap(size, z, c, q, yy, penalty):
     return _gap(yy - qz, yy - qz - cz, cmax, l1, penalty)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit()
 def _jump(size, sub, z, c, penalty, live, step, factor):
     """Straight to the minimiser of all that are not 0, their signs held, or to the first that reaches 0 on the way.
 

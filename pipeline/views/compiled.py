@@ -1,10 +1,12 @@
 """numba where it is installed, so that loops over pixels and boxes run as machine code; plain Python where it is not.
 
 Compiled once per machine (kept beside the source, or in the user's cache), without the GIL, and without the liberties
-that would let a number depend on the CPU.
+that would let a number depend on the CPU. What is kept only saves seconds: where no folder takes it, or it is
+damaged, it is compiled again.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 try:
@@ -16,5 +18,42 @@ F = TypeVar("F", bound=Callable)
 AVAILABLE = numba is not None
 
 
+class Kept:
+    """numba's own cache of a function, none of whose faults is one of ours. A damaged one is made anew."""
+
+    def __init__(self, cache: Any):
+        self.cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
+
+    def load_overload(self, sig: Any, context: Any) -> Any:
+        try:
+            return self.cache.load_overload(sig, context)
+        except Exception:  # of unpickling, whatever the bytes say
+            with suppress(Exception):
+                self.cache.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception):  # a full disk, a folder that became read-only
+            self.cache.save_overload(sig, data)
+
+
+def jit(**options: Any) -> Callable[[F], F]:
+    """numba's compiler without the GIL, with a cache that may fail; raises ImportError without numba."""
+    if numba is None:
+        raise ImportError("numba is not installed")
+    from numba.core.caching import FunctionCache
+
+    def made(function: F) -> F:
+        dispatcher = numba.njit(nogil=True, **options)(function)
+        with suppress(RuntimeError):  # no folder can be written to: NUMBA_CACHE_DIR names one
+            dispatcher._cache = Kept(FunctionCache(function))
+        return dispatcher
+
+    return made
+
+
 def compiled(function: F) -> F:
-    return function if numba is None else numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return function if numba is None else jit(error_model="numpy")(function)
