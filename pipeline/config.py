@@ -16,9 +16,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.document import Document, brief, nearest, parse, read
+from pipeline.document import Document, brief, nearest, parse_value, read
 from pipeline.errors import ConfigError
-from pipeline.settings.base import Edge, Range, Settings
+from pipeline.settings.base import Edge, FilePath, Range, Settings
 from pipeline.settings.stages import MAKES, AnyStage, Pack, Stage
 from pipeline.settings.training import Training
 
@@ -32,7 +32,7 @@ class Top(Settings):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Of every stage that does not set its own."""
-    root: Annotated[str, Field(min_length=1)] = "runs"
+    root: Annotated[FilePath, Field(min_length=1)] = "runs"
     """Folder of all artifacts."""
 
 
@@ -52,7 +52,7 @@ def override(document: Document, text: str) -> None:
     try:
         if not equals or not all(re.fullmatch(r"\w+", part) for part in parts):
             raise ValueError(f" expected key=value, such as seed=3 or {[*names, 'stage'][0]}.threads=2")
-        parsed = parse(value)
+        parsed = parse_value(value)
         if name in Top.model_fields:
             put(document.data, [name], parsed)
             document.given[(name,)] = text
@@ -338,14 +338,15 @@ def check_source(stage: Pack, path: tuple, document: Document) -> None:
         document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
     elif scheme == "torchvision" and where not in TORCHVISION:
         document.wrong(at, f'no set "{where}"{nearest(where, TORCHVISION)}')
-    elif scheme == "folder" and not Path(where).expanduser().is_dir():
+    elif scheme == "folder" and not Path(where).is_dir():
         what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
-        document.wrong(at, f"{where}: {what}{sibling(Path(where).expanduser())}")
+        document.wrong(at, f"{where}: {what}{sibling(Path(where))}")
     elif scheme == "wds" and not patterns.tars(where):
-        document.wrong(at, f"no file matches {where}{sibling(Path(where).expanduser())}")
+        near = "" if Path(where).is_dir() else sibling(Path(where))
+        document.wrong(at, f"{patterns.unmatched(where)}{near}")
     elif scheme == "wds" and (missing := patterns.missing(where)):
         document.wrong(at, f"{len(missing)} of the files that {where} names are missing, the first {missing[0]}")
-    elif scheme == "shards" and "://" not in where and not (Path(where).expanduser() / "manifest.json").is_file():
+    elif scheme == "shards" and "://" not in where and not (Path(where) / "manifest.json").is_file():
         document.wrong(at, f"{where}: no packed shards there; `pipeline index` makes them of tars")
 
 

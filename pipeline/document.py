@@ -118,6 +118,19 @@ def parse(text: str, document: Document | None = None) -> Any:
         raise ValueError(f": holds what a config cannot: {error}") from None
 
 
+def parse_value(text: str) -> Any:
+    """The value of an override: YAML in which # begins no comment, since no comment stands in a value. Raises
+    ValueError."""
+    value = parse(text)
+    node = Yaml(text).get_single_node() if "#" in text else None
+    rest = text[node.end_mark.index :] if node else text
+    if "#" not in text or not rest.strip():
+        return value
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.style):
+        return text.strip()
+    raise ValueError(f": {rest.strip()} stands after the value; quote all of it, or leave that out")
+
+
 def beside(file: Path) -> str:
     """"; did you mean "configs/quickstart.yaml"?" for a file that is not there: the nearest YAML file there or in
     configs/."""

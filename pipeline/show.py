@@ -127,7 +127,7 @@ def bars() -> Any:
 # ------------------------------------------------------------------------------------------------------------- results
 def show(runs: str) -> None:
     """Every finished artifact below a folder, and the results of its probes."""
-    folder = Path(runs)
+    folder = Path(runs).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{runs}: no such folder; expected the root of some runs, or one artifact's folder")
     found = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]

@@ -3,10 +3,24 @@ any other of the user's."""
 
 import argparse
 import difflib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ConfigError
+
+
+def path(text: str) -> Path:
+    """A path as it was typed; `--out=~/x` reaches us unexpanded."""
+    return Path(os.path.expanduser(text))
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least 1")
+    return int(text)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.commands import Parser, parse
+from pipeline.commands import Parser, parse, path, positive
 from pipeline.errors import ConfigError, DataError
 
 
@@ -14,24 +14,28 @@ def main(words: Sequence[str]) -> int:
     lasting = "leave out what is found from now on: the list is part of the set's fingerprint"
     parser.add_argument("--quarantine", action="store_true", help=lasting)
     told = "also what trainings could not read: their bad-*.jsonl"
-    parser.add_argument("--ledger", nargs="+", default=[], metavar="FILE", help=told)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ledger", nargs="+", type=path, default=[], metavar="FILE", help=told)
+    parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
-    place = Path(options.shards).expanduser()
+    place = path(options.shards)
     from pipeline.data import patterns, verify
+    from pipeline.data.index import MANIFEST
 
+    described = (place / MANIFEST).exists() or next(place.glob("*.idx"), None)
+    if place.is_dir() and not described and next(place.glob("*.tar"), None):
+        raise ConfigError(f"{patterns.unmatched(options.shards)}, or make a set of them first, with `pipeline index`")
     if place.is_dir() or "://" in options.shards:
         found = verify.verify(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):
         absent = [verify.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
         found = (p for part in (absent, verify.unindexed(paths, options.threads)) for p in part)
     else:
-        raise ConfigError(f"{options.shards}: no such folder, and no file matches it")
+        raise ConfigError(f"no such folder, and {patterns.unmatched(options.shards)}")
     problems = []
     for problem in found:
         print(problem, flush=True)
         problems.append(problem)
-    problems += verify.from_ledgers([Path(p) for p in options.ledger])
+    problems += verify.from_ledgers(options.ledger)
     if options.quarantine and problems:
         print(f"quarantined: {verify.quarantine(place, problems)}")
     if problems:

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from pipeline.commands import Parser, parse
+from pipeline.commands import Parser, parse, path, positive
 
 ABOUT = """Writes a row for every image: name, split, label, features. Images of another size are resized and cut as
 the probe does it."""
@@ -12,20 +11,20 @@ the probe does it."""
 
 def main(words: Sequence[str]) -> int:
     parser = Parser(prog="pipeline embed", description=ABOUT, allow_abbrev=False)
-    parser.add_argument("encoder", metavar="ENCODER", help="the folder of a stage that makes an encoder")
-    parser.add_argument("images", metavar="IMAGES", help="a folder of images, or of packed shards")
-    parser.add_argument("out", metavar="OUT.parquet", help="the file to write")
-    parser.add_argument("--threads", type=int, default=1, help="of the forward pass (default: 1)")
+    parser.add_argument("encoder", type=path, metavar="ENCODER", help="the folder of a stage that makes an encoder")
+    parser.add_argument("images", type=path, metavar="IMAGES", help="a folder of images, or of packed shards")
+    parser.add_argument("out", type=path, metavar="OUT.parquet", help="the file to write")
+    parser.add_argument("--threads", type=positive, default=1, help="of the forward pass (default: 1)")
     options = parse(parser, words)
     from pipeline.evaluation import embed, encoders
     from pipeline.world import World
 
-    folder = Path(options.encoder)
+    folder = options.encoder
     encoder = encoders.load(folder)
     record = folder / "artifact.json"
     key = json.loads(record.read_text())["key"] if record.exists() else ""
     about = {"encoder": folder.name, "key": key, "spec": (folder / encoders.SPEC).read_text()}
     device = World(options.threads).device
-    count = embed.embed(encoder, Path(options.images), Path(options.out), device, about)
+    count = embed.embed(encoder, options.images, options.out, device, about)
     print(f"{options.out}: features of {count} images")
     return 0

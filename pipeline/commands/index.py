@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.commands import Parser, parse
+from pipeline.commands import Parser, parse, path, positive
 from pipeline.errors import ConfigError
 
 ABOUT = """Checks tars of KEY.jpg and KEY.cls members, and writes beside them, or into a folder, where the images lie.
@@ -15,8 +15,8 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="pipeline index", allow_abbrev=False, description=ABOUT)
     parser.add_argument("train", metavar="TARS", help='to train on: a pattern such as "x-{000..012}.tar" or "x-*.tar"')
     parser.add_argument("--test", metavar="TARS", help="held out")
-    parser.add_argument("--out", metavar="FOLDER", help="default: the folder of the first tar")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=path, metavar="FOLDER", help="default: the folder of the first tar")
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images listed before it gives up")
     turned = "turn images as their EXIF orientation says (the default)"
     parser.add_argument("--exif-orientation", action=argparse.BooleanOptionalAction, default=True, help=turned)
@@ -28,10 +28,10 @@ def main(words: Sequence[str]) -> int:
         splits[split] = patterns.tars(pattern) if pattern else []
         absent = patterns.missing(pattern) if pattern else []
         if pattern and (absent or not splits[split]):
-            raise ConfigError(f"no file {absent[0] if absent else f'matches {pattern}'}")
+            raise ConfigError(f"no file {absent[0]}" if absent else patterns.unmatched(pattern))
     from pipeline.data import foreign
 
-    out = Path(options.out) if options.out else splits["train"][0].parent
+    out = options.out or splits["train"][0].parent
     manifest = foreign.index(
         splits, out, options.threads, options.max_bad, options.exif_orientation, lambda text: print(text, flush=True)
     )

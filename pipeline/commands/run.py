@@ -2,16 +2,20 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline import launcher, lines
 from pipeline.commands import Parser, parse
+from pipeline.errors import ConfigError
 
 ABOUT = """Runs every stage of a config that is not done yet, each once those it needs are done.
 
 A second run has nothing to do; after a change, only what depends on it is done again. Killed anywhere, the same
 command goes on."""
+
+QUOTES = """a comma makes a sweep; where it is part of a value, quote that: 'shards.source="folder:a,b"'"""
 
 
 def parser() -> Parser:
@@ -37,10 +41,16 @@ def main(words: Sequence[str]) -> int:
     from pipeline import config, runner
     from pipeline import show as tables
 
+    quiet = launcher.rank() > 0
     variants = {}
     for mark, chosen in sweep(overrides).items():
-        cfg = config.load(options.config, chosen)
+        try:
+            cfg = config.load(options.config, chosen)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n{QUOTES}" if mark else str(error)) from None
         variants[mark] = runner.plan(cfg, options.here)
+    if len(variants) > 1 and not quiet:
+        lines.say(f"a sweep of {len(variants)} runs: {'; '.join(variants)}", event="sweep")
     planned = runner.together(variants)
     named = {mark: runner.only(plan, names) if names else plan for mark, plan in variants.items()}
     keys = {p.key for plan in named.values() for p in plan}
@@ -48,7 +58,6 @@ def main(words: Sequence[str]) -> int:
     if options.dry_run:
         tables.dry_run(planned, chosen)
         return 0
-    quiet = launcher.rank() > 0
     if launcher.size() > 1:
         from pipeline import preflight
 
@@ -66,7 +75,7 @@ def main(words: Sequence[str]) -> int:
         tables.results([p.folder for p in chosen])
         if len(named) > 1:
             tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
-        lines.say(f"tensorboard --logdir {cfg.root}")
+        lines.say(f"tensorboard --logdir {shlex.quote(cfg.root)}")
     if launcher.size() > 1:
         here.leave(code)
     return code
@@ -89,16 +98,21 @@ def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def listed(value: str) -> list[str]:
-    """A value cut at its commas, but for those inside brackets and quotes."""
-    found, depth, quote = [""], 0, ""
+    """A value cut at its commas, but for those inside brackets and quotes. A quote opens where a word begins: the one
+    in "it's" is a letter."""
+    found, depth, quote, before = [""], 0, "", ""
     for letter in value:
-        if letter in "\"'" and quote in ("", letter):
-            quote = "" if quote else letter
-        depth += (letter in "[{(") - (letter in ")}]") if not quote else 0
+        if letter == quote:
+            quote = ""
+        elif letter in "\"'" and not quote and before in ("", *" ,[{(:"):
+            quote = letter
+        elif not quote:
+            depth = max(0, depth + (letter in "[{(") - (letter in ")}]"))
         if letter == "," and not depth and not quote:
             found.append("")
         else:
             found[-1] += letter
+        before = letter
     return found
 
 

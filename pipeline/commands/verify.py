@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import Parser, parse
+from pipeline.commands import Parser, parse, positive
 from pipeline.errors import ConfigError, PipelineError
 
 ABOUT = """Trains every pretraining stage of a config a few steps, in one process and in several, and compares them
@@ -31,8 +31,8 @@ def parser() -> Parser:
     made.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.batch=64")
     made.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages")
-    made.add_argument("--steps", type=int, default=3, help="optimiser steps (default: 3)")
-    made.add_argument("--processes", type=int, nargs="+", default=[2], metavar="N", help="ranks (default: 2)")
+    made.add_argument("--steps", type=positive, default=3, help="optimiser steps (default: 3)")
+    made.add_argument("--processes", type=positive, nargs="+", default=[2], metavar="N", help="ranks (default: 2)")
     made.add_argument("--precision", choices=tuple(TOLERANCE), default="fp64",
                       help="of both runs (default: fp64, in which only an error is larger than rounding)")  # fmt: skip
     return made

@@ -2,12 +2,41 @@
 
 import glob
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def tars(pattern: str) -> list[Path]:
-    """Files that a pattern with * ? [..] and {000..012} or {a,b} names, in order of name."""
-    return sorted(Path(p) for one in braces(os.path.expanduser(pattern)) for p in glob.glob(one))
+    """Files that a pattern with * ? [..] and {000..012} or {a,b} names, in order of name.
+
+    A backslash takes its meaning from the letter after it. Brackets that stand in the name of a folder or file that
+    is there are part of that name.
+    """
+    found = {Path(p) for one, _ in names(pattern) for p in glob.glob(one)}
+    return sorted(path for path in found if path.is_file())
+
+
+def missing(pattern: str) -> list[str]:
+    """Files that a pattern names without a wildcard, and that are not there."""
+    return [name for _, name in names(pattern) if name and not os.path.exists(name)]
+
+
+def names(pattern: str) -> Iterator[tuple[str, str]]:
+    """Of each name that the braces make: what `glob` takes for it, and the name itself where it has no wildcard."""
+    shielded = re.sub(r"\\(.)", lambda m: f"\0{ord(m[1])}\0", os.path.expanduser(pattern))
+    for name in braces(shielded):
+        taken, there, wild = [], [], False
+        for part in name.split("/"):
+            literal = re.sub("\0(\\d+)\0", lambda m: chr(int(m[1])), part)
+            brackets = not set("*?") & set(part)
+            there.append(literal)
+            if brackets and (not glob.has_magic(part) or os.path.exists("/".join(there))):
+                taken.append(glob.escape(literal))
+            else:
+                taken.append(re.sub("\0(\\d+)\0", lambda m: glob.escape(chr(int(m[1]))), part))
+                wild = True
+        yield "/".join(taken), "" if wild else "/".join(there)
 
 
 def braces(pattern: str) -> list[str]:
@@ -24,7 +53,19 @@ def braces(pattern: str) -> list[str]:
     return [before + choice + end for choice in choices for end in braces(after)]
 
 
-def missing(pattern: str) -> list[str]:
-    """Files that a pattern names without a wildcard, and that are not there."""
-    names = braces(os.path.expanduser(pattern))
-    return [name for name in names if not glob.has_magic(name) and not os.path.exists(name)]
+def unmatched(pattern: str) -> str:
+    """In words: why a pattern names no file."""
+    folder = os.path.expanduser(pattern)
+    if os.path.isdir(folder):
+        inside = f"{escaped(folder.rstrip('/'))}/*.tar"
+        there = len(tars(inside))
+        return f'{pattern} is a folder; name its tars: "{inside}" ({there} there)' if there else (
+            f"{pattern} is a folder, and no tars lie in it"
+        )  # fmt: skip
+    brackets = "; where a bracket is part of a name, write a backslash before it" if "[" in pattern else ""
+    return f"no file matches {pattern}{brackets}"
+
+
+def escaped(name: str) -> str:
+    """A name as a pattern that means only it."""
+    return re.sub(r"([*?\[\]{}\\])", r"\\\1", name)

@@ -128,7 +128,7 @@ def webdataset(pattern: str) -> Source:
     them is not whole, listing what is wrong."""
     paths = patterns.tars(pattern)
     if not paths:
-        raise DataError(f"wds:{pattern}: no such files")
+        raise DataError(f"wds:{pattern}: {patterns.unmatched(pattern)}")
     if absent := patterns.missing(pattern):
         raise DataError(f"wds:{pattern}: {len(absent)} of the files are missing, the first {absent[0]}")
     numbers = Numbers()

@@ -1,9 +1,10 @@
 """The base of every settings model, and the type of a reference from one stage to another."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -21,6 +22,25 @@ class Edge:
 
 ShardsRef = Annotated[str, Edge("shards"), Field(pattern=r"^[a-z0-9_]+$")]
 EncoderRef = Annotated[str, Edge("encoder"), Field(pattern=r"^[a-z0-9_]+$")]
+
+
+
+def at_home(path: str) -> str:
+    """A path with the user's folder in the place of a leading ~."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise ValueError(f"{path}: nobody of that name has a home; a folder that is named so is ./{path}")
+    return found
+
+
+def source_at_home(source: str) -> str:
+    """The same for the path in a pack's source."""
+    scheme, colon, where = source.partition(":")
+    return scheme + colon + at_home(where) if scheme in ("folder", "wds", "shards") else source
+
+
+FilePath = Annotated[str, AfterValidator(at_home)]
+SourceText = Annotated[str, AfterValidator(source_at_home)]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Count, EncoderRef, Fraction, Settings, ShardsRef
+from .base import Count, EncoderRef, FilePath, Fraction, Settings, ShardsRef, SourceText
 from .data import Characters, MoCoV2, Views
 from .nets import CNN, Net
 from .objectives import LISTA, VAE, Contrastive, Generative, MoCo
@@ -41,10 +41,10 @@ class Pack(Stage):
     """Images -> WebDataset shards with an index and a manifest."""
 
     kind: Literal["pack"] = "pack"
-    source: str = "digits"
+    source: SourceText = "digits"
     """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS
     · shards:PLACE (packed or indexed shards in a folder or at a URL, used where they lie)"""
-    root: str | None = None
+    root: FilePath | None = None
     """Where torchvision keeps, or downloads, its data."""
     test: Fraction = 0.2
     """Share of the images held out where the source gives no test split; stratified, seeded, stored."""
