@@ -18,7 +18,8 @@ RECIPES = {
         "epochs": 200, "batch": 256, "schedule": "steps", "lr_drops": (0.6, 0.8), "objective.queue": 65536,
         "objective.momentum": 0.999, "objective.temperature": 0.07, "objective.head.hidden": 0,
         "objective.head.dim": 128, "views.scale": (0.2, 1.0), "views.jitter": (0.4, 0.4, 0.4, 0.4),
-        "views.jitter_p": 1.0, "views.grey_p": 0.2, "views.blur_p": 0.0, "optimiser.decay_norms": True,
+        "views.jitter_p": 1.0, "views.grey_p": 0.2, "views.grey_first": True, "views.blur_p": 0.0,
+        "optimiser.decay_norms": True,
         "net.norm.splits": 8, "net.zero_init": False,
     }),
     "moco_v2": (MOCO, SGD | {
@@ -71,7 +72,7 @@ RECIPES = {
         "net.norm.splits": 32, "net.zero_init": False, "objective.temperature": 0.07, "objective.negatives": 32000,
         "objective.weight": 0.5, "objective.momentum": 0.5, "objective.head.hidden": 0, "objective.head.dim": 128,
         "views.scale": (0.08, 1.0), "views.jitter": (0.4, 0.4, 0.4, 0.2), "views.jitter_p": 1.0, "views.grey_p": 0.2,
-        "views.blur_p": 0.0, "objective.jigsaw.scale": (0.6, 1.0),
+        "views.blur_p": 0.0, "views.photometric_p": 0.66, "objective.jigsaw.scale": (0.6, 1.0),
     }),
     "pirl_mlp": (VISSL, SGD | {
         "batch": 32 * 32, "lr_floor": 1e-3, "optimiser.decay_norms": False, "net.norm.splits": 32,

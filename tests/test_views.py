@@ -11,7 +11,7 @@ from pipeline import keyed
 from pipeline.image import Image
 from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
 from pipeline.settings.objectives import Jigsaw
-from pipeline.views import affine, crops, jigsaw, photometrics, recipes
+from pipeline.views import affine, crops, enhance, jigsaw, photometrics, recipes
 
 MANY = 100_000
 IDS = np.arange(MANY)
@@ -185,7 +185,10 @@ def test_the_blurs_width_is_a_tenth_of_the_side_and_odd():
     assert widths == [23, 9, 7, 3, 3, 3, 1]
 
 
-@pytest.mark.parametrize("settings", [MoCoV1(), MoCoV2(), SimCLRViews(), PirlViews(blur_p=0.3, solarise_p=0.2)])
+SOME = {"blur_p": 0.3, "solarise_p": 0.2, "photometric_p": 0.0}
+
+
+@pytest.mark.parametrize("settings", [MoCoV1(), MoCoV2(), SimCLRViews(), PirlViews(**SOME)])
 def test_whole_chains_are_torchvisions(settings, apply):
     """All operations in each image's own order, against a loop over torchvision's on the same floats."""
     n = 60
@@ -194,11 +197,13 @@ def test_whole_chains_are_torchvisions(settings, apply):
     reach = photometrics.radius(settings, 48)
     ours = apply(images, draws, reach)
     for i in range(n):
-        x = images[i].float() / 255
+        first = draws.grey[i] and settings.kind == "moco_v1"
+        x = F.pil_to_tensor(F.to_pil_image(images[i]).convert("L")).expand(3, -1, -1) if first else images[i]
+        x = x.float() / 255
         for op in draws.order[i]:
             if op >= 0:
                 x = list(OPS.values())[op](x, float(draws.factors[i, op]))
-        x = F.rgb_to_grayscale(x, 3) if draws.grey[i] else x
+        x = F.rgb_to_grayscale(x, 3) if draws.grey[i] and not first else x
         s = float(draws.sigma[i])
         x = F.gaussian_blur(x, [2 * reach + 1] * 2, [s, s]) if s else x
         x = F.solarize(x, 0.5) if draws.solarise[i] else x
@@ -207,6 +212,46 @@ def test_whole_chains_are_torchvisions(settings, apply):
             assert away.max() < 1e-4
         else:  # the hue's slope is the inverse of a colour's range
             torch.testing.assert_close(ours[i], x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_photometric_set_is_pillows_to_the_bit(channels, apply):
+    """Posterised, sharpened, solarised, stretched, then grey: 200 images of bytes against Pillow, one at a time."""
+    from PIL import ImageEnhance, ImageOps
+
+    n = 200
+    images = pictures(n, channels, 20, 17)
+    images[0], images[1], images[2] = 0, 255, images[2] // 7 + 40
+    settings = PirlViews(jitter_p=0.0, photometric_p=0.7)
+    draws = photometrics.draw(settings, 3, 0, np.arange(n), "one")
+    assert draws.distortion is not None
+    chosen, seen = draws.distortion.stretch, apply(images, draws, 1) * 255
+    assert 0.6 < chosen.mean() < 0.8
+    drawn = [v[chosen] for v in (draws.distortion.bits, draws.distortion.threshold, draws.distortion.sharpness)]
+    assert set(drawn[0]) == {4, 5, 6, 7, 8} and drawn[1].min() < 30 and 226 < drawn[1].max() <= 256
+    assert 0.1 <= drawn[2].min() < 0.2 and 1.8 < drawn[2].max() <= 1.9
+    for i in range(n):
+        x = F.to_pil_image(images[i])
+        if chosen[i]:
+            x = ImageOps.posterize(x, int(draws.distortion.bits[i]))
+            x = ImageEnhance.Sharpness(x).enhance(float(draws.distortion.sharpness[i]))
+            x = ImageOps.autocontrast(ImageOps.solarize(x, int(draws.distortion.threshold[i])))
+        x = F.pil_to_tensor(x).float()
+        if draws.grey[i] and channels == 3:
+            torch.testing.assert_close(seen[i], F.rgb_to_grayscale(x, 3), atol=1e-3, rtol=0)
+        else:
+            torch.testing.assert_close(seen[i], x, atol=1e-3, rtol=0)
+
+
+def test_the_photometric_set_comes_after_the_jitter(apply):
+    """What a jitter makes, as bytes, is what the set is given."""
+    images = pictures(30, 3, 16, 16)
+    both = photometrics.draw(PirlViews(photometric_p=1.0, grey_p=0.0), 0, 0, np.arange(30), "one")
+    jitter = photometrics.draw(PirlViews(photometric_p=0.0, grey_p=0.0), 0, 0, np.arange(30), "one")
+    assert both.distortion is not None and np.array_equal(both.factors, jitter.factors)
+    between = (apply(images, jitter, 1) * 255).round().byte()
+    after = enhance.distort(between, both.distortion).float() / 255
+    torch.testing.assert_close(apply(images, both, 1), after, atol=1e-6, rtol=0)
 
 
 # ---- the numbers drawn
@@ -281,7 +326,7 @@ def test_two_views_differ():
     assert (one - two).abs().mean((1, 2, 3)).min() > 0.05
 
 
-NOTHING = {"jitter_p": 0, "grey_p": 0, "blur_p": 0, "flip": 0}
+NOTHING = {"jitter_p": 0, "grey_p": 0, "blur_p": 0, "flip": 0, "photometric_p": 0}
 
 
 @pytest.mark.parametrize(("side", "cell", "patch"), [(224, 85, 64), (32, 10, 8)])

@@ -33,7 +33,12 @@ class Crops(Settings):
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strengths of brightness, contrast, saturation (factor 1 ± s) and hue (turn ± s)."""
     jitter_p: Fraction = 0.8
+    photometric_p: Fraction = 0.0
+    """Of posterising to 4 to 8 bits, sharpness by 0.1 to 1.9, inversion from a value on and autocontrast, one after
+    another between jitter and grey (ImgPilRandomPhotometric of facebookresearch/vissl)."""
     grey_p: Fraction = 0.2
+    grey_first: bool = False
+    """Grey before jitter, which then finds no colour to change (MoCo v1)."""
     blur: Range = (0.1, 2.0)
     """Standard deviation of the Gaussian blur in pixels."""
     blur_kernel: Fraction = 0.1
@@ -46,11 +51,12 @@ class Crops(Settings):
 
 
 class MoCoV1(Crops):
-    """MoCo v1: jitter on every view, no blur."""
+    """MoCo v1: grey first, jitter on every view, no blur (main_moco.py of facebookresearch/moco)."""
 
     kind: Literal["moco_v1"] = "moco_v1"
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.4)
     jitter_p: Fraction = 1.0
+    grey_first: bool = True
     blur_p: Fraction = 0.0
 
 
@@ -77,12 +83,13 @@ class CifarViews(Crops):
 
 
 class PirlViews(Crops):
-    """PIRL's image view: crops down to 8 % of the area, jitter always, no blur."""
+    """PIRL's image view: crops down to 8 % of the area, jitter always, vissl's photometric set, no blur."""
 
     kind: Literal["pirl"] = "pirl"
     scale: Range = (0.08, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
     jitter_p: Fraction = 1.0
+    photometric_p: Fraction = 0.66
     blur_p: Fraction = 0.0
 
 

@@ -1,11 +1,12 @@
 """Colour jitter, grey, blur and solarisation of a whole batch at once, each image with parameters of its own.
 
-The operations are torchvision's v2 on float images in [0, 1]; what is drawn is a function of (seed, epoch, id, view,
-operation). The four operations of the jitter come in an order drawn for each image.
+The operations are torchvision's v2 on float images in [0, 1] (Pillow's, on bytes, are in `enhance`); what is drawn is
+a function of (seed, epoch, id, view, operation). The four operations of the jitter come in an order drawn for each
+image.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pipeline import keyed
 from pipeline.settings.data import Crops
-from pipeline.views import rows
+from pipeline.views import enhance, rows
 from pipeline.views.compiled import AVAILABLE
 
 Values = tuple[float, ...]
@@ -28,13 +29,16 @@ GREY = (0.2989, 0.587, 0.114)
 class Draws:
     """Parameters of N images: ``factors`` float32 [N, 4] of brightness, contrast, saturation (1: as it is) and hue
     (turns); ``order`` int64 [N, 4], which of the four comes at each place, -1: none; ``sigma`` float64 [N] of the blur
-    in pixels, 0: none; ``grey`` and ``solarise`` bool [N]."""
+    in pixels, 0: none; ``grey`` and ``solarise`` bool [N]. ``distortion`` stands between jitter and grey, if there is
+    one; ``grey_first``: grey stands before the jitter."""
 
     factors: np.ndarray
     order: np.ndarray
     grey: np.ndarray
     sigma: np.ndarray
     solarise: np.ndarray
+    distortion: enhance.Distortion | None = None
+    grey_first: bool = False
 
 
 def draw(settings: Crops, *words: Any) -> Draws:
@@ -58,6 +62,8 @@ def draw(settings: Crops, *words: Any) -> Draws:
         numbers(1, "grey")[:, 0] < settings.grey_p,
         np.where(blur[:, 0] < settings.blur_p, sigma, 0),
         numbers(1, "solarise")[:, 0] < settings.solarise_p,
+        enhance.draw(numbers(4, "photometric"), settings.photometric_p) if settings.photometric_p else None,
+        settings.grey_first,
     )
 
 
@@ -84,6 +90,7 @@ def taps(sigma: np.ndarray, reach: int) -> np.ndarray:
 def finish(images: Tensor, draws: Draws, reach: int, mean: Values, std: Values, out: Tensor | None = None) -> Tensor:
     """uint8 [N, C, H, W], C of 1 or 3 -> float32: jittered, greyed, blurred within ``reach`` pixels, solarised, and
     (x - mean) / std. On a CPU row by row (`rows`), into ``out`` if that is given; else with whole batches."""
+    images, draws = in_bytes(images, draws)
     weights = taps(draws.sigma, reach)
     if images.device.type == "cpu" and AVAILABLE:
         if out is None:
@@ -98,6 +105,21 @@ def finish(images: Tensor, draws: Draws, reach: int, mean: Values, std: Values, 
     middle, width = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (mean, std))
     x = (x - middle) / width
     return x if out is None else out.copy_(x)
+
+
+def in_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
+    """The operations that are Pillow's, and those before them; with what is left to draw. The rest is as it was."""
+    none = np.zeros(len(images), bool)
+    if draws.grey_first:
+        images = among(images.clone(), draws.grey, lambda part, _: enhance.grey(part).expand_as(part))
+        draws = replace(draws, grey=none, grey_first=False)
+    if draws.distortion is not None:
+        jitter = replace(draws, grey=none, sigma=np.zeros(len(images)), solarise=none, distortion=None)
+        zeros, ones = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
+        images = (finish(images, jitter, 0, zeros, ones) * 255).round_().to(torch.uint8)
+        images = enhance.distort(images, draws.distortion)
+        draws = replace(draws, order=np.full_like(draws.order, -1), distortion=None)
+    return images, draws
 
 
 def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:

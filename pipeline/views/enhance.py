@@ -1,0 +1,79 @@
+"""Operations on images of bytes, to the bit as Pillow does them: what some recipes put between jitter and grey."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """Parameters of N images: ``bits`` int64 [N] that posterising leaves (8: all), ``sharpness`` float32 [N] (1: as it
+    is), ``threshold`` int64 [N] from which values are inverted (256: none), ``stretch`` bool [N], autocontrast."""
+
+    bits: np.ndarray
+    sharpness: np.ndarray
+    threshold: np.ndarray
+    stretch: np.ndarray
+
+
+def draw(u: np.ndarray, p: float) -> Distortion:
+    """vissl's ImgPilRandomPhotometric, made for PIRL (arXiv 1912.01991), from uniform numbers [N, 4]: all four
+    operations with probability p, else none."""
+    chosen = u[:, 0] < p
+    return Distortion(
+        np.where(chosen, 4 + (5 * u[:, 1]).astype(np.int64), 8),
+        np.where(chosen, 0.1 + 1.8 * u[:, 2], 1).astype(np.float32),
+        np.where(chosen, (257 * u[:, 3]).astype(np.int64), 256),
+        chosen,
+    )
+
+
+def distort(images: Tensor, draws: Distortion) -> Tensor:
+    """uint8 [N, C, H, W] -> the same, posterised, sharpened, solarised, its contrast stretched."""
+
+    def each(numbers: np.ndarray) -> Any:
+        return torch.from_numpy(numbers).to(images.device).view(-1, 1, 1, 1)
+
+    x = images & (256 - 2 ** (8 - each(draws.bits))).to(torch.uint8)
+    x = sharpen(x, each(draws.sharpness))
+    x = torch.where(x >= each(draws.threshold), 255 - x, x)
+    return torch.where(each(draws.stretch), autocontrast(x), x)
+
+
+def sharpen(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the image smoothed by 3x3 pixels of which the middle one counts five times, or towards it; the border
+    is not smoothed. ``factor``: float32 [N, 1, 1, 1], 1: as it is."""
+    wide, smooth = x.int(), x.int()
+    height, width = x.shape[2] - 2, x.shape[3] - 2
+    if height > 0 and width > 0:
+        inner = wide[:, :, 1:-1, 1:-1]
+        total = 4 * inner
+        for dy in range(3):
+            for dx in range(3):
+                total = total + wide[:, :, dy : dy + height, dx : dx + width]
+        smooth = smooth.clone()
+        smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26
+    blend = (smooth + factor * (wide - smooth)).clamp(0, 255).to(torch.uint8)
+    return torch.where(factor == 1, x, blend)
+
+
+def autocontrast(x: Tensor) -> Tensor:
+    """Each channel's least value becomes 0, its largest 255, what lies between in proportion, rounded down."""
+    flat = x.flatten(2)
+    low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
+    scale = torch.full_like(low, 255) / (high - low)  # 255 / x would be a reciprocal's multiple, which rounds twice
+    levels = torch.arange(256, device=x.device, dtype=torch.float64)
+    table = (levels * scale - low * scale).clamp(0, 255)
+    table = torch.where(high > low, table, levels).to(torch.uint8)
+    return table.gather(2, flat.long()).view_as(x)
+
+
+def grey(x: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] -> [N, 1, H, W]."""
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.int().unbind(1)
+    return ((19595 * r + 38470 * g + 7471 * b + 32768) >> 16)[:, None].to(torch.uint8)
