@@ -3,6 +3,7 @@
 Images, notebooks and shells inside a scheduler's job leave some of them behind: what is no whole world is no world.
 """
 
+import math
 import os
 import sys
 
@@ -10,6 +11,8 @@ from pipeline.errors import ConfigError
 from pipeline.lines import say
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("LOCAL_WORLD_SIZE", "RAY_ADDRESS", "PIPELINE_GATE_S", "PIPELINE_NODES", "PIPELINE_GROW_S")
+"""What else is read of the environment: empty is as if it were not set."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Of mpirun, which Accelerate would follow."""
 
@@ -23,12 +26,27 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0)
 
 
+def number(name: str, default: float) -> float:
+    """A variable that is a number. Raises ConfigError where it is none."""
+    value = os.environ.get(name) or str(default)
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise ConfigError(f"{name}={value}: expected a number from 0 on, or leave it unset for {default:g}")
+    return found
+
+
 def adopt() -> None:
     """Leaves in the environment a whole world of several ranks, or nothing of one; says in a line what it takes away.
 
     Raises ConfigError where several ranks are announced and something of them is missing or wrong.
     """
     env = os.environ
+    for name in OTHERS:
+        if not env.get(name, "").strip():
+            env.pop(name, None)
     found = {name: env[name].strip() for name in NAMES if env.get(name, "").strip()}
     count = whole("WORLD_SIZE", found.get("WORLD_SIZE", "1"), 1)
     if count > 1:
@@ -45,7 +63,7 @@ def adopt() -> None:
     stale = {name: found[name] for name in ("RANK", "LOCAL_RANK") if name in found and "WORLD_SIZE" not in found}
     stale |= {name: env[name] for name in MPI if env.get(name, "1").strip() not in ("", "1")}
     several = "ACCELERATE_MIXED_PRECISION" in env and "MASTER_PORT" in found and "WORLD_SIZE" not in found
-    for name in (*NAMES, *MPI):
+    for name in (*NAMES, *MPI, "LOCAL_WORLD_SIZE"):
         env.pop(name, None)
     if several:  # its --cpu starts one, whatever --num_processes says, and leaves an address without ranks
         note = (

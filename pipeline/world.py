@@ -107,7 +107,7 @@ class World:
         cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
         if not cuda:
             keep_memory()
-        meet("nccl" if cuda else "gloo", float(os.environ.get("PIPELINE_GATE_S", "300")))
+        meet("nccl" if cuda else "gloo", launcher.number("PIPELINE_GATE_S", 300))
         self.accelerator = Accelerator(
             cpu=not cuda,
             mixed_precision="no",  # autocast is the loop's: Accelerate's is fixed once a process

@@ -59,7 +59,7 @@ LAUNCHERS = {
     "torchrun_1": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", *MODULE],
     "torchrun_2": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *MODULE],
     "accelerate_2": [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
         "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0",
         *MODULE,
     ],
@@ -85,6 +85,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         assert done.returncode == 0, f"{name}: {done.stdout}\n{done.stderr}"
         folders[name] = home / name
         shutil.move(home / "runs", folders[name])
+        records = [json.loads(p.read_text()) for p in folders[name].glob("*/artifact.json")]
+        ranks = {record["processes"] for record in records if record["kind"] in ("pretrain", "generate")}
+        assert ranks == {2 if name.endswith("_2") else 1}, f"{name}: trained by {ranks} processes"
     return folders
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import launcher
 from pipeline.data import order
 from pipeline.data.faults import ATTEMPTS, Fault, Ledger, await_batch, fault
 from pipeline.data.index import Shards
@@ -310,7 +311,7 @@ def cores(threads: int, device: torch.device) -> int:
     not share with other ranks of its machine."""
     if device.type == "cpu":
         return max(1, threads)
-    return max(1, threads, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, threads, len(os.sched_getaffinity(0)) // max(1, int(launcher.number("LOCAL_WORLD_SIZE", 1))))
 
 
 def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import lines, preflight, process, runner
+from pipeline import launcher, lines, preflight, process, runner
 from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.placement import here
 from pipeline.runner import Job
@@ -73,7 +73,7 @@ class Cluster:
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
-        gate(int(os.environ.get("PIPELINE_NODES", "1")), float(os.environ.get("PIPELINE_GATE_S", "300")))
+        gate(int(launcher.number("PIPELINE_NODES", 1)), launcher.number("PIPELINE_GATE_S", 300))
 
     def _start(self) -> None:
         # By the environment and not by runtime_env, which would make the workers started ahead unusable.
@@ -241,7 +241,7 @@ class Regroup:
     def __init__(self, job: Job):
         self.place, self.looked = job.settings.place, time.monotonic()
         self.ask = need(self.place, job.settings.threads)
-        self.every = float(os.environ.get("PIPELINE_GROW_S", "60"))
+        self.every = launcher.number("PIPELINE_GROW_S", 60)
 
     def __call__(self) -> bool:
         from ray.train.v2._internal.execution.context import get_train_context

@@ -24,8 +24,8 @@ def adopt() -> None:
     but no step).
     """
     env = os.environ
-    size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if "RANK" in env or size == 1:
+    size = int(env.get("SLURM_STEP_NUM_TASKS") or 1)
+    if env.get("RANK") or size == 1:
         return
     env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], str(size)
     local = int(env["SLURM_LOCALID"])
