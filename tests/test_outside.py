@@ -50,7 +50,7 @@ def results(place) -> Path:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------- whose fault it is
+# -------------------------------------------------------------------------------------------------- whose fault it is
 def full() -> None:
     with open("/dev/full", "wb") as file:
         file.write(b"x")
@@ -133,7 +133,7 @@ def test_a_connection_of_one_process_is_no_lost_rank():
     assert runner.lost(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:2"))
 
 
-# ------------------------------------------------------------------------------------------------------------- terminal
+# ----------------------------------------------------------------------------------------------------------- terminal
 def test_the_table_has_a_letter_that_ascii_lacks(results):
     assert "±" in shell("pipeline show", PYTHONIOENCODING="utf-8").stdout
 
@@ -197,7 +197,7 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-# --------------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------------------------- limits
 READ = """
 from pathlib import Path
 from pipeline import process
@@ -249,7 +249,7 @@ def test_a_folder_makes_room_for_a_file_when_no_more_may_be_open(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-# ---------------------------------------------------------------------------------------------------------------- numba
+# -------------------------------------------------------------------------------------------------------------- numba
 SUM = """
 from pipeline.views.compiled import jit
 @jit(error_model="numpy")
@@ -277,7 +277,7 @@ def test_what_numba_keeps_saves_seconds_and_nothing_else(tmp_path):
     assert ran(NUMBA_CACHE_DIR="/proc/none") == "3 0\n"
 
 
-# ------------------------------------------------------------------------------------------------------------ read-only
+# ---------------------------------------------------------------------------------------------------------- read-only
 def read_only(folder: Path, command: str) -> subprocess.CompletedProcess:
     """A command beside a folder that nobody can write to; proves that nobody can."""
     if os.geteuid():
