@@ -119,31 +119,11 @@ def check(adapter: TypeAdapter, body: Any, annotation: Any, path: tuple, documen
     """The settings that a body stands for, or None after noting what is wrong with it. By way of JSON, whose strict
     mode takes no word for a number and no number for a word, but a list for a tuple."""
     try:
-        return adapter.validate_json(json.dumps(fill(body, annotation)), strict=True)
+        return adapter.validate_json(json.dumps(body), strict=True)
     except ValidationError as error:
         for one in error.errors(include_url=False):
             describe(one, annotation, path, document)
         return None
-
-
-def fill(body: Any, annotation: Any) -> Any:
-    """A partly given group starts from the default of its field: PIRL's `head: {dim: 64}` keeps PIRL's hidden: 0, and
-    `objective: {queue: 512}` is of the default kind."""
-    kind = body.get("kind") if isinstance(body, dict) else None
-    options = members(annotation)
-    model = options[0] if len(options) == 1 else next((m for m in options if kind in tags(m)), None)
-    if model is None or not isinstance(body, dict):
-        return body
-    filled = dict(body)
-    for name, info in model.model_fields.items():
-        given, default = body.get(name), info.default
-        if isinstance(given, dict) and isinstance(default, Settings):
-            usual = {"kind": getattr(default, "kind", None)} if tags(type(default)) else {}
-            if given.get("kind", usual.get("kind")) == usual.get("kind"):
-                given = usual | default.model_dump(mode="json", exclude_unset=True) | given
-        if isinstance(given, dict):
-            filled[name] = fill(given, info.annotation)
-    return filled
 
 
 def members(annotation: Any) -> list[type[Settings]]:

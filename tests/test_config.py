@@ -1,12 +1,19 @@
 """Configs: every mistake is met at once, with its place and the nearest right name; nothing else happens."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline import cli, config, document
 from pipeline.errors import ConfigError
+from pipeline.settings.base import Settings, over
+from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
+from pipeline.settings.stages import Codes, Generate, Pretrain
 
 GOOD = """\
 seed: 0
@@ -250,6 +257,44 @@ def test_partly_given_groups_start_from_their_fields_default(place):
     assert (stages["moco"].views.kind, stages["moco"].views.size) == ("moco_v2", 16)
     dae: dict = config.load("good.yaml", ["vae.objective={kind: dae, net: {width: 8}}"]).stages
     assert dae["vae"].objective.net.latent == 64
+
+
+def partial_groups(model: type[Settings]) -> Iterator[dict[str, Any]]:
+    """Bodies of a settings class that give one key of one group whose default says something, and nothing else."""
+    for name, info in model.model_fields.items():
+        default = info.default
+        if isinstance(default, Settings):
+            for key in set(type(default).model_fields) - {"kind"}:
+                yield {name: {key: json.loads(default.model_dump_json())[key]}}
+
+
+@pytest.mark.parametrize("model", [Pretrain, Generate, Codes, SimCLR, MoCo, MoCoV3, PIRL, AE, DAE, VAE])
+def test_a_group_means_the_same_wherever_it_is_read(model, place):
+    """A config, an override, model_validate and the constructor: one key given leaves the default's others."""
+    bodies = list(partial_groups(model))
+    assert bodies
+    needed: dict[str, Any] = {"kind": model.model_fields["kind"].default}
+    needed |= {"data": "shards"} if "data" in model.model_fields else {}
+    for body in bodies:
+        expected = model(**needed)
+        assert model.model_validate(needed | body) == model(**needed, **body) == expected
+        assert model.model_validate_json(json.dumps(needed | body), strict=True) == expected
+        stage = needed | body
+        if "data" not in needed:
+            kind = "pretrain" if issubclass(model, SimCLR | MoCo | MoCoV3 | PIRL) else "generate"
+            stage = {"kind": kind, "data": "shards", "objective": needed | body}
+        (place / "one.yaml").write_text(json.dumps({"stages": {"shards": {"kind": "pack"}, "one": stage}}))
+        loaded: Any = config.load("one.yaml").stages["one"]
+        assert (loaded if "data" in needed else loaded.objective) == expected
+
+
+def test_a_partly_given_head_keeps_the_rest_of_its_objectives_own():
+    head = MoCoV3.model_validate({"head": {"hidden": 256, "dim": 64}}).head
+    assert (head.hidden, head.dim, head.norm, head.layers) == (256, 64, "all", 2)
+    assert MoCoV3.model_validate({"head": {"hidden": 256}, "predictor": None}).predictor is None
+    nested = over(Pretrain(data="s", net=CNN(width=8, norm=Norm(kind="split"))), {"net": {"norm": {"splits": 4}}})
+    assert Pretrain(**nested).net == CNN(width=8, norm=Norm(kind="split", splits=4))
+    assert Pretrain(data="s", net={"kind": "resnet18", "norm": {"splits": 8}}).net.norm == Norm(splits=8)  # type: ignore[arg-type]
 
 
 def test_an_override_does_not_reach_through_an_alias(place):

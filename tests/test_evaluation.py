@@ -1,6 +1,7 @@
 """Probes against scikit-learn and closed forms; encoders that come back from their files as they were."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -326,7 +327,40 @@ def test_of_equal_neighbours_the_earlier():
     assert knn.classify(bank, torch.tensor([0, 2, 1, 1]), torch.tensor([[3.0, 0.0]]), 9, 0.07).tolist() == [1]
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-6])
+def test_neighbours_of_a_nearly_collapsed_encoder_are_the_true_ones(spread):
+    """Rows within so little of one point that float32 takes their cosines for equal: fractions tell who is near."""
+    from fractions import Fraction
+
+    draw = np.random.default_rng(0)
+    rows = (1 + spread * draw.standard_normal((400, 12))).astype(np.float32)
+    queries = (1 + spread * draw.standard_normal((6, 12))).astype(np.float32)
+    _, places = knn.neighbours(torch.from_numpy(rows), torch.from_numpy(queries), 10)
+    single = torch.nn.functional.normalize(torch.from_numpy(rows), dim=1)
+    told = single @ torch.nn.functional.normalize(torch.from_numpy(queries), dim=1).T
+    assert spread > 1e-5 or len(told.unique()) < 40  # of 2,400: what float32 sees of them
+
+    def exact(a: np.ndarray, b: np.ndarray) -> Fraction:
+        x, y = ([Fraction(float(v)) for v in row] for row in (a, b))
+        dot = sum(p * q for p, q in zip(x, y, strict=True))
+        return dot * dot / (sum(p * p for p in x) * sum(q * q for q in y))  # the square of a positive cosine
+
+    for query, found in zip(queries, places.tolist(), strict=True):
+        true = sorted(range(400), key=lambda j: -exact(rows[j], query))[:10]
+        assert found == true
+
+
 # ------------------------------------------------------------------------------------------------------------- quality
+@pytest.mark.parametrize(("n", "d"), [(5, 40), (40, 40), (300, 7)])
+def test_rankme_counts_as_many_terms_as_there_are_singular_values(n, d):
+    """Eq. 1 of the paper as a loop over numpy's singular values: min(n, D) of them."""
+    x = np.random.default_rng(n).standard_normal((n, d)).astype(np.float32)
+    singular = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    assert len(singular) == min(n, d)
+    p = [s / singular.sum() + 1e-7 for s in singular]
+    assert quality.rankme(torch.from_numpy(x)) == pytest.approx(math.exp(-sum(v * math.log(v) for v in p)), rel=1e-9)
+
+
 def test_rankme_of_known_spectra():
     draw = torch.Generator().manual_seed(0)
     q = torch.linalg.qr(torch.randn(200, 16, generator=draw, dtype=torch.float64)).Q

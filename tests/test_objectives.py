@@ -7,14 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import objectives
+from pipeline.estimate import Alone
 from pipeline.objectives import OBJECTIVES
-from pipeline.objectives.base import Batch
+from pipeline.objectives.base import Batch, Objective
 from pipeline.objectives.energies import watch
-from pipeline.settings.nets import Norm
+from pipeline.objectives.lista import LISTA
+from pipeline.settings.nets import CNN, Norm
+from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
 from pipeline.training import loop, optim
-from tests.cases import CASES, CONTRASTIVE, IMAGE, SAMPLES, batch, make, warm
+from tests.cases import CASES, CONTRASTIVE, CROPPED, IMAGE, SAMPLES, batch, make, warm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 WRITTEN = {  # what commit may change, by the start of its name
@@ -120,6 +124,25 @@ def test_accumulation_equals_the_big_batch(name, pieces, world):
         o.commit(r.pending, 3)
     for k, v in whole.state_dict().items():
         torch.testing.assert_close(cut.state_dict()[k], v, rtol=1e-12, atol=1e-14, msg=k, equal_nan=True)
+
+
+@EVERY
+def test_it_is_built_without_numbers(name):
+    """As --dry-run and the memory's estimate build it: on the meta device, where a constructor that asks for a number
+    (float(x), .item(), a comparison) ends in a traceback; and, but for the last energies, embeds there."""
+    settings = CASES[name]
+    with torch.device("meta"):
+        if isinstance(settings, LISTASettings):
+            objective: Objective = LISTA(settings, torch.empty(10, 24), 0.2)
+        else:
+            objective = objectives.build(settings, CNN(width=8, depth=2), IMAGE, SAMPLES, Alone(), 0)  # type: ignore[arg-type]
+    assert all(t.is_meta for t in (*objective.parameters(), *objective.buffers()))
+    if isinstance(settings, LISTASettings):  # which no dry run builds
+        return
+    objective.cropped = name in CROPPED  # type: ignore[assignment]
+    real = batch(objective, IDS, dtype=torch.float32)
+    rows = objective.embed(Batch(tuple(view.to("meta") for view in real.views), real.ids))
+    assert all(len(row) == len(IDS) for row in rows)
 
 
 @EVERY

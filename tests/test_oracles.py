@@ -317,7 +317,7 @@ def vae_by_hand(objective, b: Batch, beta: float, free: float) -> Tensor:
             if objective.settings.likelihood == "bernoulli":
                 total = total - x * torch.log(m) - (1 - x) * torch.log(1 - m)
             else:
-                sigma = exp(objective.log_sigma)
+                sigma = exp(-6 + torch.log(1 + exp(objective.log_sigma + 6)))
                 total = total + (x - m) ** 2 / (2 * sigma**2) + torch.log(sigma) + math.log(2 * math.pi) / 2
         for j in range(objective.latent):
             units[j] = units[j] + (exp(logvar[j]) - logvar[j] - 1 + mean[j] ** 2) / 2
@@ -337,6 +337,29 @@ def test_vae_is_minus_the_elbo(name, beta, free, world):
     parameters = list(objective.parameters())
     grads = [torch.autograd.grad(loss, parameters) for loss in (ours, oracle)]
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("raw", [-30.0, -12.0, -6.0, 0.0, 2.0])
+def test_sigma_has_a_floor_and_a_gradient_everywhere(raw, world):
+    """d/ds of -log N(x; m, e^(2f(s))) with f(s) = -6 + log(1 + e^(s + 6)): (1 - e^2 / sigma^2) / (1 + e^-(s + 6)) a
+    pixel. A parameter that has fallen far below comes back where the error says so."""
+    objective = make("vae_gaussian", world)
+    with torch.no_grad():
+        objective.log_sigma.fill_(raw)
+    images, z = batch(objective, IDS).views[0], random(len(IDS), objective.latent, seed="z")
+    errors = (images - objective.decoder(z)).detach().square().flatten().tolist()
+    sigma = math.exp(-6) * (1 + math.exp(raw + 6))
+    assert sigma >= math.exp(-6)
+    slope = sum(1 - e / sigma**2 for e in errors) / (1 + math.exp(-(raw + 6)))
+    objective.surprise(images, z).sum().backward()
+    assert float(objective.log_sigma.grad) == pytest.approx(slope, rel=1e-9) != 0
+    if raw < -6:
+        optimiser = torch.optim.Adam([objective.log_sigma], lr=0.5)
+        for _ in range(150):
+            optimiser.zero_grad()
+            objective.surprise(images, z).sum().backward()
+            optimiser.step()
+        assert objective.log_deviation().item() > -5
 
 
 def test_vae_energy_is_the_whole_elbo_whatever_presses_it(world):
@@ -384,7 +407,7 @@ def test_linear_vae_at_the_optimum_is_probabilistic_pca(world):
         encoder.bias[k:] = torch.log(sigma**2 / m)
         decoder.weight.copy_(w)
         decoder.bias.copy_(mu)
-        objective.log_sigma.fill_(math.log(sigma))
+        objective.log_sigma.fill_(math.log(math.expm1(math.log(sigma) + 6)) - 6)
     objective.mean.net = nn.Sequential(nn.Flatten(), encoder)
     objective.decoder = nn.Sequential(decoder, nn.Unflatten(1, (IMAGE.channels, 8, 8)))
     images = random(5, 1, 8, 8, seed="x")

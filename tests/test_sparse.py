@@ -100,6 +100,26 @@ def test_the_certificate_is_its_definition_and_bounds_the_excess():
         at = solvers.advance(at, gram, q, 0.1, step, momentum=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nothing_is_certified_of_what_is_not_finite(name, dtype):
+    """NaN, infinities, and numbers whose squares are past the end: all three are NaN, and the others are untouched."""
+    y, d = problem(n=8, dtype=dtype)
+    clean = SOLVERS[name](y, d, 0.15)
+    broken = y.clone()
+    broken[1, 3], broken[2, 0], broken[4, 5] = torch.nan, torch.inf, -torch.inf
+    broken[6] = torch.finfo(dtype).max / 2
+    bad = torch.tensor([False, True, True, False, True, False, dtype == torch.float64, False])
+    codes = SOLVERS[name](broken, d, 0.15)
+    for whole, found in zip(clean[:3], codes[:3], strict=True):
+        assert found[bad].isnan().all()
+        torch.testing.assert_close(found[[0, 3, 5, 7]], whole[[0, 3, 5, 7]])
+    gap, _ = solvers.certify(broken, d, torch.zeros_like(codes.z), 0.15)
+    assert not torch.isfinite(gap[bad]).any()
+    d[2, 7] = torch.nan
+    assert all(found.isnan().all() for found in SOLVERS[name](y, d, 0.15)[:3])
+
+
 def test_single_precision_reaches_its_tolerance_in_double():
     y, d = problem(64, 256, 1200, dtype=torch.float32)
     for penalty in (0.02, 0.15, 0.6):

@@ -1,5 +1,7 @@
 """`pipeline verify`: silent where ranks agree, and names the tensor where they do not."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import cli
@@ -58,3 +60,42 @@ def test_the_first_tensor_that_differs_is_named(tmp_path):
     assert found == "step 1: objective.w [2] differs by 0.5, its largest entry is 1"
     assert verify.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None
     assert verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10, weights=1.0) is None
+
+
+def left(folder, loss: str = "2.0", steps=(1,), **tensors) -> Path:
+    """What a short training leaves behind."""
+    for step in steps:
+        checkpoint.save(folder / "checkpoints", step, {f"objective.{k}": v for k, v in tensors.items()}, {}, 9)
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "train/loss": {loss}}}\n' for s in steps))
+    return folder
+
+
+def test_what_is_not_a_number_agrees_with_nothing(tmp_path):
+    """Nor with itself: two trainings that both broke have not been shown to be the same."""
+    import torch
+
+    good = left(tmp_path / "good", w=torch.ones(2))
+    for name, value in (("nan", torch.nan), ("inf", torch.inf)):
+        bad = left(tmp_path / name, w=torch.tensor([1.0, value]))
+        for one, other, whose in ((good, bad, "several"), (bad, good, "the one process"), (bad, bad, "the one")):
+            found = verify.first_difference(one, other, 1e-10)
+            assert found is not None and found.startswith(f"step 1: objective.w [2] of {whose}")
+    broken = left(tmp_path / "loss", "NaN", w=torch.ones(2))
+    for one, other in ((good, broken), (broken, good), (broken, broken)):
+        assert "the loss is" in str(verify.first_difference(one, other, 1e-10))
+    assert verify.first_difference(good, good, 1e-10) is None
+
+
+def test_what_was_not_compared_does_not_agree(tmp_path):
+    import torch
+
+    whole = left(tmp_path / "whole", steps=(1, 2), w=torch.ones(2))
+    short = left(tmp_path / "short", w=torch.ones(2))
+    nothing = left(tmp_path / "nothing", steps=())
+    assert "steps [1], not [1, 2]" in str(verify.first_difference(whole, short, 1e-10))
+    assert "nothing to compare" in str(verify.first_difference(nothing, nothing, 1e-10))
+    more = left(tmp_path / "more", w=torch.ones(2), b=torch.ones(1))
+    assert "only one of the two holds objective.b" in str(verify.first_difference(short, more, 1e-10))
+    longer = left(tmp_path / "longer", w=torch.ones(3))
+    assert "objective.w is [3], not [2]" in str(verify.first_difference(short, longer, 1e-10))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from pipeline.training import checkpoint, watch
 from tests.cases import CONTRASTIVE, batch, make, random, warm
 
 HEAD = chosen.Head(hidden=64, dim=16)
+IDS = [3, 1, 12, 25, 9, 30, 17, 6]
 HEALTHY = {
     "moco": chosen.MoCo(queue=256, momentum=0.99, head=HEAD),
     "moco_symmetric": chosen.MoCo(queue=256, momentum=0.99, temperature=0.1, symmetric=True, head=HEAD),
@@ -131,12 +133,42 @@ def test_what_is_read_of_a_step(name, world):
     effective, share = [], []
     for low, high in zip(step.low.tolist(), step.high.tolist(), strict=True):
         seen = torch.tensor([e for e in high if e != float("inf")], dtype=torch.float64)
-        auroc.append(float((seen > low).double().mean()) if len(seen) else 0.0)
+        auroc.append(float((seen > low).double().mean() + (seen == low).double().mean() / 2) if len(seen) else 0.5)
         effective.append(float(1 / torch.softmax(-seen, 0).square().sum()))
         share.append(float(torch.softmax(-torch.cat([torch.tensor([low], dtype=torch.float64), seen]), 0)[0]))
     assert float(read["learn/auroc"]) == pytest.approx(sum(auroc) / len(auroc), rel=1e-12)
     assert float(read["learn/effective_negatives"]) == pytest.approx(sum(effective) / len(effective), rel=1e-9)
     assert float(read["learn/positive_share"]) == pytest.approx(sum(share) / len(share), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [n for n in CONTRASTIVE if not n.startswith("pirl")])
+def test_a_collapsed_encoder_is_as_good_as_chance(name, dtype, world):
+    """All embeddings one point: every energy is the same but for rounding, whichever product it came from. auroc 1/2;
+    of the 1 + K that share the first place the positive is one."""
+    objective = warm(make(name, world, dtype=dtype), dtype=dtype)
+    point = torch.nn.functional.normalize(random(6, seed="point"), dim=0).to(dtype)
+    queue: Any = getattr(objective, "queue", None)
+    if queue is not None:
+        queue.keys.copy_(point.expand_as(queue.keys))
+    embedded = objective.embed(batch(objective, IDS, 3, dtype))
+    rows = tuple(point.expand_as(rows) * (1 + torch.finfo(dtype).eps * random(*rows.shape)) for rows in embedded)
+    step = objective.score(tuple(r.to(dtype) for r in rows), batch(objective, IDS, 3, dtype))
+    seen = torch.isfinite(step.high)
+    assert step.low.dtype == dtype and len(step.high[seen].unique()) > 1  # rounding has parted them
+    read = energies.watch(step)
+    assert float(read["learn/auroc"]) == 0.5
+    chance = sum(1 / (1 + int(row.sum())) for row in seen) / len(seen)
+    assert float(read["learn/accuracy"]) == pytest.approx(chance, rel=1e-6)
+
+
+def test_ties_count_half_and_rounding_is_a_tie():
+    """Low 0, and of four negatives one below, one above, one the same and one that is none."""
+    rows = torch.nn.functional.normalize(random(2, 4), dim=1)
+    low, high = torch.tensor([-1.0, -1.0]), torch.tensor([[-2.0, 1.0, -1.0, torch.inf], [0.5, 1.0, -1 - 1e-7, 2.0]])
+    read = energies.watch(Step(torch.zeros(()), low, high, rows=rows.float()))
+    assert float(read["learn/auroc"]) == pytest.approx(((1 + 0.5) / 3 + 3.5 / 4) / 2)
+    assert float(read["learn/accuracy"]) == pytest.approx((0 + 1 / 2) / 2)
 
 
 def test_nothing_is_read_of_negatives_that_are_not_there():

@@ -121,20 +121,33 @@ def command(path: str, words: list[str], count: int) -> None:
 
 
 def first_difference(one: Path, several: Path, tolerance: float, weights: float | None = None) -> str | None:
-    """Where the two runs part: the step, the tensor, by how much. ``weights``: the tolerance of what the optimiser has
-    made of its state, which is compared before (default: the same)."""
+    """Where the two runs part: the step, the tensor, by how much. What is not a number agrees with nothing, itself
+    included, and no step compared is no agreement. ``weights``: the tolerance of what the optimiser has made of its
+    state, which is compared before (default: the same)."""
+    import torch
+
     from pipeline.training import checkpoint
 
     losses = [{r["step"]: r["train/loss"] for r in rows(f)} for f in (one, several)]
-    for step in checkpoint.steps(one / "checkpoints"):
+    steps = [checkpoint.steps(f / "checkpoints") for f in (one, several)]
+    if steps[0] != steps[1] or not steps[0]:
+        return f"checkpoints of steps {steps[1]}, not {steps[0]}: nothing to compare"
+    for step in steps[0]:
         a, b = (losses[i][step] for i in (0, 1))
-        if abs(a - b) > tolerance * abs(a):
+        if not abs(a - b) <= tolerance * abs(a):
             return f"step {step}: the loss is {b!r}, not {a!r}"
         (left, _), (right, _) = (checkpoint.read(f / "checkpoints" / f"{step:08d}") for f in (one, several))
+        if left.keys() != right.keys():
+            return f"step {step}: only one of the two holds {', '.join(sorted(left.keys() ^ right.keys()))}"
         for name in sorted(left, key=lambda n: (not n.startswith("optimiser."), n)):
             x, y = left[name].double(), right[name].double()
+            if x.shape != y.shape:
+                return f"step {step}: {name} is {list(y.shape)}, not {list(x.shape)}"
+            for whose, found in (("the one process", x), ("several", y)):
+                if not torch.isfinite(found).all():
+                    return f"step {step}: {name} {list(x.shape)} of {whose} is not finite"
             scale = float(x.abs().max()) if x.numel() and left[name].is_floating_point() else 0.0
-            apart = float((x - y).abs().nan_to_num(0.0).max()) if x.numel() else 0.0
+            apart = float((x - y).abs().max()) if x.numel() else 0.0
             limit = tolerance if name.startswith("optimiser.") else weights or tolerance
             if apart > limit * max(scale, 1e-3) or (apart and not left[name].is_floating_point()):
                 return f"step {step}: {name} {list(x.shape)} differs by {apart:.3g}, its largest entry is {scale:.3g}"

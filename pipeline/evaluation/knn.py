@@ -5,13 +5,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 256  # queries at a time: BLOCK x bank similarities are held
-SPARE = 32  # candidates beyond k that float32 finds and float64 ranks
+SPARE = 32  # candidates beyond k that products find and differences rank
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosines (float64) and places of the k nearest rows of bank [N, D] to each query [n, D] -> [n, k] each, nearest
-    first, of equals the earlier. Found in float32, ranked in float64."""
-    bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
+    first, of equals the earlier. In float64, and ranked by squared differences: rows of a nearly collapsed encoder
+    are apart by less than a cosine near 1 can tell."""
+    bank, queries = normalize(bank.double(), dim=1), normalize(queries.double(), dim=1)
     k = min(k, len(bank))
     found = [_nearest(bank, part, k) for part in queries.split(BLOCK)]
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
@@ -19,9 +20,9 @@ def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     places = (queries @ bank.T).topk(min(k + SPARE, len(bank)), dim=1, sorted=False).indices.sort(1).values
-    exact = torch.einsum("nkd,nd->nk", bank[places].double(), queries.double())
-    order = exact.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return exact.gather(1, order), places.gather(1, order)
+    apart = bank[places].sub_(queries[:, None]).square_().sum(2)
+    order = apart.argsort(dim=1, stable=True)[:, :k]
+    return 1 - 0.5 * apart.gather(1, order), places.gather(1, order)
 
 
 def classify(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:

@@ -27,9 +27,11 @@ MOST, LEAST = 8192, 100
 
 
 def rankme(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1): exp of the entropy of the singular values of [n, D], from
-    1 to D. In float64: in float32 a collapsed spectrum looks fuller than it is. Compare only at equal n >= 10 D."""
+    """RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1): exp of the entropy of the min(n, D) singular values of
+    [n, D], from 1 to as many. In float64: in float32 a collapsed spectrum looks fuller than it is. Compare only at
+    equal n >= 10 D."""
     x = features.double()
+    x = x if len(x) >= x.shape[1] else x.T
     singular = torch.linalg.eigvalsh(x.T @ x).clamp(min=0).sqrt()
     p = singular / singular.sum().clamp(min=1e-300) + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))

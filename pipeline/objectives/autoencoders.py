@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pipeline import keyed
 from pipeline.image import Image
@@ -15,6 +15,8 @@ from pipeline.objectives.energies import full
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import Net
 from pipeline.world import World
+
+FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 
 
 class Mean(nn.Module):
@@ -126,13 +128,18 @@ class VAE(AE):
         z = keyed.normal(self.latent, seed, np.arange(count), "sample")
         return self.decode(torch.from_numpy(z).to(some))
 
+    def log_deviation(self) -> Tensor:
+        """log sigma of p(x|z), 0-d: above FLOOR, smoothly, so that its gradient is nowhere 0 (Rybkin et al. 2021,
+        arXiv 2006.13202, whose code clips softly at the same floor). Without one a constant image has no bound."""
+        return FLOOR + softplus(self.log_sigma - FLOOR)
+
     def surprise(self, images: Tensor, z: Tensor) -> Tensor:
         """- log p(x|z), summed over pixels -> [B], at least fp32."""
         out = full(self.decoder(z))
         if self.settings.likelihood == "bernoulli":
             nats = binary_cross_entropy_with_logits(out, full(images), reduction="none")
         else:
-            log_sigma = self.log_sigma.clamp(min=-6)  # a constant pixel would have no bound
+            log_sigma = self.log_deviation()
             error = (full(images) - out) * torch.exp(-log_sigma)
             nats = 0.5 * error.square() + log_sigma + 0.5 * math.log(2 * math.pi)
         return nats.flatten(1).sum(1)

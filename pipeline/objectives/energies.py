@@ -53,11 +53,13 @@ def binary_nce(low: Tensor, high: Tensor, log_partition: Tensor, log_odds: float
 def watch(step: Step) -> dict[str, Tensor]:
     """Scalars of a contrastive step, of its unit rows [B, d], its low [R] and its high [R, K].
 
-    accuracy: positives ranked first; auroc: mean over images of the share of an image's negatives above its
-    positive, 1/2 where the two cannot be told apart; positive_share: of the positive in the softmax;
-    effective_negatives: 1 / sum of the squared shares of the negatives, K where all weigh the same; alignment: mean
-    squared distance to the positive; uniformity: log of the mean of e^(-2 squared distance) over pairs (Wang &
-    Isola, arXiv 2005.10242); std: mean over dimensions, 1/sqrt(d) if spread over the sphere, 0 if collapsed.
+    accuracy: positives ranked first; auroc: mean over images of the share of an image's negatives above its positive.
+    Energies that rounding alone parts are ties, and ties are chance: half a negative in auroc, one of so many that
+    share the first place in accuracy (a collapsed encoder: 1/2 and 1 / (1 + K)). positive_share: of the positive in
+    the softmax; effective_negatives: 1 / sum of the squared shares of the negatives, K where all weigh the same;
+    alignment: mean squared distance to the positive; uniformity: log of the mean of e^(-2 squared distance) over
+    pairs (Wang & Isola, arXiv 2005.10242); std: mean over dimensions, 1/sqrt(d) if spread over the sphere, 0 if
+    collapsed.
     """
     rows, low, high = step.rows, step.low.detach(), step.high.detach()
     assert rows is not None
@@ -71,11 +73,16 @@ def watch(step: Step) -> dict[str, Tensor]:
         "learn/std": rows.std(0, correction=0).mean(),
     }
     if high.numel():
-        above, real = low[:, None] < high, torch.isfinite(high)
+        real = torch.isfinite(high)
+        # A cosine is a sum of d products: its rounding is at most about d eps, of an energy in proportion.
+        margin = rows.shape[1] * torch.finfo(low.dtype).eps * low.abs()[:, None]
+        above, below = high - low[:, None] > margin, high - low[:, None] < -margin
+        ties, count = (~above & ~below).sum(1), real.sum(1)
+        won = (above & real).sum(1).to(low.dtype) + 0.5 * ties.to(low.dtype)
         share = high.neg().softmax(1).nan_to_num()  # a row may have none
         scalars |= {
-            "learn/accuracy": above.all(1).to(low.dtype).mean(),
-            "learn/auroc": ((above & real).sum(1).to(low.dtype) / real.sum(1).clamp(min=1)).mean(),
+            "learn/accuracy": (~below.any(1) / (1 + ties)).to(low.dtype).mean(),
+            "learn/auroc": torch.where(count > 0, won / count.clamp(min=1), 0.5).mean(),
             "learn/positive_share": (-infonce(low, high)).exp().mean(),
             "learn/effective_negatives": (1 / share.square().sum(1).clamp(min=1e-30)).mul(real.any(1)).mean(),
         }

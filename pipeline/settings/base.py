@@ -2,15 +2,40 @@
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
     """Frozen, and closed: an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_default(cls, given: Any) -> Any:
+        """A partly given group starts from the default of its field, wherever it is read: PIRL's `head: {dim: 64}`
+        keeps PIRL's hidden: 0, and `objective: {queue: 512}` is of the default kind."""
+        if not isinstance(given, dict):
+            return given
+        fields = {name: info.default for name, info in cls.model_fields.items()}
+        return {name: over(fields.get(name), value) for name, value in given.items()}
+
+
+def over(default: Any, given: Any) -> Any:
+    """What was given on top of a default, key by key where both are groups of the same kind; lists as tuples, since no
+    setting is a list."""
+    if isinstance(given, list):
+        return tuple(over(None, value) for value in given)
+    if not isinstance(given, dict) or not isinstance(default, Settings):
+        return given
+    kind = getattr(default, "kind", None)
+    if given.get("kind", kind) != kind:
+        return given
+    usual = {"kind": kind} if kind is not None else {}
+    usual |= {name: getattr(default, name) for name in default.model_fields_set}
+    return usual | {name: over(usual.get(name), value) for name, value in given.items()}
 
 
 @dataclass(frozen=True)

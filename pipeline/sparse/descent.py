@@ -20,7 +20,8 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
     Per signal: (1) c = q - G z over all k, in float64, and from it the gap (the certificate is of the code as it is
     returned, rounded to the output's dtype); (2) the coordinates that breach |c_j| <= penalty most join the working
     set; (3) sweeps z_j <- shrink(c_j + G_jj z_j, penalty) / G_jj over the set alone, on its own copy of G, until the
-    set's own gap is small enough; and again from (1).
+    set's own gap is small enough; and again from (1). Of a signal that is not finite, or whose square or correlations
+    are not, code, gap and violation are NaN: nothing is certified of it.
     """
     k = d.shape[1]
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
@@ -36,6 +37,12 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
         yy = 0.0
         for i in range(y.shape[1]):
             yy += np.float64(y[n, i]) ** 2
+        finite = np.isfinite(yy)
+        for j in range(k):
+            finite = finite and np.isfinite(q[j])
+        if not finite:
+            z_out[n], gap_out[n], violation_out[n] = np.nan, np.nan, np.nan
+            continue
         size = 0
         chosen[:] = False
         sweeps = 0
@@ -63,7 +70,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
             for j in range(k):
                 cmax = max(cmax, abs(c[j]))
             gap = _gap(yy - qz, yy - qz - cz, cmax, l1, penalty)
-            if gap <= goal or sweeps >= limit or idle > PATIENCE:
+            if gap <= goal or sweeps >= limit or idle > PATIENCE or np.isnan(gap):
                 break
             # The worst offenders join, from the upper half of the breach down, at most as many as are in.
             count = 0
@@ -137,10 +144,11 @@ def _correlate(y, d, q):
 def _gap(yr, rr, cmax, l1, penalty):
     """Duality gap from y'r, r'r, ||c||_inf and ||z||_1: the dual point is the best feasible multiple of r."""
     if rr <= 0.0 or cmax == 0.0:
-        return max(0.0, penalty * l1)
+        return penalty * l1
     bound = penalty / cmax
     s = min(max(yr / rr, -bound), bound)
-    return max(0.0, 0.5 * rr + penalty * l1 - s * yr + 0.5 * s * s * rr)
+    gap = 0.5 * rr + penalty * l1 - s * yr + 0.5 * s * s * rr
+    return 0.0 if gap < 0.0 else gap  # max would take NaN for 0
 
 
 @jit()

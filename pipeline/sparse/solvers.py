@@ -2,7 +2,8 @@
 
 Notation: D [p, k] has unit columns, G = D'D, q = D'y, c = D'(y - D z) = q - G z. A code is optimal where c_j = penalty
 sign(z_j) on its support and |c_j| <= penalty off it. The duality gap bounds how far P(z) is from its minimum; a code
-counts as solved once its gap is at most tolerance ||y||^2.
+counts as solved once its gap is at most tolerance ||y||^2. Where a signal or the dictionary is not finite, code, gap
+and violation are NaN: no solver certifies them.
 
 Three solvers: ISTA and FISTA (Beck & Teboulle 2009) on batches, for GPUs and as references, and coordinate descent on
 working sets, one signal at a time, for CPUs: what it returns for a signal depends on that signal alone, to the bit.
@@ -121,6 +122,8 @@ def _descent(
     signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float, limit: int, momentum: bool
 ) -> Codes:
     n, k = len(signals), dictionary.shape[1]
+    if not torch.isfinite(dictionary).all():
+        signals, dictionary = torch.full_like(signals, torch.nan), torch.zeros_like(dictionary)
     gram, q = dictionary.T @ dictionary, signals @ dictionary
     step = 1 / curvature(dictionary).clamp_min(torch.finfo(q.dtype).tiny)
     yy = signals.square().sum(1)
@@ -143,6 +146,8 @@ def _descent(
         again = _descent(signals[missed].double(), dictionary.double(), penalty, tolerance, limit, momentum)
         z[missed], iterations[missed] = again.z.to(z), iterations[missed] + again.iterations
         gap, violation = certify(signals, dictionary, z, penalty)
+    broken = ~torch.isfinite(gap)
+    z[broken], gap[broken], violation[broken] = torch.nan, torch.nan, torch.nan
     return Codes(z, gap, violation, iterations)
 
 
