@@ -20,3 +20,8 @@ def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = N
     else:
         line = f"{stage}: {text}" if stage else text
     print(line, file=file or sys.stdout, flush=True)
+
+
+def legible(name: str) -> str:
+    """A name that any file and terminal takes: bytes of it that are no UTF-8 are written as \\\\xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

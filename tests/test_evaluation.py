@@ -550,3 +550,12 @@ def test_images_of_another_size_are_resized_smoothly_and_their_centre_is_cut():
     wide[:, :, 150:] = 255
     halves = centre(wide, 56)[0, 28]
     assert (halves[:27] < 10).all() and (halves[29:] > 245).all()
+
+
+def test_names_of_classes_are_no_formulas_and_need_not_be_utf_8():
+    from pipeline.evaluation import figures
+    from pipeline.lines import legible
+
+    names = ["$\\frac{$", "50$", legible("caf\udce9")]
+    assert names[2] == "caf\\xe9"
+    assert figures.confusion(np.eye(3, dtype=int), names, "test").shape[2] == 3

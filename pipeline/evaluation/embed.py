@@ -1,73 +1,135 @@
 """Features of images as a Parquet file: a row an image, in a stable order, written whole or not at all."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.index import MANIFEST, Shards
-from pipeline.data.loader import centre, images
+from pipeline.data.loader import centre
+from pipeline.data.reader import BadSample, read
 from pipeline.data.sources import folder as listed
 from pipeline.errors import DataError
 from pipeline.evaluation.encoders import Encoder
+from pipeline.image import Image
+from pipeline.lines import legible
 from pipeline.views.decode import decode
 
 ROWS = 256  # images of a row group, and of a forward pass
 
 
-def embed(encoder: Encoder, where: Path, out: Path, device: torch.device, about: dict[str, str]) -> int:
+class Row(NamedTuple):
+    """An image to embed: name, split ("" without), label (-1 without), class (None without) and its file's bytes."""
+
+    name: str
+    split: str
+    label: int
+    group: str | None
+    load: Callable[[], bytes]
+
+
+def embed(
+    encoder: Encoder,
+    where: Path | str,
+    out: Path | str,
+    device: torch.device,
+    about: dict[str, str],
+    max_bad: int = 100,
+    say: Callable[[str], None] = lambda text: None,
+) -> int:
     """Writes the features of all images below a folder, or of packed shards; returns how many there were.
 
-    Columns: name (the file's path below the folder, or the id), split, label (-1: none) and features, a list of
-    float32. ``about``: kept as the file's metadata. Raises DataError for an image that cannot be read.
+    Columns: name (the file's path below the folder, or the sample's key in its shard), split, label (-1: none), class
+    (null: none) and features, a list of float32. Unreadable images are left out, and listed in a file beside ``out``
+    that ends in .bad.jsonl. ``about``: kept as the file's metadata; ``say``: gets what was left out. Raises DataError
+    past ``max_bad`` unreadable images, or where none can be read.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    encoder = encoder.to(device).eval()
-    part = out.with_name(f".{out.name}.part")
+    encoder, where, out = encoder.to(device).eval(), Path(where), Path(out)
+    part, ledger = out.with_name(f".{out.name}.part"), out.with_suffix(".bad.jsonl")
     part.parent.mkdir(parents=True, exist_ok=True)
+    bad: list[dict[str, str]] = []
     writer: Any = None
     count = 0
     try:
-        for names, split, labels, pixels in batches(where, encoder.image.channels, encoder.image.side):
-            rows = encoder(pixels.to(device)).cpu().numpy()
-            features = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-            columns = {"name": names, "split": [split] * len(names), "label": labels}
-            table = pa.table({**columns, "features": features}).replace_schema_metadata(about)
+        found = rows(where, say)
+        while chunk := list(islice(found, ROWS)):
+            good, pixels = readable(chunk, encoder.image, bad, max_bad, where)
+            if not good:
+                continue
+            features = encoder(pixels.to(device)).cpu().numpy()
+            table = pa.table({
+                "name": [legible(row.name) for row in good],
+                "split": [row.split for row in good],
+                "label": np.array([row.label for row in good], np.int64),
+                "class": pa.array([row.group and legible(row.group) for row in good], pa.string()),
+                "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]),
+            }).replace_schema_metadata(about)  # fmt: skip
             writer = writer or parquet.ParquetWriter(part, table.schema)
             writer.write_table(table)
-            count += len(names)
+            count += len(good)
+        if not count:
+            raise DataError(f"{where}: none of {len(bad)} images can be read, the first {first(bad)}")
+        if writer is not None:
+            writer.close()
+        part.replace(out)
     finally:
         if writer is not None:
             writer.close()
-    part.replace(out)
+        part.unlink(missing_ok=True)
+    ledger.unlink(missing_ok=True)
+    if bad:
+        ledger.write_text("".join(json.dumps(line) + "\n" for line in bad))
+        say(f"{len(bad)} unreadable images are left out, and listed in {ledger}; the first {first(bad)}")
     return count
 
 
-def batches(where: Path, channels: int, side: int) -> Iterator[tuple[list[str], str, np.ndarray, Tensor]]:
-    """(names, split, labels, uint8 [n, channels, side, side]) of everything there, in order."""
+def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
+    """Everything there, in order."""
     if (where / MANIFEST).exists():
         for split in ("train", "test"):
             shards = Shards.open(where, split)
-            for start in range(0, shards.n, ROWS):
-                ids = np.arange(start, min(start + ROWS, shards.n))
-                yield [str(i) for i in ids], split, shards.labels[ids], images(shards, ids, side)
+            for i, label in enumerate(shards.labels.tolist()):
+                yield Row(shards.key(i), split, label, group(shards.classes, label), lambda s=shards, i=i: read(s, i))
         return
-    items = listed(where).items
-    for start in range(0, len(items), ROWS):
-        some = items[start : start + ROWS]
-        pixels = torch.stack([one(item.load(), where / item.name, channels, side) for item in some])
-        split = {item.split or "" for item in some}
-        yield [i.name for i in some], split.pop() if len(split) == 1 else "", np.array([i.label for i in some]), pixels
+    source = listed(where)
+    for note in source.notes:
+        say(note)
+    for item in source.items:
+        yield Row(item.name, item.split or "", item.label, group(source.classes, item.label), item.load)
 
 
-def one(data: bytes, path: Path, channels: int, side: int) -> Tensor:
-    try:
-        image = decode(data, channels)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; take it out of the folder, or repair it") from error
-    return image if tuple(image.shape[1:]) == (side, side) else centre(image, side)
+def group(classes: list[str] | None, label: int) -> str | None:
+    return classes[label] if classes and label >= 0 else None
+
+
+def readable(
+    chunk: list[Row], image: Image, bad: list[dict[str, str]], max_bad: int, where: Path
+) -> tuple[list[Row], Tensor]:
+    """The rows that can be read, and their pixels, uint8 [n, C, side, side]; the others go to ``bad``."""
+    good, pixels = [], []
+    for row in chunk:
+        try:
+            found = decode(row.load(), image.channels, None, image.exif_orientation)
+        except (OSError, ValueError, BadSample) as error:
+            bad.append({"image": row.name, "reason": str(error).splitlines()[0]})
+            if len(bad) > max_bad:
+                raise DataError(
+                    f"{where}: more than {max_bad} unreadable images, the first {first(bad)}; take them out, or raise "
+                    f"--max-bad"
+                ) from error
+            continue
+        good.append(row)
+        pixels.append(found if tuple(found.shape[1:]) == (image.side, image.side) else centre(found, image.side))
+    return good, torch.stack(pixels) if pixels else torch.empty(0)
+
+
+def first(bad: list[dict[str, str]]) -> str:
+    return f"{legible(bad[0]['image'])}: {bad[0]['reason']}"

@@ -57,8 +57,9 @@ def save(folder: Path, kind: str, module: nn.Module, spec: dict[str, Any]) -> No
         part.replace(folder / name)
 
 
-def load(folder: Path) -> Encoder:
+def load(folder: Path | str) -> Encoder:
     """The encoder in a folder, in evaluation mode. Raises DataError where there is none, or a damaged one."""
+    folder = Path(folder).expanduser()
     try:
         spec = json.loads((folder / SPEC).read_text())
         weights = load_file(folder / WEIGHTS)

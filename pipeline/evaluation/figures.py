@@ -35,8 +35,8 @@ def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
         for i, j in np.ndindex(count, count):
             if table[i, j]:
                 plot.text(j, i, table[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-        plot.set_xticks(range(count), names, rotation=45, ha="right")
-        plot.set_yticks(range(count), names)
+        plot.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)  # a name may hold $
+        plot.set_yticks(range(count), names, parse_math=False)
     plot.set(xlabel="predicted", ylabel="true", title=title)
     return drawn(page)
 

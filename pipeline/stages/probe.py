@@ -18,6 +18,7 @@ from pipeline.data.index import Shards
 from pipeline.errors import DataError, Stopped
 from pipeline.evaluation import encoders, figures, knn, linear, quality
 from pipeline.evaluation.features import Pictures, features
+from pipeline.lines import legible
 from pipeline.settings.stages import Probe
 from pipeline.world import World
 
@@ -118,7 +119,7 @@ def load(settings: Probe, seed: int, folder: Path) -> Data:
                 f"{folder}: {(labels < 0).sum()} of {len(labels)} images of the {split} split have no label; a probe "
                 f"needs one for each: pack folders named by class, or leave the probe out"
             )
-    names = train.classes or [str(c) for c in range(int(max(y.max(), y_test.max())) + 1)]
+    names = [legible(n) for n in train.classes or ()] or [str(c) for c in range(int(max(y.max(), y_test.max())) + 1)]
     parts = linear.split(y, settings.validation, seed)
     draws = [linear.draw(y, parts.fit, settings.per_class, seed, i) for i in range(settings.draws)]
     return Data(train, test, y, y_test, parts, draws, names)
