@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pipeline import estimate, objectives
-from pipeline.data.sources import IMAGES
+from pipeline.data.formats import is_image
 from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.objectives.base import Batch
@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, photos: Path, out: Path, small: bool):
         self.out, self.small, self.world = out, small, World(1 if small else 8)
         self.device = self.world.device
-        self.photos = sorted(p for p in photos.rglob("*") if p.suffix.lower() in IMAGES)
+        self.photos = sorted(p for p in photos.rglob("*") if is_image(p.name))
         if not self.photos:
             raise SystemExit(f"{photos}: no images in it; expected a folder with a few hundred photographs")
         self.side, self.batch = (32, 4) if small else (224, 256)

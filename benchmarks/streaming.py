@@ -31,7 +31,7 @@ BATCH = 256
 @contextmanager
 def packed(source: str, count: int, shard_images: int) -> Iterator[Path]:
     """A folder with ``count`` images of a source, packed."""
-    found = open_source(source)
+    found = open_source(Pack(source=source))
     chosen = keyed.permute(np.arange(len(found.items)), len(found.items), 0, "bench")[:count]
     settings = Pack(source=source, shard_images=shard_images)
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(2) as pool:

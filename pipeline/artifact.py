@@ -12,13 +12,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import progress
+from pipeline.data import layout
 from pipeline.data.patterns import tars
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
@@ -52,19 +53,22 @@ def key(kind: str, settings: Stage, seed: int, inputs: dict[str, str], outside: 
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def fingerprint(settings: Stage) -> dict[str, str]:
-    """What is known of a pack's source without reading its images; nothing for other stages.
+def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
+    """What is known of a pack's source without reading its images; nothing for other stages. ``root``: where runs are
+    kept, which are none.
 
-    A folder: names, sizes and modification times of its files. An embedded or downloaded set: its name, since its
-    library checks the content.
+    A folder: names, classes, splits, sizes and modification times of the images as packing reads it, and of nothing
+    else. An embedded or downloaded set: its name, since its library checks the content. Raises DataError where the
+    folder cannot be packed.
     """
     if not isinstance(settings, Pack):
         return {}
     scheme, _, where = settings.source.partition(":")
     if scheme == "folder":
-        return {"files": listing(Path(where).expanduser())}
+        found = layout.read(Path(where).expanduser(), root, settings.splits, settings.classes)
+        return {"files": listing(found.facts())}
     if scheme == "wds":
-        return {"files": listing(*tars(where))}
+        return {"files": listing((path.name, facts.st_size, facts.st_mtime_ns) for path, facts in stats(tars(where)))}
     if scheme == "shards":
         return {"shards": packed(where)}
     return {"name": settings.source}
@@ -82,38 +86,27 @@ def packed(place: str) -> str:
 
 
 def identity(out: Path, digest: str) -> str:
-    """An artifact's key as those that use it see it: with a quarantine list, another one."""
+    """An artifact as those that use it see it: shards by their own fingerprint, which the images decide, all else by
+    its key; with a quarantine list, another."""
+    record = read(out)
+    if record is not None and record.get("kind") == "pack":
+        digest = record["metrics"].get("fingerprint", digest)
     try:
         return hashlib.sha256(digest.encode() + (out / QUARANTINE).read_bytes()).hexdigest()
     except FileNotFoundError:
         return digest
 
 
-def listing(*paths: Path) -> str:
-    """SHA-256 over (relative name, size, mtime in ns) of files, and of all files below folders, in order of name."""
+def stats(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    return ((path, path.stat()) for path in paths)
+
+
+def listing(facts: Iterable[tuple[Any, ...]]) -> str:
+    """SHA-256 over what is known of files, a tuple each, in their order."""
     digest = hashlib.sha256()
-    for path in paths:
-        for name, facts in sorted(walk(path, "") if path.is_dir() else [(path.name, path.stat())]):
-            digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    for fact in facts:
+        digest.update("\0".join(map(str, fact)).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
-
-
-def walk(folder: Path, prefix: str) -> list[tuple[str, os.stat_result]]:
-    """(name relative to the first folder, facts) of every file below it; links to folders are followed once each."""
-    found, todo, seen = [], [(str(folder), prefix)], set()
-    while todo:
-        path, prefix = todo.pop()
-        real = os.path.realpath(path)
-        if real in seen:
-            continue
-        seen.add(real)
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    todo.append((entry.path, f"{prefix}{entry.name}/"))
-                elif entry.is_file():
-                    found.append((prefix + entry.name, entry.stat()))
-    return found
 
 
 def folder(root: Path, name: str, digest: str) -> Path:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact, config, errors, launcher, lines
 from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
-from pipeline.settings.stages import Stage
+from pipeline.settings.stages import Probe, Stage
 
 if TYPE_CHECKING:
     from pipeline.show import Watch
@@ -52,6 +52,8 @@ class Planned:
     """Keys by stage name of the stages it needs. ``inputs`` are their identities, which a quarantine changes."""
     label: str = ""
     """What it is called where several variants of a config run at once."""
+    open: bool = False
+    """Whether images are still to be packed, whose fingerprint will be in the key: plan again when they are."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,32 @@ class Job:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
-def plan(cfg: "config.Config", here: bool = False) -> list[Planned]:
-    """Every stage after the stages it needs, in the config's order otherwise."""
+def plan(
+    cfg: "config.Config", here: bool = False, known: dict[str, dict[str, str]] | None = None
+) -> list[Planned]:
+    """Every stage after the stages it needs, in the config's order otherwise. Shards are known by what is in them, so
+    that stages after a pack which is not done are open. ``known``: fingerprints of sources, kept for the next plan, so
+    that the same images are meant however long packing takes. Raises DataError where a source cannot be packed."""
+    known = {} if known is None else known
     edges = {name: config.needs(stage) for name, stage in cfg.stages.items()}
     planned: dict[str, Planned] = {}
     for name in TopologicalSorter(edges).static_order():
         stage = cfg.stages[name]
         seed = cfg.seed if stage.seed is None else stage.seed
         inputs = {ref: artifact.identity(planned[ref].folder, planned[ref].key) for ref in edges[name]}
-        outside = artifact.fingerprint(stage)
+        text = f"{cfg.root} {stage.model_dump_json()}"
+        if text not in known:
+            known[text] = artifact.fingerprint(stage, Path(cfg.root))
+        outside = known[text]
         key = artifact.key(stage.kind, stage, seed, inputs, outside)
         folder = artifact.folder(Path(cfg.root), name, key)
-        done = artifact.done(folder, key) is not None
+        needed = [planned[ref] for ref in edges[name]]
+        open_ = any(p.open or (p.kind == "pack" and not p.done) for p in needed)
+        done = not open_ and artifact.done(folder, key) is not None
         place = placement(stage, here)
         needs = {ref: planned[ref].key for ref in edges[name]}
-        planned[name] = Planned(name, stage.kind, stage, seed, key, folder, inputs, outside, place, done, needs)
+        made = Planned(name, stage.kind, stage, seed, key, folder, inputs, outside, place, done, needs, open=open_)
+        planned[name] = made
     return list(planned.values())
 
 
@@ -268,29 +281,88 @@ class Stop:
             signal.signal(number, signal.SIG_IGN if self.asked else before)
 
 
-def execute(planned: list[Planned], chosen: list[Planned], watch: "Watch", here: Any, cluster: Any = None) -> int:
+def execute(
+    planned: list[Planned],
+    chosen: list[Planned],
+    watch: "Watch",
+    here: Any,
+    cluster: Any = None,
+    again: Callable[[], tuple[list[Planned], list[Planned]]] | None = None,
+) -> int:
     """Runs what is not done of ``chosen``, each stage once those it needs are done, and returns the exit code.
 
-    ``here`` runs stages of this process, one after another (`placement.here`); ``cluster`` the others, side by side
-    (`placement.ray.Cluster`). After a failure or a signal no new stage starts; those in flight finish, or save.
+    Packs are first: ``again`` then plans anew, since what they made is in the keys of the others, and whether the
+    shards have what these stages need is judged before the first of them starts. ``here`` runs stages of this process,
+    one after another (`placement.here`); ``cluster`` the others, side by side (`placement.ray.Cluster`). After a
+    failure or a signal no new stage starts; those in flight finish, or save.
     """
-    for p in chosen:
-        if p.done:
-            record = artifact.read(p.folder) or {}
-            changed = artifact.differences(record.get("versions", {}))
-            told = f"done already, {p.folder}" + (f", with {changed}" if changed else "")
-            watch.say(told, p.name, "done", folder=str(p.folder))
+    with Stop() as stop:
+        packs = [p for p in chosen if p.kind == "pack"]
+        others = [p for p in chosen if p.kind != "pack"]
+        for p in packs:
+            told(p, watch)
+        code = started(planned, packs, stop, watch, [p.label or p.name for p in others]).all(here, cluster)
+        if code or not others:
+            return code
+        try:
+            if again is not None and any(p.open for p in others):
+                planned, chosen = here.agreed(again)
+                others = [p for p in chosen if p.kind != "pack"]
+            sufficient(planned, others, watch)
+        except PipelineError as error:
+            watch.fail(error)
+            return error.code
+        for p in others:
+            told(p, watch)
+        done = [replace(p, done=p.done or p.kind == "pack") for p in planned]
+        return started(done, others, stop, watch).all(here, cluster)
+
+
+def started(
+    planned: list[Planned], chosen: list[Planned], stop: Stop, watch: "Watch", later: Iterable[str] = ()
+) -> "Run":
     jobs = {p.key: job(p, planned) for p in chosen if not p.done}
     away = {p.key for p in chosen if p.place != "here"}
-    with Stop() as stop:
-        return Run(jobs, away, {p.key for p in planned if p.done}, stop, watch).all(here, cluster)
+    return Run(jobs, away, {p.key for p in planned if p.done}, stop, watch, later)
+
+
+def told(p: Planned, watch: "Watch") -> None:
+    """Says that a stage is done already, and with which other versions, if it is."""
+    if p.done:
+        record = artifact.read(p.folder) or {}
+        changed = artifact.differences(record.get("versions", {}))
+        text = f"done already, {p.folder}" + (f", with {changed}" if changed else "")
+        watch.say(text, p.name, "done", folder=str(p.folder))
+
+
+def sufficient(planned: list[Planned], chosen: list[Planned], watch: "Watch") -> None:
+    """Raises DataError where a probe that is to be done could not work on its shards, whatever is trained; says what
+    will lower its numbers."""
+    from pipeline.evaluation import requirements
+
+    by_key = {p.key: p for p in planned}
+    for p in chosen:
+        if isinstance(p.settings, Probe) and not p.done:
+            shards = by_key[p.needs[p.settings.data]]
+            for text in requirements.check(p.settings, shards.folder):
+                watch.say(text, p.name)
 
 
 class Run:
-    """The stages of one command, by key, that wait, run and have ended. ``away``: those that a cluster runs."""
+    """The stages of one command, by key, that wait, run and have ended. ``away``: those that a cluster runs;
+    ``later``: names of those that will wait for all of these."""
 
-    def __init__(self, jobs: dict[str, Job], away: set[str], done: set[str], stop: Stop, watch: "Watch"):
+    def __init__(
+        self,
+        jobs: dict[str, Job],
+        away: set[str],
+        done: set[str],
+        stop: Stop,
+        watch: "Watch",
+        later: Iterable[str] = (),
+    ):
         self.waiting, self.away, self.done, self.stop, self.watch = dict(jobs), away, done, stop, watch
+        self.later = list(later)
         self.flying: dict[Any, Job] = {}
         self.codes: list[int] = []
 
@@ -314,10 +386,11 @@ class Run:
             elif not [j for j in ready if j.key in self.waiting]:
                 break
         failed = [code for code in self.codes if code != Stopped.code]
-        if failed or not (self.codes or self.waiting):
+        if failed or not (self.codes or self.waiting or (halted and self.later)):
             return failed[0] if failed else 0
         # What a scheduler's grace has to hold: every save, on whatever machine, and the news of it.
-        took, names = time.monotonic() - self.stop.since, [j.name for j in self.waiting.values()]
+        took = time.monotonic() - self.stop.since
+        names = [j.name for j in self.waiting.values()] + self.later
         facts: dict[str, Any] = {"seconds": round(took, 3)} if self.stop.asked else {}
         when = f"stopped {took:.1f} s after the signal" if facts else "stopped"
         before = f", before {', '.join(names)}" if names else ""
@@ -351,6 +424,8 @@ class Run:
         if not isinstance(result, Exception):
             self.done.add(one.key)
             self.watch.say(f"done, {shown(Path(one.out))}", one.name, "done", folder=one.out, metrics=result)
+            for text in result.get("said", ()) if isinstance(result, dict) else ():
+                self.watch.say(text, one.name)
             return
         error = explained(one, result)
         self.codes.append(error.code)

@@ -211,7 +211,8 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     for p in chosen:
         state = "done" if p.done else "to do"
         known = training(p, packs[p.settings.data]) if p.kind in ("pretrain", "generate") else ("",) * 4
-        rows.append([p.name, p.kind, p.folder, state, p.place, *known])
+        folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.open else p.folder
+        rows.append([p.name, p.kind, folder, state, p.place, *known])
         if p.kind in ("pretrain", "generate"):
             notes.append(rate(p))
     table(

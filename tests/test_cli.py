@@ -60,7 +60,7 @@ def test_every_line_is_an_object_for_machines(place):
     first, second = shell(*command), shell(*command)
     assert (first.returncode, first.stderr, second.stderr) == (0, "", "")
     told = [(line["event"], line["stage"]) for line in said(first.stdout) if line["event"] != "step"]
-    assert told == [("starts", "shards"), ("done", "shards"), ("said", "")]
+    assert told == [("starts", "shards"), ("done", "shards"), ("said", "shards"), ("said", "")]
     (done,) = (line for line in said(second.stdout) if line["event"] == "done")
     assert Path(done["folder"], artifact.NAME).exists() and done["text"].startswith("done already")
     assert [line["event"] for line in said(shell(*command, "--dry-run").stdout)] == ["table"]
@@ -160,6 +160,7 @@ def test_a_dry_run_writes_nothing_and_tells_the_plan(place, capsys):
 
 def test_a_dry_run_before_packing_says_so(place, capsys):
     (place / "images").mkdir()
+    (place / "images/1.png").write_bytes(b"not opened yet")
     assert cli.main(["run", "c.yaml", "--dry-run", "--here", "shards.source=folder:images"]) == 0
     assert "after packing" in capsys.readouterr().out
 

@@ -108,8 +108,8 @@ AT_START = {
     "a table that was changed": (edit("train.npy", lambda b: b[:-1] + b"\7"), "not the table that the manifest names"),
     "a manifest that is none": (edit("manifest.json", lambda b: b"{"), "not a manifest of packed shards"),
     "a manifest of nothing": (edit("manifest.json", lambda b: b"[]"), "not a manifest of packed shards"),
-    "an older manifest": (manifest(lambda m: m.update(version=1)), "version 1, expected 2: pack again"),
-    "an altered manifest": (edit("manifest.json", lambda b: b.replace(b'"bad": 0', b'"bad": 1')), "altered since"),
+    "an older manifest": (manifest(lambda m: m.update(version=1)), "version 1, expected 3: pack again"),
+    "an altered manifest": (edit("manifest.json", lambda b: b.replace(b"channels", b"canals")), "altered since"),
     "no such split": (manifest(lambda m: m["splits"].pop("train")), "no split 'train', only test"),
     "a broken quarantine": (lambda f: (f / "quarantine.json").write_text("?"), "not a list of images by shard"),
 }

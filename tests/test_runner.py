@@ -48,6 +48,7 @@ def stages(monkeypatch):
         (out / "made.txt").write_text(f"{seed} {sorted(inputs)}")
         return {"loss": 0.5, "rows": {}} if settings.kind == "probe" else {"loss": 0.5}
 
+    monkeypatch.setattr("pipeline.evaluation.requirements.check", lambda settings, folder: [])
     for kind in KINDS:
         module = ModuleType(kind)
         module.run = run  # type: ignore[attr-defined]
@@ -105,12 +106,20 @@ def test_a_key_is_the_same_in_another_process(place):
     assert json.loads(told.stdout) == keys()
 
 
-def test_a_folder_is_known_by_names_sizes_and_times(place):
+def test_a_folder_is_known_by_its_images_and_by_nothing_else(place):
     Path("images/a").mkdir(parents=True)
     Path("images/a/1.png").write_bytes(b"one")
-    Path("moved").mkdir()
     seen = [keys("shards.source=folder:images")["shards"]]
-    assert keys("shards.source=folder:images")["shards"] == seen[0]
+    same = [
+        lambda: None,
+        lambda: Path("images/.DS_Store").write_bytes(b"seen"),
+        lambda: Path("images/a/notes.txt").write_text("of no interest"),
+        lambda: Path("images/b").mkdir(),
+        lambda: Path("images/Thumbs.db").write_bytes(b"seen"),
+    ]
+    for change in same:
+        change()
+        assert keys("shards.source=folder:images")["shards"] == seen[0]
     assert keys(f"shards.source=folder:{place / 'images'}")["shards"] == seen[0]  # where it lies is no matter
     changes = [
         lambda: Path("images/a/2.png").write_bytes(b"two"),
@@ -118,11 +127,48 @@ def test_a_folder_is_known_by_names_sizes_and_times(place):
         lambda: os.utime("images/a/1.png", (1, 1)),
         lambda: Path("images/a/2.png").rename("images/a/3.png"),
         lambda: Path("images/a/3.png").unlink(),
+        lambda: Path("images/a").rename("images/c"),
     ]
     for change in changes:
         change()
         seen.append(keys("shards.source=folder:images")["shards"])
     assert len(set(seen)) == len(seen)
+
+
+def test_what_follows_is_known_by_what_was_packed(place, stages, capsys):
+    """A pack of the same images leaves the keys after it as they are; one of others does not."""
+    made = iter(["one", "one", "two"])
+    pack = sys.modules["pipeline.stages.pack"]
+    pack.run = lambda *_: {"fingerprint": next(made)}  # type: ignore[attr-defined]
+    Path("images/a").mkdir(parents=True)
+    image = Path("images/a/1.png")
+    image.write_bytes(b"one")
+    seen = []
+    for at in (1, 2, 3):
+        os.utime(image, (at, at))
+        before = plan("shards.source=folder:images")
+        assert not before["shards"].done and all(before[n].open for n in ("codes", "vae", "probe"))
+        assert go("shards.source=folder:images", "--dry-run") == 0
+        assert capsys.readouterr().out.count("named after packing") == 3
+        assert go("shards.source=folder:images") == 0
+        after = plan("shards.source=folder:images")
+        assert all(p.done and not p.open for p in after.values())
+        seen.append({n: p.key for n, p in after.items()})
+    assert len({s["shards"] for s in seen}) == 3
+    for name in ("codes", "vae", "probe"):
+        assert seen[0][name] == seen[1][name] != seen[2][name]
+    assert stages.calls == ["codes", "generate", "probe"] * 2
+
+
+def test_what_a_probe_lacks_is_said_before_anything_is_trained(place, stages, monkeypatch, capsys):
+    def lacks(settings, folder):
+        assert (folder / "artifact.json").exists() and settings.kind == "probe"
+        raise DataError("no labels")
+
+    monkeypatch.setattr("pipeline.evaluation.requirements.check", lacks)
+    assert go() == 65 and stages.calls == ["pack"]
+    assert capsys.readouterr().err == "no labels\n"
+    assert go("--only", "codes") == 0 and stages.calls == ["pack", "codes"]  # the probe is not asked for
 
 
 def test_patterns_of_tars():
@@ -628,11 +674,11 @@ def begin_ranks(size: int) -> list[subprocess.Popen]:
 def test_ranks_run_one_plan_stop_together_and_go_on(place):
     Path("ranks.yaml").write_text(RANKS)
     ranks = begin_ranks(2)
-    folder = {p.name: p for p in runner.plan(config.load("ranks.yaml"), here=True)}["moco"].folder
     end = time.monotonic() + 300
-    while progress.read(folder) is None:
+    while not any(progress.read(found) for found in Path("runs").glob("moco-*")):
         assert time.monotonic() < end
         time.sleep(0.05)
+    (folder,) = Path("runs").glob("moco-*")
     ranks[1].send_signal(signal.SIGUSR2)  # one of them is told; all save
     told = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75, 75]

@@ -42,19 +42,26 @@ def main(words: Sequence[str]) -> int:
     from pipeline import show as tables
 
     quiet = launcher.rank() > 0
-    variants = {}
+    cfgs = {}
     for mark, chosen in sweep(overrides).items():
         try:
-            cfg = config.load(options.config, chosen)
+            cfgs[mark] = config.load(options.config, chosen)
         except ConfigError as error:
             raise ConfigError(f"{error}\n{QUOTES}" if mark else str(error)) from None
-        variants[mark] = runner.plan(cfg, options.here)
-    if len(variants) > 1 and not quiet:
-        lines.say(f"a sweep of {len(variants)} runs: {'; '.join(variants)}", event="sweep")
-    planned = runner.together(variants)
-    named = {mark: runner.only(plan, names) if names else plan for mark, plan in variants.items()}
-    keys = {p.key for plan in named.values() for p in plan}
-    chosen = [p for p in planned if p.key in keys]
+
+    known: dict[str, dict[str, str]] = {}
+
+    def plan() -> tuple[list[Any], list[Any], dict[str, list[Any]]]:
+        """Every stage, those that are asked for, and these by variant."""
+        variants = {mark: runner.plan(cfg, options.here, known) for mark, cfg in cfgs.items()}
+        planned = runner.together(variants)
+        named = {mark: runner.only(stages, names) if names else stages for mark, stages in variants.items()}
+        keys = {p.key for stages in named.values() for p in stages}
+        return planned, [p for p in planned if p.key in keys], named
+
+    planned, chosen, named = plan()
+    if len(cfgs) > 1 and not quiet:
+        lines.say(f"a sweep of {len(cfgs)} runs: {'; '.join(cfgs)}", event="sweep")
     if options.dry_run:
         tables.dry_run(planned, chosen)
         return 0
@@ -67,15 +74,16 @@ def main(words: Sequence[str]) -> int:
     cluster = open_cluster(chosen, quiet)
     try:
         with tables.Watch(quiet) as watch:
-            code = runner.execute(planned, chosen, watch, here, cluster)
+            code = runner.execute(planned, chosen, watch, here, cluster, lambda: plan()[:2])
     finally:
         if cluster is not None:
             cluster.close()
     if code == 0 and not quiet:
+        _, chosen, named = plan()
         tables.results([p.folder for p in chosen])
         if len(named) > 1:
             tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
-        lines.say(f"tensorboard --logdir {shlex.quote(cfg.root)}")
+        lines.say(f"tensorboard --logdir {shlex.quote(next(iter(cfgs.values())).root)}")
     if launcher.size() > 1:
         here.leave(code)
     return code

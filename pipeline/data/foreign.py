@@ -84,7 +84,7 @@ def one(
                 continue
             rows.append((sample.image.offset, len(result.data), zlib.crc32(result.data), label, sample.ext.encode()))
             keys.append(sample.key)
-            stats.add(result)
+            stats.add(result, label)
     data = index_bytes(rows, keys)
     index_path = out / index_name(name)
     index_path.parent.mkdir(parents=True, exist_ok=True)

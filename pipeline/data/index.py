@@ -4,6 +4,8 @@ table of where every image lies.
     manifest.json      what the images are, and the splits with their number of images and shards
     train.npy          a row a shard: name, images, bytes, checksums (numpy's own file format, never pickled)
     train-000000.idx   ROW for each image of train-000000.tar, then the images' keys, a line each
+    train.names        what the images were called where they came from, as JSON, a line each; no part of the
+                       fingerprint, and not there where others wrote the tars
     quarantine.json    images and shards that are left out, where `pipeline check` has listed some
 """
 
@@ -22,7 +24,7 @@ from pipeline.data.store import Store, open_store
 from pipeline.errors import DataError
 from pipeline.image import Image
 
-MANIFEST, QUARANTINE, VERSION = "manifest.json", "quarantine.json", 3
+MANIFEST, QUARANTINE, NAMES, VERSION = "manifest.json", "quarantine.json", ".names", 3
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("ext", "S4")])
 """One image of a shard: where its bytes start in the tar, how many, their CRC-32, its class (-1: none)."""
 TABLES = 512
@@ -180,6 +182,19 @@ class Shards:
         gone = set(self.gone.get(k, np.empty(0)).tolist())
         return [key for i, key in enumerate(self._keys(k)) if i not in gone]
 
+    @cached_property
+    def names(self) -> list[str]:
+        """What each image was called where it came from, by id; its key where that is not known."""
+        try:
+            lines = self.store.whole(f"{self.split}{NAMES}").splitlines()
+        except FileNotFoundError:
+            lines = []
+        if len(lines) != int(self.shards["images"].sum()):
+            return [key for k in np.flatnonzero(self.counts).tolist() for key in self.keys(k)]
+        first = np.concatenate([[0], np.cumsum(self.shards["images"], dtype=np.int64)])
+        gone = {int(first[k]) + int(i) for k, rows in self.gone.items() for i in rows}
+        return [json.loads(line) for i, line in enumerate(lines) if i not in gone]
+
     def image(self, side: int | None) -> Image:
         """The images as views of ``side`` pixels; none: their own side. Raises DataError where they have no one."""
         height, width = self.manifest["height"], self.manifest["width"]
@@ -193,8 +208,8 @@ class Shards:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all else in a manifest, but for where the tars lie."""
-    body = {k: v for k, v in manifest.items() if k != "fingerprint"} | {"base": None}
+    """SHA-256 of all else in a manifest, but for where the tars lie and how many images could not be packed."""
+    body = {k: v for k, v in manifest.items() if k not in ("fingerprint", "bad")} | {"base": None}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

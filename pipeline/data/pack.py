@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import keyed, progress
+from pipeline.data.formats import kind
 from pipeline.data.index import (
     MANIFEST,
+    NAMES,
     QUARANTINE,
     VERSION,
     Shards,
@@ -27,6 +30,7 @@ from pipeline.data.index import (
     shard_table,
     table_bytes,
 )
+from pipeline.data.layout import plural, sentence, shown, some
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.store import open_store
 from pipeline.errors import DataError, Stopped
@@ -51,14 +55,17 @@ class Checked:
 
 
 class Statistics:
-    """Of the images of one split: how many, of which sizes, whether all are grey, sums of their values."""
+    """Of the images of one split: how many, of each class, of which sizes, whether all are grey, sums of their
+    values."""
 
     def __init__(self):
+        self.labels = Counter[int]()
         self.n, self.pixels, self.sums = 0, 0, np.zeros((2, 3), np.int64)
         self.grey, self.shapes = True, set[tuple[int, int]]()
 
-    def add(self, image: Checked) -> None:
+    def add(self, image: Checked, label: int = -1) -> None:
         self.n += 1
+        self.labels[label] += 1
         self.pixels += image.pixels
         self.sums += image.sums
         self.grey &= image.grey
@@ -81,13 +88,13 @@ def pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
 
 def sweep(out: Path) -> None:
     """Removes shards, whole or begun, and all that describes them."""
-    for pattern in ("*.tar", "*.idx", "*.npy", "*.part", "bad.jsonl", MANIFEST):
+    for pattern in ("*.tar", "*.idx", "*.npy", "*.part", f"*{NAMES}", "bad.jsonl", MANIFEST):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
-    source = open_source(settings.source, settings.root)
+    source = open_source(settings, out.parent)
     with ThreadPoolExecutor(settings.threads) as pool:
         bad: list[dict[str, str]] = []
         splits = {}
@@ -101,7 +108,39 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     manifest = describe(source.classes, splits, stats, len(bad), settings.exif_orientation)
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     counts = {f"{name}_images": stats[name].n for name in splits}
-    return {**counts, "bad": len(bad), "classes": len(source.classes or []), "fingerprint": manifest["fingerprint"]}
+    return {
+        **counts,
+        "bad": len(bad),
+        "classes": len(source.classes or []),
+        "fingerprint": manifest["fingerprint"],
+        "left_out": {reason: len(names) for reason, names in source.left_out.items()},
+        "said": said(source, settings, stats, bad),
+    }
+
+
+def said(source: Source, settings: Pack, stats: dict[str, Statistics], bad: list[dict[str, str]]) -> list[str]:
+    """What was packed, in a line, and in others what was left out of it and what else is to be known."""
+    images = {name: stats[name].n for name in ("train", "test")}
+    classes = f"of {plural(len(source.classes), 'class')} ({some(source.classes)})" if source.classes else "unlabelled"
+    if source.parts:
+        came = " and ".join(f"{name} from {where}" for name, where in source.parts.items())
+    else:
+        came = "no folder was a split" if settings.source.startswith("folder:") else ""
+    if "test" not in source.parts and settings.test and images["test"]:
+        came += f"{', ' if came else ''}a share of {settings.test:g} held out to test"
+    total = plural(sum(images.values()), "image")
+    first = f"{total} {classes}: {images['train']:,} to train on, {images['test']:,} to test"
+    lines = [first + (f" ({came})" if came else "")]
+    left_out = dict(source.left_out)
+    if bad:
+        left_out["unreadable images, listed in bad.jsonl"] = [f"{b['image']}: {b['reason']}" for b in bad]
+    lines += [sentence(left_out)] if left_out else []
+    if source.classes:
+        found = sum((s.labels for s in stats.values()), Counter())
+        lost = [name for k, name in enumerate(source.classes) if not found[k]]
+        if lost:
+            lines.append(f"{plural(len(lost), 'class')} lost whole, none of its images can be read: {some(lost)}")
+    return lines + [shown(note) for note in source.notes]
 
 
 def adopt(place: str, out: Path) -> dict[str, Any]:
@@ -117,8 +156,9 @@ def adopt(place: str, out: Path) -> dict[str, Any]:
         for name in [entry["table"], *(index_name(shards.name(k)) for k in range(len(shards.shards)))]:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             store(out / name, source.whole(name))
-    with suppress(FileNotFoundError):
-        store(out / QUARANTINE, source.whole(QUARANTINE))
+    for name in (QUARANTINE, *(f"{split}{NAMES}" for split in manifest["splits"])):
+        with suppress(FileNotFoundError):
+            store(out / name, source.whole(name))
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     classes = len(manifest["classes"] or [])
     return {**counts, "bad": manifest["bad"], "classes": classes, "fingerprint": manifest["fingerprint"]}
@@ -135,19 +175,41 @@ def store(path: Path, data: bytes) -> None:
 
 
 def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
-    """The source's own splits, or a stratified one: of each class, the first ``share`` in a keyed order is test."""
+    """The source's own splits; or of each class of a fixed set exactly ``share``; or each image by itself, so that
+    others which come or go do not move it."""
     if any(item.split for item in source.items):
         return {name: [i for i in source.items if i.split == name] for name in ("train", "test")}
-    labels = np.array([item.label for item in source.items])
+    held = exactly(source.items, share, seed) if source.fixed else by_name(source.items, share, seed)
+    chosen = {True: [], False: []}
+    for item, test in zip(source.items, held.tolist(), strict=True):
+        chosen[test].append(item)
+    return {"train": chosen[False], "test": chosen[True]}
+
+
+def exactly(items: list[Item], share: float, seed: int) -> np.ndarray:
+    """Of each class, the first ``share`` in a keyed order is test -> bool [n]."""
+    labels = np.array([item.label for item in items])
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = keyed.permute(np.arange(len(members)), len(members), seed, "split", int(label))
         held[members[order[: round(share * len(members))]]] = True
-    chosen = {True: [], False: []}
-    for item, test in zip(source.items, held.tolist(), strict=True):
-        chosen[test].append(item)
-    return {"train": chosen[False], "test": chosen[True]}
+    return held
+
+
+def by_name(items: list[Item], share: float, seed: int) -> np.ndarray:
+    """An image is test where the hash of its name falls below ``share`` -> bool [n]. By name, not by content: it is
+    known before anything is read, and an image that is edited stays where it was. Of a class that would be all test,
+    the image with the largest hash is trained on: the only one that may move when others come or go."""
+    words = [hashlib.blake2b(i.name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in items]
+    draws = keyed.uniform(1, seed, "split", np.frombuffer(b"".join(words), "<u8"))[:, 0]
+    held = draws < share
+    labels = np.array([item.label for item in items])
+    for label in np.unique(labels) if share < 1 else ():
+        members = np.flatnonzero(labels == label)
+        if held[members].all():
+            held[members[np.argmax(draws[members])]] = False
+    return held
 
 
 def check(item: Item, short_side: int | None, exif_orientation: bool = True) -> Checked | str:
@@ -155,9 +217,11 @@ def check(item: Item, short_side: int | None, exif_orientation: bool = True) -> 
     try:
         data = item.load()
         pixels = decode(data, 3, None, exif_orientation).numpy()
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a decoder raises on a broken file, the file is what is wrong
         return str(error).splitlines()[0] if str(error) else type(error).__name__
-    ext = kind(data)
+    ext = kind(data, item.name)
     if short_side and min(pixels.shape[1:]) > short_side:
         data, pixels = shrink(pixels, short_side, ext)
     grey = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
@@ -165,14 +229,6 @@ def check(item: Item, short_side: int | None, exif_orientation: bool = True) -> 
     wide = pixels.reshape(3, -1).astype(np.int64)
     sums = np.stack([wide.sum(1), (wide * wide).sum(1)])
     return Checked(data, ext, (pixels.shape[1], pixels.shape[2]), grey, wide.shape[1], sums)
-
-
-def kind(data: bytes) -> str:
-    """The extension that a file's first bytes call for, whatever its name says."""
-    for head, ext in ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF", "gif"), (b"BM", "bmp")):
-        if data.startswith(head):
-            return ext
-    return "ppm" if data[:2] in (b"P2", b"P3", b"P5", b"P6") else "tif"
 
 
 def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
@@ -196,6 +252,7 @@ def write(
     """The shards of one split, in the order of ``items`` less the unreadable ones -> its manifest and statistics."""
     shards: list[tuple] = []
     stats = Statistics()
+    names: list[str] = []
     shard: Shard | None = None
     for start in range(0, len(items), CHUNK):
         if world.stopping():
@@ -215,13 +272,15 @@ def write(
             if shard is None:
                 shard = Shard(out / f"{split}-{len(shards):06d}.tar")
             shard.add(f"{stats.n:09d}", found, item.label)
-            stats.add(found)
+            stats.add(found, item.label)
+            names.append(item.name)
             if len(shard.rows) == settings.shard_images:
                 shards.append(shard.close())
                 shard = None
         progress.report(out, start + len(chunk), len(items), f"packing {split}")
     if shard is not None:
         shards.append(shard.close())
+    store(out / f"{split}{NAMES}", "".join(json.dumps(name) + "\n" for name in names).encode())
     return split_table(out, split, shards), stats
 
 

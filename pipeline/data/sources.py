@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.data import patterns, tar
+from pipeline.data import layout, patterns, tar
 from pipeline.data.store import Folder
 from pipeline.errors import DataError
-
-IMAGES = {f".{ext}" for ext in tar.IMAGES}
-SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
-TRAIN, TEST = {"train", "training"}, {"test", "val", "valid", "validation"}
+from pipeline.settings.data import Splits
+from pipeline.settings.stages import Pack
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,28 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """``notes``: what is to be said of it."""
+    """``notes``: what is to be said of it. ``parts``: where each split comes from, if there are any. ``left_out``:
+    names by reason. ``fixed``: no image will ever come or go."""
 
     items: list[Item]
     classes: list[str] | None
     notes: list[str] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    fixed: bool = False
 
 
-def open_source(source: str, root: str | None = None) -> Source:
-    """digits · folder:PATH · torchvision:NAME · wds:PATTERN -> its items in a stable order. Raises DataError."""
+def open_source(settings: Pack, root: Path | None = None) -> Source:
+    """digits · folder:PATH · torchvision:NAME · wds:PATTERN -> its items in a stable order. ``root``: where runs are
+    kept, which are no images to pack. Raises DataError."""
+    source = settings.source
     kind, _, rest = source.partition(":")
     if source == "digits":
         return digits()
     if kind == "folder":
-        return folder(Path(rest).expanduser())
+        return folder(Path(rest).expanduser(), root, settings.splits, settings.classes)
     if kind == "torchvision":
-        return torchvision(rest, root)
+        return torchvision(rest, settings.root)
     if kind == "wds":
         return webdataset(rest)
     raise DataError(f"source {source!r}: expected digits, folder:PATH, torchvision:NAME or wds:PATTERN")
@@ -72,33 +76,24 @@ def digits() -> Source:
         Item(f"digit {i}", None, int(label), lambda one=one: png(one))
         for i, (one, label) in enumerate(zip(pixels, rows[:, -1], strict=True))
     ]
-    return Source(items, [str(i) for i in range(10)])
+    return Source(items, [str(i) for i in range(10)], fixed=True)
 
 
-def visible(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.name not in SKIPPED)
+def folder(
+    path: Path,
+    root: Path | None = None,
+    splits: Literal["auto", "none"] | Splits = "auto",
+    classes: Literal["auto", "folders", "none"] = "auto",
+) -> Source:
+    """The images of a folder as `layout.read` understands it."""
+    found = layout.read(path, root, splits, classes)
+    items = [Item(e.file.name, e.split, e.label, partial(whole, e.file.path)) for e in found.entries]
+    return Source(items, found.classes, found.notes, found.parts, found.left_out)
 
 
-def folder(path: Path) -> Source:
-    """Class folders or a flat folder, with or without train and test folders above."""
-    if not path.is_dir():
-        raise DataError(f"folder:{path}: there is no such folder")
-    splits = {p.name.lower(): p for p in visible(path) if p.is_dir()}
-    train, test = (next((splits[n] for n in sorted(names) if n in splits), None) for names in (TRAIN, TEST))
-    halves = [("train", train), ("test", test)] if train and test else [(None, train or path)]
-    classes = sorted({p.name for _, half in halves for p in visible(half) if p.is_dir()})
-    items = []
-    for split, half in halves:
-        for file in sorted(half.rglob("*")):
-            parts = file.relative_to(half).parts
-            hidden = any(p.startswith(".") or p in SKIPPED for p in parts)
-            if hidden or not file.is_file() or file.suffix.lower() not in IMAGES:
-                continue
-            label = classes.index(parts[0]) if len(parts) > 1 else -1
-            items.append(Item(str(file.relative_to(path)), split, label, file.read_bytes))
-    if not items:
-        raise DataError(f"folder:{path}: no images in it (looked for {', '.join(sorted(IMAGES))})")
-    return Source(items, classes or None)
+def whole(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def torchvision(name: str, root: str | None) -> Source:

@@ -8,6 +8,8 @@ headers, sizes in base 256. Refused: compression, sparse members, links, devices
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from pipeline.data.formats import IMAGES
+
 BLOCK = 512
 ZERO = bytes(BLOCK)
 REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
@@ -170,9 +172,6 @@ class Sample(NamedTuple):
     ext: str
     image: Member
     label: Member | None
-
-
-IMAGES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -24,6 +24,24 @@ def together(stop: Callable[[], bool]) -> Callable[[], bool]:
     return World(1, stop).stopping
 
 
+def agreed(make: Callable[[], Any]) -> Any:
+    """What the first rank makes, on every rank: files that were written just now may not be seen by all yet."""
+    if size() == 1:
+        return make()
+    from pipeline.world import World
+
+    world, made = World(1), None
+    if world.main:
+        try:
+            made = make()
+        except PipelineError as error:
+            made = error
+    made = world.share(made)
+    if isinstance(made, PipelineError):
+        raise made
+    return made
+
+
 def leave(code: int) -> None:
     """Ends this rank's part in a launcher's world: with the others where they end too, so that none takes down what
     another still speaks to; without waiting where one failed, since it may be gone."""

@@ -1,4 +1,4 @@
-"""How a view is drawn from an image: the published augmentations, and one for characters.
+"""Which folders are splits; how a view is drawn from an image: the published augmentations, and one for characters.
 
 Sources: MoCo v1/v2 (arXiv 1911.05722, 2003.04297), SimCLR (arXiv 2002.05709), PIRL (arXiv 1912.01991).
 """
@@ -8,6 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .base import Count, Fraction, Range, Settings
+
+
+class Splits(Settings):
+    """Folders that are splits, below the source."""
+
+    train: str
+    test: str | None = None
+    """None: a share of the training images is held out."""
 
 
 class SmallCrops(Settings):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .base import Count, EncoderRef, FilePath, Fraction, Settings, ShardsRef, SourceText
-from .data import Characters, MoCoV2, Views
+from .data import Characters, MoCoV2, Splits, Views
 from .nets import CNN, Net
 from .objectives import LISTA, VAE, Contrastive, Generative, MoCo
 from .training import Adam, Optimiser, Training
@@ -46,8 +46,15 @@ class Pack(Stage):
     · shards:PLACE (packed or indexed shards in a folder or at a URL, used where they lie)"""
     root: FilePath | None = None
     """Where torchvision keeps, or downloads, its data."""
+    splits: Literal["auto", "none"] | Splits = "auto"
+    """Of a folder. auto: train/ beside val/ or test/ where nothing else holds images; none: every folder is a class;
+    or which folders are splits: {train: FOLDER, test: FOLDER}."""
+    classes: Literal["auto", "folders", "none"] = "auto"
+    """Of a folder. folders: the first folder on an image's path is its class; none: no image has one; auto: as
+    folders, where this is the only way to read it."""
     test: Fraction = 0.2
-    """Share of the images held out where the source gives no test split; stratified, seeded, stored."""
+    """Share of the images held out where the source gives no test split: each image by a hash of its name and the
+    seed, so that others which come or go do not move it; at least one of each class is trained on."""
     short_side: Count | None = None
     """Images larger than this are shrunk to it; none: the files' own bytes are packed."""
     shard_images: Count = 4096
@@ -57,6 +64,13 @@ class Pack(Stage):
     own bytes are packed. false: as their pixels lie, as torchvision's ImageFolder reads them."""
     max_bad: Annotated[int, Field(ge=0)] = 100
     """Unreadable images listed before packing gives up."""
+
+    @model_validator(mode="after")
+    def layouts_are_of_folders(self) -> "Pack":
+        for name in ("splits", "classes"):
+            if getattr(self, name) != "auto" and not self.source.startswith("folder:"):
+                raise ValueError(f"{name} is for a source folder:PATH; leave it out")
+        return self
 
 
 class Pretrain(Stage, Training):

@@ -1,0 +1,341 @@
+"""How a folder of images is read: its splits, its classes, and what was left out and why.
+
+Known layouts, each with or without train/ beside val/ or test/: class folders (ImageFolder); a flat folder; a split
+whose classes stand in a table (Tiny-ImageNet's val_annotations.txt, a list of ImageNet's val). What can be read in
+two ways is refused, with both readings and the setting that decides.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from pipeline.data import tree
+from pipeline.data.tree import File, Tree
+from pipeline.errors import DataError
+from pipeline.settings.data import Splits
+
+TRAIN = ("train", "training")
+HELD = ("test", "testing", "val", "valid", "validation")
+"""Names of the folders that are splits, the first that holds the classes of train/ before the others."""
+STRAY = 0.1
+"""Share of the images beside class folders up to which they are strays, left out and named."""
+NAMED = 3
+"""Names that a line gives of each reason."""
+
+
+class Ambiguous(DataError):
+    """A layout that can be read in two ways."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image as it was understood: file, split (None: the folder has none) and class (-1: none)."""
+
+    file: File
+    split: str | None
+    label: int
+
+
+@dataclass
+class Layout:
+    """``classes``: names by label; none where no image has one. ``parts``: the folder of each split, and where its
+    labels come from. ``notes``: what else the reader of a line should know."""
+
+    entries: list[Entry]
+    classes: list[str] | None
+    parts: dict[str, str]
+    left_out: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def facts(self) -> Iterable[tuple[Any, ...]]:
+        """All that packing depends on, an image at a time."""
+        for e in self.entries:
+            label = self.classes[e.label] if self.classes and e.label >= 0 else ""
+            yield e.file.name, e.split or "", label, e.file.size, e.file.mtime
+
+
+@dataclass
+class Half:
+    """The images below one folder: class folders by name, and what lies beside them."""
+
+    where: tuple[str, ...]
+    groups: dict[str, list[File]]
+    loose: list[File]
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.where) + "/" if self.where else "the folder"
+
+    @property
+    def files(self) -> list[File]:
+        return sorted([*self.loose, *(file for files in self.groups.values() for file in files)])
+
+    def by_folder(self) -> dict[File, str]:
+        """The class folder of each image, "" beside them."""
+        return {f: group for group, files in self.groups.items() for f in files} | dict.fromkeys(self.loose, "")
+
+    def below(self, group: str) -> set[str]:
+        """Folders in one of the class folders; "" where an image lies in it without another."""
+        at = len(self.where)
+        return {f.parts[at + 1] if len(f.parts) > at + 2 else "" for f in self.groups[group]}
+
+
+def half(images: Iterable[File], where: tuple[str, ...] = ()) -> Half:
+    """The images below ``where``, grouped by the next folder."""
+    at = len(where)
+    made = Half(where, {}, [])
+    for file in images:
+        if file.parts[:at] != where:
+            continue
+        if len(file.parts) == at + 1:
+            made.loose.append(file)
+        else:
+            made.groups.setdefault(file.parts[at], []).append(file)
+    return made
+
+
+def read(
+    path: Path,
+    root: Path | None = None,
+    splits: Literal["auto", "none"] | Splits = "auto",
+    classes: Literal["auto", "folders", "none"] = "auto",
+) -> Layout:
+    """What a folder holds. ``root``: where runs are kept; ``splits``, ``classes``: as in the settings of packing.
+    Raises DataError where no image is in it, Ambiguous where it can be read in two ways."""
+    found = tree.walk(path, root)
+    if not found.images:
+        said = sentence(found.left_out)
+        raise DataError(f"folder:{path}: no images in it" + (f"; {said}" if said else ""))
+    train, held, chosen = divide(found, splits)
+    names = [] if classes == "none" else class_names(found, train, classes)
+    made = Layout([], None, {}, found.left_out)
+    test, labels = held_out(found, made, held, names, classes, chosen)
+    if test and classes != "none":
+        extra = sorted(set(labels.values()) - set(names) - {""})
+        if extra and names:
+            count = sum(label in extra for label in labels.values())
+            made.notes.append(
+                f"{count:,} of {len(labels):,} images of {test.name} are of {plural(len(extra), 'class')} not in "
+                f"{train.name}: {some(extra)}"
+            )
+        names = sorted({*names, *extra})
+    number = {name: k for k, name in enumerate(names)}
+    for group, files in train.groups.items():
+        made.entries += [Entry(f, "train" if test else None, number.get(group, -1)) for f in files]
+    if train.loose and any(g in number for g in train.groups):
+        leave(made, f"beside the class folders of {train.name}", train.loose)
+    else:
+        made.entries += [Entry(f, "train" if test else None, -1) for f in train.loose]
+    made.entries += [Entry(f, "test", number.get(label, -1)) for f, label in labels.items()]
+    made.entries.sort(key=lambda e: (e.split == "test", e.file.parts))
+    made.classes = names or None
+    if train.where:
+        made.parts = {"train": train.name} | ({"test": made.parts["test"]} if test else {})
+    if lone := bare(found, [train, *held]):
+        made.left_out["folders without images"] = lone
+    return made
+
+
+def leave(made: Layout, reason: str, files: Iterable[File]) -> None:
+    made.left_out.setdefault(reason, []).extend(f.name for f in files)
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+def divide(found: Tree, splits: str | Splits) -> tuple[Half, list[Half], bool]:
+    """The training half, those that may be the test, the best first, and whether the settings chose it."""
+    whole = half(found.images)
+    if isinstance(splits, Splits):
+        train, test = (
+            None if name is None else part(found, whole, field, name)
+            for field, name in (("train", splits.train), ("test", splits.test))
+        )
+        assert train is not None
+        if test and (test.where[: len(train.where)] == train.where or train.where[: len(test.where)] == test.where):
+            raise DataError(f"folder:{found.path}: splits: {train.name} and {test.name} hold the same images")
+        others = {f.name: f for f in found.images} if train.where else {}
+        for one in (train, test):
+            for f in one.files if one else ():
+                others.pop(f.name, None)
+        if others:
+            found.left_out["in no folder that splits names"] = list(others)
+        return train, [test] if test else [], True
+    trains = [n for n in whole.groups if n.lower() in TRAIN]
+    helds = sorted((n for n in whole.groups if n.lower() in HELD), key=lambda n: (HELD.index(n.lower()), n))
+    others = [n for n in whole.groups if n not in trains + helds]
+    if splits == "none":
+        return whole, [], True
+    every = f"{plural(len(whole.groups), 'class')} {some(whole.groups)}"
+    if len(trains) > 1:
+        raise ambiguous(found, f"{every}", f"splits, of which {some(trains)} could be the training split", trains[0])
+    if not trains:
+        if helds and not others:
+            raise ambiguous(found, every, f"splits {some(helds)} without a training split", helds[-1])
+        return whole, [], False
+    train, test = trains[0], helds[0] if helds else None
+    if others:
+        if helds or whole.below(train) != {""}:
+            read_as = f"splits {some([train, *helds])}, with {some(others)} left out"
+            raise ambiguous(found, every, read_as, train, test)
+        return whole, [], False
+    if whole.loose:
+        if len(whole.loose) > STRAY * len(found.images):
+            raise ambiguous(found, f"{every} and images without one", f"splits {some([train, *helds])}", train, test)
+        found.left_out["beside the folders of the splits"] = [f.name for f in whole.loose]
+    return half(found.images, (train,)), [half(found.images, (n,)) for n in helds], False
+
+
+def part(found: Tree, whole: Half, which: str, name: str) -> Half:
+    """A folder that the settings name as a split."""
+    made = half(found.images, PurePath(name).parts)
+    if not made.files:
+        raise DataError(
+            f"folder:{found.path}: splits.{which}: no images in {name}/; expected one of "
+            f"{some(whole.groups) or 'none'}"
+        )
+    return made
+
+
+def ambiguous(found: Tree, one: str, other: str, train: str, test: str | None = None) -> Ambiguous:
+    setting = f"{{train: {train}, test: {test}}}" if test else f"{{train: {train}}}"
+    return Ambiguous(
+        f"folder:{found.path} can be read in two ways: as {one}, which splits: none says, or as {other}, which "
+        f"splits: {setting} says; set one of them in the stage that packs"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ classes
+def class_names(found: Tree, train: Half, classes: str) -> list[str]:
+    """Class folders of the training half, in order of name. Images beside them are strays, as long as they are few."""
+    groups, total = train.groups, len(train.files)
+    below = {name: train.below(name) - {""} for name in groups}
+    if classes == "folders" or not groups:
+        return sorted(groups)
+    if len(train.loose) > STRAY * total:
+        raise Ambiguous(
+            f"folder:{found.path} can be read in two ways: {plural(len(train.loose), 'image')} in {train.name} and "
+            f"{total - len(train.loose)} in folders ({some(groups)}): classes: folders takes the folders for classes "
+            f"and leaves the others out, classes: none takes all as unlabelled"
+        )
+    shared = set.intersection(*below.values()) if len(groups) > 1 else below[next(iter(groups))]
+    if len(shared) > 1 and (len(groups) > 1 or train.below(next(iter(groups))) == shared):
+        inner = f"{some(sorted(shared))} below {'each' if len(groups) > 1 else 'it'}"
+        inside = found.path / "/".join((*train.where, next(iter(groups))))
+        away = "" if len(groups) > 1 else f", or name the folder {inside}"
+        raise Ambiguous(
+            f"folder:{found.path} can be read in two ways: {some(groups)} could be the classes, or {inner}; "
+            f"classes: folders takes the first, classes: none takes all as unlabelled{away}"
+        )
+    return sorted(groups)
+
+
+def held_out(
+    found: Tree, made: Layout, held: Sequence[Half], names: Sequence[str], classes: str, chosen: bool
+) -> tuple[Half | None, dict[File, str]]:
+    """The test half and the class of each of its images: the first that is labelled with training classes. Where
+    nothing is labelled, the first; where only the training half is, none, unless the settings name it."""
+    test, labels = None, dict[File, str]()
+    for one in held:
+        labels, how = labelled(found, one, names) if names else (dict.fromkeys(one.files, ""), "")
+        if names and set(labels.values()).isdisjoint(names) and not chosen:
+            continue
+        test = one
+        made.parts["test"] = one.name + (f" with the classes of {how}" if how else "")
+        break
+    for one in held:
+        if one is not test:
+            why = f"{test.name} is the test split" if test else "no training class, by folder or table"
+            leave(made, f"in {one.name}: {why}", one.files)
+    if test is None:
+        return None, {}
+    strays = [f for f in test.loose if test.groups and labels[f] == ""] if names else []
+    if len(strays) > STRAY * len(test.files):
+        raise Ambiguous(
+            f"folder:{found.path}: {plural(len(strays), 'image')} in {test.name} beside class folders: move them, or "
+            f"set classes: none"
+        )
+    if strays:
+        leave(made, f"beside the class folders of {test.name}", strays)
+        labels = {f: label for f, label in labels.items() if f not in set(strays)}
+    if not names and classes != "none":
+        labels = test.by_folder()
+    return test, labels
+
+
+def labelled(found: Tree, one: Half, names: Sequence[str]) -> tuple[dict[File, str], str]:
+    """The class of each image of a half, "" without: by its folder, or where no folder is a training class, by a table
+    beside the images; and that table's name."""
+    if one.groups.keys() & set(names):
+        return one.by_folder(), ""
+    stem = one.where[-1].lower() if one.where else ""
+    for table in found.tables:
+        inside = table.parts[:-1] == one.where
+        if inside or (len(table.parts) == 1 and stem and stem in table.parts[-1].lower()):
+            labels = listed(Path(table.path), one.files, names)
+            if labels:
+                for reason in (".txt files", ".csv files", ".tsv files"):
+                    kept = [n for n in found.left_out.pop(reason, []) if n != table.name]
+                    found.left_out |= {reason: kept} if kept else {}
+                return labels, table.name
+    return one.by_folder(), ""
+
+
+def listed(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[File, str]:
+    """The class of each file by a table of lines that begin with a file's name and its class, by name or by number
+    from 0; {} where this is no such table. Raises DataError where it names some of the files only."""
+    known = {key: f for f in files for key in (f.name, f.parts[-1], PurePath(f.parts[-1]).stem)}
+    found: dict[File, str] = {}
+    try:
+        for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            words = [w for w in re.split(r"[\s,;]+", line.strip()) if w]
+            file = known.get(words[0]) or known.get(words[0].rpartition("/")[2]) if len(words) > 1 else None
+            if file is not None:
+                found[file] = words[1]
+    except OSError:
+        return {}
+    said = set(found.values())
+    if said and all(word.isdigit() for word in said) and not said <= set(names):
+        numbers = {int(word) for word in said}
+        if min(numbers) > 0 or max(numbers) >= len(names):
+            return {}
+        found = {f: names[int(word)] for f, word in found.items()}
+    valid = set(names)
+    good = sum(word in valid for word in found.values())
+    if 0 < good < len(files):
+        raise DataError(f"{table}: names a class of the training split for {good} of {len(files)} images; mend it")
+    if not good:
+        return {}
+    return found
+
+
+def bare(found: Tree, halves: Iterable[Half]) -> list[str]:
+    """Folders where a class or a split was to be expected, and no image is."""
+    places = {(), *(one.where for one in halves)}
+    holding = {f.parts[: len(at) + 1] for f in found.images for at in places}
+    return ["/".join(p) for p in sorted(found.folders) if p and p[:-1] in places and p not in holding]
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what if count == 1 else what + ('es' if what.endswith('s') else 's')}"
+
+
+def shown(name: str) -> str:
+    """A name that any terminal takes: bytes that are no UTF-8, and what would break the line, escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    every = [shown(n) for n in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
+def sentence(left_out: dict[str, list[str]]) -> str:
+    """What was left out, how many and which, by reason; empty where nothing was."""
+    told = []
+    for reason, names in left_out.items():
+        first = some(names[:NAMED], NAMED) + (", …" if len(names) > NAMED else "")
+        told.append(f"{len(names):,} {reason} ({first})")
+    return "left out: " + "; ".join(told) if told else ""

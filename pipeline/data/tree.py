@@ -1,0 +1,103 @@
+"""What lies in a folder, walked once: images, other files by kind, and all that was passed over, by reason.
+
+Links to folders are followed, each real folder once on a path, so that no link leads in a circle. Passed over: hidden
+names, what systems leave behind, folders that may not be read, and runs of this program.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data.formats import extension, is_image
+from pipeline.errors import DataError
+
+SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+RECORDS = {"artifact.json", "begun.json"}
+"""Files that every folder of a stage has one of: a run is no class."""
+TABLES = {"txt", "csv", "tsv"}
+
+
+class File(NamedTuple):
+    """A file: its path below the folder, folder by folder; its path; bytes; modification time in ns."""
+
+    parts: tuple[str, ...]
+    path: str
+    size: int
+    mtime: int
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.parts)
+
+
+@dataclass
+class Tree:
+    """``images``: in order of name. ``tables``: text files that may hold labels. ``folders``: all that were entered.
+    ``left_out``: names by reason."""
+
+    path: Path
+    images: list[File] = field(default_factory=list)
+    tables: list[File] = field(default_factory=list)
+    folders: list[tuple[str, ...]] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def walk(path: Path, root: Path | None = None) -> Tree:
+    """Everything below a folder. ``root``: where runs are kept, passed over if it lies inside. Raises DataError where
+    the folder is none, or may not be read."""
+    if not path.is_dir():
+        raise DataError(f"folder:{path}: there is no such folder")
+    runs = os.path.realpath(root) if root else ""
+    tree = Tree(path)
+    todo: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(str(path), (), ())]
+    while todo:
+        place, parts, above = todo.pop()
+        name = "/".join(parts)
+        real = os.path.realpath(place)
+        if real in above:
+            tree.leave("links back to a folder above", name)
+            continue
+        try:
+            with os.scandir(place) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if not parts:
+                raise DataError(f"folder:{path}: {error.strerror}; it cannot be read") from None
+            tree.leave("folders that cannot be read", name)
+            continue
+        if parts and (real == runs or any(entry.name in RECORDS for entry in entries)):
+            tree.leave("run folders", name)
+            continue
+        tree.folders.append(parts)
+        for entry in entries:
+            below = (*parts, entry.name)
+            if entry.name.startswith(".") or entry.name in SKIPPED:
+                tree.leave("hidden or a system's own", "/".join(below))
+                continue
+            try:
+                if entry.is_dir():
+                    todo.append((entry.path, below, (*above, real)))
+                elif entry.is_file():
+                    note(tree, below, entry)
+                else:
+                    tree.leave("broken links" if entry.is_symlink() else "no regular files", "/".join(below))
+            except OSError:
+                tree.leave("broken links" if entry.is_symlink() else "files that cannot be read", "/".join(below))
+    tree.images.sort()
+    tree.tables.sort()
+    return tree
+
+
+def note(tree: Tree, parts: tuple[str, ...], entry: os.DirEntry) -> None:
+    if not is_image(entry.name):
+        ext = extension(entry.name)
+        tree.leave(f".{ext} files" if ext else "files without extension", "/".join(parts))
+        if ext not in TABLES:
+            return
+    facts = entry.stat()
+    file = File(parts, entry.path, facts.st_size, facts.st_mtime_ns)
+    (tree.images if is_image(entry.name) else tree.tables).append(file)
