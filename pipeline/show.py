@@ -214,7 +214,7 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.open else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
         if p.kind in ("pretrain", "generate"):
-            notes.append(rate(p))
+            notes += [rate(p), *remarks(p, packs[p.settings.data])]
     table(
         "Nothing is run",
         ["stage", "kind", "folder", "state", "where", "steps", "images an epoch", "parameters", "memory a process"],
@@ -236,6 +236,14 @@ def training(p: Any, pack: Any) -> tuple[str, str, str, str]:
     size = estimate.memory(p.settings, *made)
     count = f"{estimate.parameters(made[0]):,}"
     return str(steps or later), str(images or later), count, f"~ {size / 2**20:,.0f} MB"
+
+
+def remarks(p: Any, pack: Any) -> list[str]:
+    """What is said of a training before it starts, as far as its images are known. Raises as `advice.training`."""
+    from pipeline import advice, estimate
+
+    data = estimate.packed(pack.settings, pack.seed, pack.folder)
+    return [] if data is None or p.done else advice.training(p.name, p.settings, data.images, data.side)
 
 
 def rate(p: Any) -> str:

@@ -1,0 +1,61 @@
+"""What a training will meet on so many images, told before it costs hours: refused where it cannot run, said where it
+runs otherwise than its reader may think. Without torch: settings and numbers alone."""
+
+import math
+from collections.abc import Iterator
+
+from pipeline.errors import ConfigError
+from pipeline.settings.stages import Generate, Pretrain
+
+LEFT_OUT = 0.2
+"""Share of the images that an epoch may leave out unsaid."""
+ENLARGED = 2
+"""Times that images may be enlarged unsaid."""
+
+
+def training(name: str, settings: Pretrain | Generate, images: int, side: int | None = None) -> list[str]:
+    """Lines about a stage on ``images`` packed training images, all of ``side`` pixels if that is known. Raises
+    ConfigError where they are fewer than a batch."""
+    count = settings.samples(images)
+    if settings.batch > count:
+        raise ConfigError(
+            f"{name}: batch {settings.batch} of {count:,} images to train on: make it at most {count}, or pack more"
+        )
+    return [f"{name}: {text}" for text in remarks(settings, images, count, side)]
+
+
+def remarks(settings: Pretrain | Generate, images: int, count: int, side: int | None) -> Iterator[str]:
+    batch, an_epoch, total = settings.batch, settings.steps_per_epoch(images), settings.total_steps(images)
+    queue = getattr(settings.objective, "queue", 0)
+    if queue > count:
+        fill = math.ceil(queue / (batch * (1 + getattr(settings.objective, "symmetric", False))))
+        never = f", which these {total:,} do not reach" if fill > total else ""
+        yield (
+            f"queue {queue:,} is {times(queue / count)} the {count:,} images: the loss rises until it is full, after "
+            f"{fill:,} steps{never}, and it then holds {times(queue / count)} every image; at most {count:,} is usual"
+        )
+    if settings.train_examples is not None and settings.train_examples > images:
+        yield f"train_examples {settings.train_examples:,}: there are {images:,}, all of which are used"
+    if (rest := count % batch) > LEFT_OUT * count:
+        yield (
+            f"batch {batch} of {count:,} images: an epoch is {plural(an_epoch, 'step')} and leaves out {rest:,} of "
+            f"them, others each time; a batch of {count // (an_epoch + 1)} or less leaves out few"
+        )
+    if total < an_epoch:
+        yield f"steps {total:,} of {an_epoch:,} an epoch: {count - total * batch:,} images are never seen"
+    if total <= settings.warmup_epochs * an_epoch:
+        yield (
+            f"warmup_epochs {settings.warmup_epochs:g} are {settings.warmup_epochs * an_epoch:,.0f} steps of "
+            f"{total:,}: the learning rate never reaches its peak"
+        )
+    size = getattr(getattr(settings, "views", None), "size", None)
+    if size and side and size > ENLARGED * side:
+        yield f"views.size {size} of images of {side} pixels: they are enlarged {times(size / side)}"
+
+
+def times(share: float) -> str:
+    return f"{share:.2g} times" if share < 10 else f"{share:,.0f} times"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
