@@ -53,6 +53,8 @@ class Watch:
         self.quiet = quiet
         self.running: dict[str, tuple[Path, Any]] = {}
         self.told: dict[str, tuple[float, int]] = {}
+        self.begun: dict[str, tuple[float, int]] = {}
+        """When a stage's first step was seen, and which that was: one that goes on does not begin at 0."""
         self.bars = None if quiet or lines.machine() or not sys.stdout.isatty() else bars()
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.poll, daemon=True)
@@ -87,6 +89,7 @@ class Watch:
         with self.lock:
             bar = None if self.bars is None else self.bars.add_task(name, total=None, text="")
             self.running[name], self.told[name] = (out, bar), (time.monotonic(), -1)
+            self.begun.pop(name, None)
         if self.bars is None:
             self.say("starts", name, "starts")
 
@@ -108,10 +111,26 @@ class Watch:
         if self.bars is not None:
             self.bars.update(bar, completed=step, total=total, text=text)
             return
-        when, last = self.told[name]
-        if step != last and time.monotonic() - when >= PLAIN:
-            self.told[name] = (time.monotonic(), step)
-            self.say(f"{step} of {total}" + (f", {text}" if text else ""), name, "step", step=step, total=total)
+        (when, last), now = self.told[name], time.monotonic()
+        if step < last or name not in self.begun:  # packing counts each split anew
+            self.begun[name] = now, step
+        if step != last and now - when >= PLAIN:
+            self.told[name] = now, step
+            since, first = self.begun[name]
+            left = (total - step) * (now - since) / (step - first) if step > first else None
+            facts = {} if left is None else {"seconds_left": round(left)}
+            parts = [f"{step} of {total}", *([f"{duration(left)} left"] if left is not None else []), text]
+            self.say(", ".join(filter(None, parts)), name, "step", step=step, total=total, **facts)
+
+
+def duration(seconds: float) -> str:
+    """"40 s", "12 min", "3 h 05 min" or "2 d 4 h"."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def bars() -> Any:

@@ -212,17 +212,30 @@ def test_tables_without_rich(place, capsys, monkeypatch):
 def test_a_watch_tells_progress_in_plain_lines(place, capsys, monkeypatch):
     from pipeline import progress
 
-    monkeypatch.setattr(show, "PLAIN", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
     watch = show.Watch()
     watch.add("moco", place)
-    for step in (10, 10, 20):
-        progress.report(place, step, 30, "loss 0.5")
+    reports = (12, 10, 100), (24, 10, 100), (62, 20, 100), (66, 21, 100), (82, 45, 100), (95, 5, 9)
+    for seconds, step, total in reports:
+        clock[0] = seconds
+        progress.report(place, step, total, "loss 0.5")
         watch.move("moco", None, *(progress.read(place) or (0, 0, "")))
     assert capsys.readouterr().out.splitlines() == [
         "moco: starts",
-        "moco: 10 of 30, loss 0.5",
-        "moco: 20 of 30, loss 0.5",
+        "moco: 10 of 100, loss 0.5",  # where it begins, or goes on: how fast it is, is not known yet
+        "moco: 20 of 100, 7 min left, loss 0.5",
+        "moco: 45 of 100, 2 min left, loss 0.5",
+        "moco: 5 of 9, loss 0.5",  # another count
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (99, "99 s"), (150, "2 min"), (5900, "98 min"), (11100, "3 h 05 min"), (187200, "2 d 4 h")],
+)
+def test_a_time_as_one_says_it(seconds, words):
+    assert show.duration(seconds) == words
 
 
 def test_pack_for_real(place, capsys):
