@@ -92,15 +92,16 @@ def judge(
         device = next(still.parameters()).device
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (image.mean, image.std))
         try:
-            rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float().cpu() for x in parts()])
+            rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float() for x in parts()])
         except DataError as error:  # a training forgives some unreadable images
             say(f"not judged while it trains: {error}")
             return {}
         found = {"learn/rankme": rankme(rows), "learn/judged": float(count)}
         if (labels >= 0).all():
             cut = count * 4 // 5
-            named = classify(rows[:cut], labels[:cut], rows[cut:], 20, 0.07)
-            found["learn/knn_top1"] = float((named == labels[cut:]).double().mean())
+            classes = labels.to(device)
+            named = classify(rows[:cut], classes[:cut], rows[cut:], 20, 0.07)
+            found["learn/knn_top1"] = float((named == classes[cut:]).double().mean())
         return found
 
     return scalars

@@ -73,19 +73,20 @@ class BatchNorm(_BatchNorm):
         return (y.transpose(0, 1) if self.strided else y).reshape(input.shape).to(input.dtype)
 
     def _alone(self, input: Tensor) -> Tensor:
-        """On one rank: every block by torch's own batch norm, whose running statistics at momentum 1 are the block's
-        mean and unbiased variance."""
-        n = len(self._cut(input))
-        parts = [input[b::n] for b in range(n)] if self.strided else input.chunk(n)
-        self._check_values(parts[0][:, 0].numel())
+        """On one rank: torch's own batch norm, once, with the blocks side by side as channels; its running statistics
+        at momentum 1 are each block's mean and unbiased variance."""
+        blocks = self._cut(input)
+        self._check_values(blocks[0, :, :1].numel())
+        n = len(blocks)
         assert self.running_mean is not None
-        found = self.running_mean.new_zeros(2, n, self.num_features)
-        out = [
-            batch_norm(part, found[0, b], found[1, b], self.weight, self.bias, True, 1.0, self.eps)
-            for b, part in enumerate(parts)
-        ]
-        self._track(found[0].mean(0), found[1].mean(0))
-        return torch.stack(out, 1).flatten(0, 1) if self.strided else torch.cat(out)
+        found = self.running_mean.new_zeros(2, n * self.num_features)
+        weight, bias = (None if p is None else p.repeat(n) for p in (self.weight, self.bias))
+        y = batch_norm(blocks.transpose(0, 1).flatten(1, 2), found[0], found[1], weight, bias, True, 1.0, self.eps)
+        mean, variance = found.view(2, n, -1).mean(1)
+        self._track(mean, variance)
+        y = y.unflatten(1, (n, self.num_features))
+        y = (y if self.strided else y.transpose(0, 1)).reshape(input.shape)
+        return y.contiguous(memory_format=torch.channels_last) if channels_last(input) else y
 
     def _cut(self, x: Tensor) -> Tensor:
         """[n, C, ...] -> [pieces, n / pieces, C, ...], each piece inside one block."""
@@ -135,6 +136,11 @@ class BatchNorm(_BatchNorm):
             running.lerp_(new.to(running.dtype), share)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether images lie in memory with their channels last."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
