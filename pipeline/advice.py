@@ -1,16 +1,33 @@
-"""What a training will meet on so many images, told before it costs hours: refused where it cannot run, said where it
-runs otherwise than its reader may think. Without torch: settings and numbers alone."""
+"""What a stage will meet on its images, told before it costs hours: refused where it cannot run, said where it runs
+otherwise than its reader may think. Without torch: settings and numbers alone."""
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Generate, Pretrain
+from pipeline.settings.stages import Generate, Pretrain, Probe, Stage
 
 LEFT_OUT = 0.2
 """Share of the images that an epoch may leave out unsaid."""
 ENLARGED = 2
 """Times that images may be enlarged unsaid."""
+
+
+def stage(name: str, settings: Stage, folder: Path) -> list[str]:
+    """Lines about a stage that reads the shards in ``folder``. Raises DataError where a probe could not work on them,
+    whatever is trained, and ConfigError where a training could not."""
+    if isinstance(settings, Probe):
+        from pipeline.evaluation import requirements
+
+        return requirements.check(settings, folder)
+    path = folder / "manifest.json"
+    if not isinstance(settings, Pretrain | Generate) or not path.exists():
+        return []
+    said = json.loads(path.read_text())
+    side = said["height"] if said["height"] == said["width"] else None
+    return training(name, settings, said["splits"]["train"]["images"], side)
 
 
 def training(name: str, settings: Pretrain | Generate, images: int, side: int | None = None) -> list[str]:
@@ -21,7 +38,7 @@ def training(name: str, settings: Pretrain | Generate, images: int, side: int | 
         raise ConfigError(
             f"{name}: batch {settings.batch} of {count:,} images to train on: make it at most {count}, or pack more"
         )
-    return [f"{name}: {text}" for text in remarks(settings, images, count, side)]
+    return list(remarks(settings, images, count, side))
 
 
 def remarks(settings: Pretrain | Generate, images: int, count: int, side: int | None) -> Iterator[str]:

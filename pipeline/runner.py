@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact, config, errors, launcher, lines
 from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
-from pipeline.settings.stages import Probe, Stage
+from pipeline.settings.stages import Stage
 
 if TYPE_CHECKING:
     from pipeline.show import Watch
@@ -336,16 +336,16 @@ def told(p: Planned, watch: "Watch") -> None:
 
 
 def sufficient(planned: list[Planned], chosen: list[Planned], watch: "Watch") -> None:
-    """Raises DataError where a probe that is to be done could not work on its shards, whatever is trained; says what
-    will lower its numbers."""
-    from pipeline.evaluation import requirements
+    """Raises DataError where a probe that is to be done could not work on its shards, whatever is trained, and
+    ConfigError where a training could not; says what will be otherwise than its reader may think."""
+    from pipeline import advice
 
     by_key = {p.key: p for p in planned}
     for p in chosen:
-        if isinstance(p.settings, Probe) and not p.done:
-            shards = by_key[p.needs[p.settings.data]]
-            for text in requirements.check(p.settings, shards.folder):
-                watch.say(text, p.name)
+        data = getattr(p.settings, "data", None)
+        if data is not None and not p.done:
+            for text in advice.stage(p.name, p.settings, by_key[p.needs[data]].folder):
+                watch.say(text, p.label or p.name, "warning")
 
 
 class Run:

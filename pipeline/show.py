@@ -233,7 +233,9 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.open else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
         if p.kind in ("pretrain", "generate"):
-            notes += [rate(p), *remarks(p, packs[p.settings.data])]
+            notes.append(rate(p))
+        if p.kind in ("pretrain", "generate", "probe"):
+            notes += remarks(p, packs[p.settings.data])
     table(
         "Nothing is run",
         ["stage", "kind", "folder", "state", "where", "steps", "images an epoch", "parameters", "memory a process"],
@@ -258,11 +260,18 @@ def training(p: Any, pack: Any) -> tuple[str, str, str, str]:
 
 
 def remarks(p: Any, pack: Any) -> list[str]:
-    """What is said of a training before it starts, as far as its images are known. Raises as `advice.training`."""
+    """What is said of a stage before it starts, as far as its images are known. Raises as `advice.stage`."""
     from pipeline import advice, estimate
 
-    data = estimate.packed(pack.settings, pack.seed, pack.folder)
-    return [] if data is None or p.done else advice.training(p.name, p.settings, data.images, data.side)
+    if p.done:
+        return []
+    if (pack.folder / "manifest.json").exists():
+        said = advice.stage(p.name, p.settings, pack.folder)
+    elif p.kind == "probe" or (data := estimate.packed(pack.settings, pack.seed, pack.folder)) is None:
+        said = []
+    else:
+        said = advice.training(p.name, p.settings, data.images, data.side)
+    return [f"{p.name}: {text}" for text in said]
 
 
 def rate(p: Any) -> str:

@@ -20,7 +20,7 @@ def test_nothing_is_said_of_what_is_usual():
 
 def test_a_queue_of_more_than_the_images():
     (line,) = said(1600, objective={"kind": "moco", "queue": 65536})
-    assert line.startswith("moco: queue 65,536 is 41 times the 1,600 images: the loss rises until it is full, after")
+    assert line.startswith("queue 65,536 is 41 times the 1,600 images: the loss rises until it is full, after")
     assert "1,024 steps, which these 100 do not reach" in line and "at most 1,600 is usual" in line
     (line,) = said(1600, objective={"kind": "moco", "queue": 2048, "symmetric": True}, epochs=4)
     assert "1.3 times" in line and "after 16 steps, and" in line  # two keys an image
@@ -70,3 +70,28 @@ def test_the_dry_run_says_it(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.err == "moco: batch 2000 of 1,438 images to train on: make it at most 1438, or pack more\n"
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_start_says_it_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    """Also of a stage that has another before it; a batch that is refused costs no training."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(CONFIG + CONFIG.splitlines()[-1].replace("moco:", "second:", 1) + "\n")
+    words = ["run", "c.yaml", "--here", "moco.steps=1", "second.steps=1"]
+    assert cli.main([*words, "second.batch=2000"]) == 2
+    told = capsys.readouterr()
+    assert "second: batch 2000 of 1,438 images" in told.err and told.err.count("\n") == 1
+    assert "moco: queue 65,536 is 46 times" in told.out and "moco: starts" not in told.out
+    assert [p.name[:6] for p in (tmp_path / "runs").iterdir()] == ["shards"]
+
+
+def test_the_dry_run_judges_a_probe_of_shards_that_are_there(tmp_path, monkeypatch, capsys):
+    from tests.test_pack import tree
+
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "flat", [f"{i}.png" for i in range(20)])
+    (tmp_path / "c.yaml").write_text(CONFIG + "  probe: {kind: probe, data: shards, encoders: [moco]}\n")
+    words = ["run", "c.yaml", "--here", "shards.source=folder:flat", "moco.batch=4"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert cli.main([*words, "--only", "shards"]) == 0
+    assert cli.main([*words, "--dry-run"]) == 65
+    assert "have no label" in capsys.readouterr().err

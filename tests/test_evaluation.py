@@ -559,3 +559,36 @@ def test_names_of_classes_are_no_formulas_and_need_not_be_utf_8():
     names = ["$\\frac{$", "50$", legible("caf\udce9")]
     assert names[2] == "caf\\xe9"
     assert figures.confusion(np.eye(3, dtype=int), names, "test").shape[2] == 3
+
+
+def test_letters_that_no_font_has_are_told_by_number_and_those_of_a_font_are_drawn(tmp_path):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    letter = chr(0xF0000)  # of private use: no other font has it
+    table, names = np.eye(2, dtype=int), [f"{letter} $", "b"]
+    shown, families = figures.lettering(names)
+    assert shown == ["U+F0000 $", "b"] and len(families) == 1
+    told = figures.confusion(table, names, "test")
+    pen = TTGlyphPen(None)
+    for x, y in ((0, 0), (0, 900), (900, 0)):
+        (pen.lineTo if (x or y) else pen.moveTo)((x, y))
+    pen.closePath()
+    font = FontBuilder(1000)
+    font.setupGlyphOrder([".notdef", "one"])
+    font.setupCharacterMap({ord(letter): "one"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "one": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 0), "one": (1000, 0)})
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": "One letter", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "one.ttf")
+    font_manager.fontManager.addfont(tmp_path / "one.ttf")
+    try:
+        assert figures.lettering(names) == (names, [*families, "One letter"])
+        drawn = figures.confusion(table, names, "test")
+        assert drawn.shape != told.shape or (drawn != told).any()
+    finally:
+        font_manager.fontManager.ttflist.pop()

@@ -22,6 +22,22 @@ def drawn(page: Any) -> np.ndarray:
     return np.asarray(page.buffer_rgba())[..., :3].copy()
 
 
+def lettering(names: list[str]) -> tuple[list[str], list[str]]:
+    """Families of this machine's fonts that together have the letters of names, and the names with "U+732B" for a
+    letter that none of them has."""
+    from matplotlib import font_manager, rcParams
+    from matplotlib.ft2font import FT2Font
+
+    families = [font_manager.FontProperties(family=rcParams["font.family"]).get_name()]
+    usual = FT2Font(font_manager.findfont(families[0])).get_charmap()
+    missing = {ord(letter) for letter in "".join(names)} - usual.keys()
+    for font in font_manager.fontManager.ttflist if missing else ():
+        if not font.name.startswith("Last Resort") and (had := missing & FT2Font(font.fname).get_charmap().keys()):
+            families.append(font.name)
+            missing -= had
+    return ["".join(f"U+{ord(c):04X}" if ord(c) in missing else c for c in name) for name in names], families
+
+
 def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
     """How many of each class (down) were taken for which (across), int [C, C]; names and numbers where there is room
     -> uint8 [H, W, 3]."""
@@ -35,8 +51,10 @@ def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
         for i, j in np.ndindex(count, count):
             if table[i, j]:
                 plot.text(j, i, table[i, j], ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-        plot.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)  # a name may hold $
-        plot.set_yticks(range(count), names, parse_math=False)
+        shown, families = lettering(names)
+        plain = {"parse_math": False, "family": families}  # a name may hold $
+        plot.set_xticks(range(count), shown, rotation=45, ha="right", **plain)
+        plot.set_yticks(range(count), shown, **plain)
     plot.set(xlabel="predicted", ylabel="true", title=title)
     return drawn(page)
 
