@@ -269,20 +269,28 @@ def check_cycles(stages: dict[str, Stage], document: Document) -> None:
 def check_numbers(stage: Any, path: tuple, document: Document) -> None:
     """What one field alone cannot tell."""
     place, trained = stage.place, isinstance(stage, Training)
-    if trained:
-        least = min(place.min_workers or place.workers, place.workers)
-        share = stage.accumulate * math.lcm(*range(least, place.workers + 1))
+    least = min(place.min_workers or place.workers, place.workers)
+    counts = f"{least} to {place.workers}" if least < place.workers else place.workers
+    each = math.lcm(*range(least, place.workers + 1))
+    if trained or stage.kind == "codes":
+        micro = stage.accumulate if trained else 1
+        share = each * micro
         if stage.batch % share:
-            counts = f"{least} to {place.workers}" if least < place.workers else place.workers
+            parts = f" x {micro} micro-batches" if micro > 1 else ""
             document.wrong((*path, "batch"), (
-                f"{stage.batch} does not divide over {counts} workers x {stage.accumulate} micro-batches; "
+                f"{stage.batch} does not divide over {counts} workers{parts}; "
                 f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
             ))  # fmt: skip
-        if stage.train_examples is not None and stage.train_examples < stage.batch:
-            document.wrong((*path, "train_examples"), (
-                f"{stage.train_examples} is less than one batch of {stage.batch}; lower batch or raise it"
-            ))  # fmt: skip
-    elif place.on == "workers" and place.workers > 1:
+    if stage.kind == "codes" and stage.lista_steps and stage.lista_batch % each:
+        document.wrong((*path, "place", "workers"), (
+            f"LISTA's batch of {stage.lista_batch} does not divide over {counts} workers; expected a power of two, or "
+            f"lista_steps: 0"
+        ))  # fmt: skip
+    if trained and stage.train_examples is not None and stage.train_examples < stage.batch:
+        document.wrong((*path, "train_examples"), (
+            f"{stage.train_examples} is less than one batch of {stage.batch}; lower batch or raise it"
+        ))  # fmt: skip
+    if not stage.shared and place.on == "workers" and place.workers > 1:
         document.wrong((*path, "place", "workers"), f"found {place.workers}; a {stage.kind} stage is one process")
     if (place.min_workers or 1) > place.workers:
         document.wrong(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
 from pipeline.data.patches import Patches
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
-from pipeline.settings.stages import Codes
+from pipeline.nets import trunks
+from pipeline.settings.nets import CNN
+from pipeline.settings.stages import Codes, Place
 from pipeline.sparse import dictionary, features, solvers
 from pipeline.stages import codes
 from pipeline.training import checkpoint
@@ -147,6 +150,37 @@ def test_a_batch_that_ranks_cannot_share_is_refused(digits, tmp_path):
     world = Ranks(3).world(0)
     with pytest.raises(ConfigError, match="batch 256 cannot be shared evenly by 3 processes"):
         codes.run(SHORT, 0, {"shards": digits}, tmp_path, world)
+
+
+@pytest.mark.parametrize(("batch", "steps", "said"), [(255, 30, "LISTA's batch of 256"), (255, 0, None)])
+def test_so_is_one_of_lista(digits, tmp_path, batch, steps, said, monkeypatch):
+    """By three: 255 divides, 256 does not, and would have lost a signal a step without a word."""
+    settings = SHORT.model_copy(update={"batch": batch, "lista_steps": steps})
+    monkeypatch.setattr(codes, "Signals", lambda *_: 1 / 0)
+    three: Any = Ranks(3).world(0)
+    three.device = torch.device("cpu")
+    with pytest.raises(ConfigError if said else ZeroDivisionError, match=said):
+        codes.run(settings, 0, {"shards": digits}, tmp_path, three)
+
+
+def test_where_it_ran_is_not_in_the_encoder(made, digits, world, tmp_path):
+    """The same bytes from a worker of Ray Train as from here."""
+    away = SHORT.model_copy(update={"place": Place(on="workers", workers=2, memory_gb=1.0)})
+    run(digits, world, tmp_path, away)
+    for name in (encoders.SPEC, encoders.WEIGHTS):
+        assert (tmp_path / name).read_bytes() == (made[0] / name).read_bytes()
+
+
+def test_an_encoder_that_is_broken_is_not_coded(digits, world, tmp_path):
+    net, image = CNN(width=8, depth=2), Shards.open(digits).image(None)
+    trunk = trunks.build(net, image)
+    with torch.no_grad():
+        next(trunk.parameters()).fill_(torch.nan)
+    spec = {"net": net.model_dump(mode="json"), "image": encoders.describe(image)}
+    encoders.save(tmp_path / "moco", "trunk", trunk, spec)
+    settings = SHORT.model_copy(update={"encoder": "moco"})
+    with pytest.raises(DataError, match="moco: its features are not all finite"):
+        run(digits, world, tmp_path / "out", settings, moco=tmp_path / "moco")
 
 
 def test_patches_are_each_patch_once_in_an_order_of_the_seed(digits):

@@ -3,6 +3,7 @@
 One cluster for all of the tests; jobs that do not depend on each other run side by side.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -91,11 +92,20 @@ def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster,
 def test_workers_of_ray_train_are_the_ranks_of_torchrun(cluster, tmp_path):
     """Two processes each, under two launchers: every loss, and every byte of the artifacts, is the same."""
     config = small.write(root := tmp_path / "workers")
-    code, log, _ = ended(cluster, submit(cluster, config, "moco.place={on: workers, workers: 2}", "--only", "moco"))
+    with config.open("a") as file:
+        file.write("  codes: {kind: codes, data: shards, signals: 1024, batch: 256, atoms: 16, lista_steps: 8}\n")
+    two = [f"{stage}.place={{on: workers, workers: 2}}" for stage in ("moco", "codes")]
+    code, log, _ = ended(cluster, submit(cluster, config, *two, "--only", "moco", "codes"))
     assert code == 0, log
-    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "moco", ranks=2)
+    found = json.loads((small.only(root, "codes-*") / "artifact.json").read_text())
+    assert found["processes"] == 2
+    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "moco", "codes", ranks=2)
     assert small.losses(root) == small.losses(tmp_path / "ranks")
     assert differences(root, tmp_path / "ranks") == []
+    small.here(config, f"root={tmp_path / 'one'}", "--only", "codes")
+    for name in ("encoder.json", "encoder.safetensors"):
+        alone, shared = (small.only(r, "codes-*") / name for r in (tmp_path / "one", root))
+        assert alone.read_bytes() == shared.read_bytes()
 
 
 def test_the_command_submits_watches_and_ends_with_the_jobs_code(cluster, whole, tmp_path):

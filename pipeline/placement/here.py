@@ -11,9 +11,6 @@ from pipeline.errors import PipelineError, Stopped
 from pipeline.launcher import size
 from pipeline.runner import Job
 
-SHARED = ("pretrain", "generate", "codes")
-"""Kinds that every rank works on; the others are rank 0's alone."""
-
 
 def together(stop: Callable[[], bool]) -> Callable[[], bool]:
     """Whether any rank was asked to stop: the same answer on all, since none may go on without the others."""
@@ -60,7 +57,7 @@ def leave(code: int) -> None:
 
 def run_stage(job: Job, asked: Callable[[], bool]) -> Any:
     """Runs one stage and returns its metrics, the same on every rank; ``asked``: whether this one was signalled."""
-    if size() == 1 or job.kind in SHARED:
+    if size() == 1 or job.settings.shared:
         return runner.work(job, asked=asked)
     from pipeline.world import World
 

@@ -1,6 +1,6 @@
 """The kinds of stage, and what each can be told."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,9 @@ class Place(Settings):
 
 class Stage(Settings):
     """What every stage has."""
+
+    shared: ClassVar[bool] = False
+    """Whether its work is shared over the ranks of a world; else it is rank 0's alone."""
 
     place: Place = Place()
     threads: Count = 1
@@ -76,6 +79,7 @@ class Pack(Stage):
 class Pretrain(Stage, Training):
     """Contrastive pretraining of a trunk."""
 
+    shared: ClassVar[bool] = True
     kind: Literal["pretrain"] = "pretrain"
     data: ShardsRef
     net: Net = CNN()
@@ -92,6 +96,7 @@ class Pretrain(Stage, Training):
 class Generate(Stage, Training):
     """Autoencoders and the VAE: reconstructions, samples, latents, and an encoder to probe."""
 
+    shared: ClassVar[bool] = True
     kind: Literal["generate"] = "generate"
     data: ShardsRef
     objective: Generative = VAE()
@@ -106,6 +111,9 @@ class Generate(Stage, Training):
 class Codes(Stage):
     """Sparse coding: a dictionary learned from streamed patches (or from an encoder's features), codes, LISTA."""
 
+    shared: ClassVar[bool] = True
+    lista_batch: ClassVar[int] = 256
+    """Signals of one step of LISTA's training."""
     kind: Literal["codes"] = "codes"
     data: ShardsRef
     encoder: EncoderRef | None = None

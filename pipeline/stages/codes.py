@@ -13,7 +13,7 @@ from pipeline import progress, sheets
 from pipeline.board import Board
 from pipeline.data.index import Shards
 from pipeline.data.patches import Patches
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
 from pipeline.objectives.lista import LISTA
 from pipeline.settings.stages import Codes
@@ -29,15 +29,17 @@ LOG, SAVE = 10, 200  # batches between two points of the curve, and between two 
 HELD_OUT = 2048  # signals of the test split on which everything is measured
 CURVE = 50  # steps of ISTA and FISTA drawn
 # At 400 steps on digits the best rate of 1e-3 to 3e-2 for 3 layers; the clip keeps 7 layers from running away.
-LISTA_BATCH, LISTA_LR, LISTA_CLIP = 256, 1e-2, 0.3
+LISTA_LR, LISTA_CLIP = 1e-2, 0.3
 TARGET = 1e-6  # tolerance of the codes that LISTA is taught, and that stand for the minimum
 
 
 def run(settings: Codes, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
     """Learns a dictionary of the training split's patches, or of an encoder's features; measures and draws its codes;
     trains LISTA to predict them; writes the encoder."""
-    if settings.batch % world.size:
-        raise ConfigError(f"batch {settings.batch} cannot be shared evenly by {world.size} processes: change either")
+    shared = {"batch": settings.batch} | ({"LISTA's batch of": settings.lista_batch} if settings.lista_steps else {})
+    for what, batch in shared.items():
+        if batch % world.size:
+            raise ConfigError(f"{what} {batch} cannot be shared evenly by {world.size} processes: change either")
     train, test = (Signals(settings, seed, inputs, split, world.device) for split in ("train", "test"))
     mean, zca = features.whitening(train.take(np.arange(min(settings.signals, STATISTICS))))
     learned = learn(settings, seed, train, mean, zca, out, world)
@@ -65,7 +67,7 @@ class Signals:
         shards = Shards.open(inputs[settings.data], split)
         self.encoder = encoders.load(inputs[settings.encoder]).to(device) if settings.encoder else None
         self.image = self.encoder.image if self.encoder else shards.image(settings.side)
-        self.device = device
+        self.device, self.source = device, settings.encoder
         patch, pad = (self.image.side, 0) if self.encoder else (settings.patch, settings.pad)
         self.patches = Patches(shards, self.image.side, patch, pad, seed)
         self.size = self.take(np.zeros(1, np.int64)).shape[1]
@@ -75,7 +77,11 @@ class Signals:
         """The signals at these places of the order, int64 [N] -> float32 [N, size]; not whitened yet."""
         cut = self.patches.take(index).to(self.device)
         if self.encoder is not None:
-            return torch.cat([self.encoder(part) for part in cut.split(512)])
+            rows = torch.cat([self.encoder(part) for part in cut.split(512)])
+            if not torch.isfinite(rows).all():
+                raise DataError(f"{self.source}: its features are not all finite; train it again with a lower "
+                                f"learning rate")  # fmt: skip
+            return rows
         return features.normalise(cut.flatten(1).float() / 255)
 
 
@@ -162,13 +168,14 @@ def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: P
     if world.main:
         out.mkdir(exist_ok=True)
     world.barrier()
+    steps = settings.lista_steps
     training = Training(
-        batch=LISTA_BATCH, steps=settings.lista_steps, optimiser=Adam(lr=LISTA_LR), clip=LISTA_CLIP, snapshots=0
+        batch=settings.lista_batch, steps=steps, optimiser=Adam(lr=LISTA_LR), clip=LISTA_CLIP, snapshots=0
     )
     objective = LISTA(settings.lista, coder.dictionary, settings.penalty)
-    feed = SignalFeed(settings, train, coder, LISTA_BATCH, world)
+    feed = SignalFeed(settings, train, coder, settings.lista_batch, world)
     loop.train(
-        objective, feed, training, total=settings.lista_steps, seed=seed, out=out, world=world,
+        objective, feed, training, total=steps, seed=seed, out=out, world=world,
         export=lambda encoder, folder: None,
     )  # fmt: skip
     return objective.encoder.eval()
@@ -243,7 +250,8 @@ def strongest(test: Signals, index: np.ndarray, z: Tensor, rows: int = 16, colum
 
 def export(settings: Codes, train: Signals, coder: Coder, inputs: dict[str, Path], out: Path) -> None:
     """Writes the encoder; one of another encoder's features holds that one, too."""
-    spec: dict[str, Any] = {"codes": settings.model_dump(mode="json"), "image": encoders.describe(train.image)}
+    chosen = settings.model_dump(mode="json", exclude={"place", "threads", "seed"})  # not where, nor how, it ran
+    spec: dict[str, Any] = {"codes": chosen, "image": encoders.describe(train.image)}
     module: nn.Module = SparseFeatures(coder)
     if train.encoder is not None:
         assert settings.encoder is not None
