@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("pipeline", "tests", "configs", "jobs", "slurm", "benchmarks", "pyproject.toml", "README.md")
 USED = ("torch", "torchvision", "numba", "scipy.stats", "sklearn", "hypothesis", "safetensors.torch", "pydantic")
 """What tests import that is not ours: imported once, before the forks."""
-NOTICED, PASSED, SECONDS = 1, 0, 300
+NOTICED, PASSED, SECONDS, SAID = 1, 0, 300, "pytest.txt"
 
 
 class Mutation(NamedTuple):
@@ -64,10 +64,10 @@ def run(tests: list[str], root: Path) -> int:
 
 
 def inside(tests: list[str], root: Path) -> None:
-    """Ends this process as pytest ends on the tests below a folder."""
-    with open(os.devnull, "w") as nothing:
+    """Ends this process as pytest ends on the tests below a folder, where what it says is kept."""
+    with open(root / SAID, "w") as file:
         for stream in (1, 2):
-            os.dup2(nothing.fileno(), stream)
+            os.dup2(file.fileno(), stream)
     os.chdir(root)
     os.environ["PYTHONPATH"] = str(root)  # of the processes that tests start
     sys.path.insert(0, str(root))
@@ -107,7 +107,8 @@ def main(words: list[str] | None = None) -> int:
         root = copied(Path(place))
         tests = sorted({test for m in chosen for test in m.tests.split()})
         if run(tests, root) != PASSED:
-            print(f"one of these fails, or is not there, before anything is changed: {' '.join(tests)}")
+            print((root / SAID).read_text()[-2000:])
+            print("before anything is changed a test fails, or is not there: mend it, or its name in tests/mutations.py")
             return 2
         for at, mutation in enumerate(chosen, 1):
             code = attempt(mutation, root)

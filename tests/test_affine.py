@@ -104,3 +104,9 @@ def test_a_scale_above_one_enlarges():
     image[:, :, 6:10, 6:10] = 255
     seen = affine.view(image, Characters(**(STILL | {"scale": (2.0, 2.0)})), 0, 0, np.arange(1), "one", 16)
     assert 7.5 < float(seen[0, 0, 8].sum()) < 8.5
+
+
+def test_patches_have_contrasts_of_their_own():
+    patches = torch.full((200, 9, 1, 2, 2), 0.5)
+    seen = affine.contrast(patches, Characters(), 0, 0, np.arange(200), "patches")[:, :, 0, 0, 0] / 0.5
+    assert (seen.std(1) > 0.05).all() and 0.6 <= float(seen.min()) < 0.62 and 1.38 < float(seen.max()) <= 1.4

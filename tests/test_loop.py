@@ -112,3 +112,14 @@ def test_a_training_by_hand(limit, tmp_path, world):
     for name, value in exported[-1].items():
         torch.testing.assert_close(value, average[name], rtol=1e-9, atol=1e-12, msg=name)
     assert not torch.equal(average["0.running_mean"], torch.zeros(3).double())
+
+
+def test_what_is_logged_of_a_step(world):
+    """Energies as means over rows, each of the negatives it has; the gap is how far they lie above the positives."""
+    low, high = torch.tensor([1.0, 3.0]), torch.tensor([[4.0, 6.0], [torch.inf, 9.0]])
+    step = Step(torch.tensor(0.5), low, high, {"learn/own": torch.tensor(0.25)})
+    read = loop.scalars(Regression(), step, 7, torch.tensor(2.0), 0.1, world)
+    assert read == {
+        "train/loss": 0.5, "energy/low": 2.0, "energy/high": (5 + 9) / 2, "energy/gap": 5.0, "learn/own": 0.25,
+        "train/grad_norm": 2.0, "train/lr": 0.1,
+    }  # fmt: skip

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import decoders, heads, norm, trunks
 from pipeline.nets.norm import BatchNorm
+from pipeline.objectives.moco import slow_copy
 from pipeline.settings.nets import CNN, Norm, ResNet, ViT
 from pipeline.settings.objectives import Bottleneck, Head
 from tests.cases import random
@@ -255,6 +256,20 @@ def test_simclrs_last_norm_has_a_scale_and_no_shift():
         torch.testing.assert_close(head(image), 3 * once)
     fresh = heads.build(Head(hidden=8, dim=4, norm="scaled"), 6)
     assert {name for name, _ in fresh.named_parameters()} == {"0.weight", "1.weight", "1.bias", "3.weight", "4.weight"}
+
+
+@pytest.mark.parametrize(("kind", "other"), [("shuffle", True), ("split", False)])
+def test_shuffled_keys_have_other_companions(kind, other):
+    """One key is changed: with shuffle those of its stride feel it, with split those beside it."""
+    net = CNN(width=8, depth=1, norm=Norm(kind=kind, splits=2))
+    trunk = trunks.build(net, GREY).double()
+    key_trunk, _ = slow_copy(net, trunk, nn.Identity())
+    images = random(8, 1, 8, 8)
+    changed = images.clone()
+    changed[0] += 1
+    for part, strided in ((trunk, False), (key_trunk, other)):
+        felt = ((part(changed) - part(images)).abs().amax(1) > 1e-9).nonzero()[:, 0].tolist()
+        assert felt == ([0, 2, 4, 6] if strided else [0, 1, 2, 3])
 
 
 def test_head_norms_follow_the_trunk():

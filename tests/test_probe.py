@@ -139,6 +139,15 @@ def test_results_hold_every_draw_and_the_grid(done, inputs):
     assert list(found["rows"]["moco"]["steps"]) == ["10", "20", "30"]
 
 
+def test_the_confusion_table_has_true_classes_down(done, inputs):
+    """Each row sums to how many test images the class has; and not each column."""
+    found = json.loads((done[0] / "results.json").read_text())
+    of_class = np.bincount(Shards.open(inputs["shards"], "test").labels)
+    tables = [np.array(row["confusion"]) for row in found["rows"].values()]
+    assert all((table.sum(1) == of_class).all() for table in tables)
+    assert any((table.sum(0) != of_class).any() for table in tables)
+
+
 def test_labels_are_drawn_from_the_fit_part_alone(inputs):
     data = probe.load(Probe(data="shards", encoders=("moco",), draws=20), 0, inputs["shards"])
     drawn = np.unique(np.concatenate(data.draws))

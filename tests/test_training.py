@@ -218,3 +218,17 @@ def test_learning_rate_by_hand():
     assert rates[9] == rates[10] == max(rates) == pytest.approx(settings.peak_lr())
     assert rates[55] == pytest.approx(settings.peak_lr() / 2)
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("norms", [True, False])
+def test_biases_and_norms_are_decayed_if_so_set(kind, norms):
+    """Without gradients, what moves is decayed: weight matrices always, what has one dimension if so set."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    before = {}
+    for name, p in module.named_parameters():
+        torch.nn.init.constant_(p, 2.0)
+        before[name], p.grad = p.detach().clone(), torch.zeros_like(p)
+    optim.build(module, stage("moco", optimiser=kind(lr=0.1, weight_decay=0.5, decay_norms=norms))[1]).step()
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == ({"0.weight", "0.bias", "1.weight", "1.bias"} if norms else {"0.weight"})

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline import keyed
 from pipeline.image import Image
-from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
+from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews, SmallCrops
 from pipeline.settings.objectives import Jigsaw
 from pipeline.views import affine, crops, enhance, jigsaw, photometrics, recipes
 
@@ -418,3 +418,31 @@ def test_draws_are_new_for_every_seed_epoch_and_sample(name):
     for other in (DRAWS[name](4, 5, ids), DRAWS[name](3, 6, ids), DRAWS[name](3, 5, ids + 400)):
         assert (other != drawn).reshape(400, -1).any(1).mean() > 0.2  # of coins with p 0.2: 0.32
     assert len(np.unique(drawn.reshape(400, -1), axis=0)) > 1
+
+
+def test_enlarged_crops_have_the_area_that_is_stated():
+    """Of a ramp, what a crop spans is its side: the root of a share of the area between 1/4 and 1, uniform."""
+    ramp = (torch.arange(64) * 4).to(torch.uint8).expand(2000, 1, 64, 64)
+    crop = jigsaw.enlarge(ramp, (0.25, 1.0), 16, 0, 0, np.arange(2000)) * 255
+    side = (crop[:, 0, 8, 12] - crop[:, 0, 8, 3]) / (9 / 16) / 256  # away from the border
+    area = side.square().numpy()
+    assert stats.kstest(area, "uniform", (0.25, 0.75)).pvalue > 1e-4
+
+
+def test_small_crops_have_colours_of_their_own():
+    small = SmallCrops(count=3, size=8)
+    recipe = recipes.build("two", MoCoV2(size=24, small=small), Image(3, 24, (0.0,) * 3, (1.0,) * 3), None, 0)
+    views = finished(recipe, FLAT, np.arange(20))
+    seen = torch.cat([v[:, None].mean((3, 4)) for v in views[:2]] + [views[2].mean((3, 4))], 1)
+    for i in range(5):
+        for j in range(i):
+            assert ((seen[:, i] - seen[:, j]).abs().amax(1) > 1e-3).float().mean() > 0.8, (i, j)
+
+
+def test_characters_are_normalised():
+    """A view of one grey, its contrast still: (102 / 255 - 0.3) / 0.4, and the same in each patch."""
+    still = Characters(contrast=(1.0, 1.0), shift=0.0, scale=(2.0, 2.0), shear=0.0)
+    for name in ("two", "jigsaw"):
+        recipe = recipes.build(name, still, Image(1, 24, (0.3,), (0.4,)), Jigsaw(), 0)
+        for view in finished(recipe, [torch.full((1, 24, 24), 102, dtype=torch.uint8)] * 2, np.arange(2)):
+            torch.testing.assert_close(view, torch.full_like(view, 0.25), atol=1e-5, rtol=0)

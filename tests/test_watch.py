@@ -177,6 +177,17 @@ def test_nothing_is_read_of_negatives_that_are_not_there():
     assert "learn/auroc" not in read and all(torch.isfinite(v) for v in read.values())
 
 
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+def test_the_first_step_that_was_not_finite_is_named(which):
+    finite = watch.Finite("MoCo")
+    for step in range(10, 20):
+        bad = torch.tensor(float("nan") if step in (14, 16) else 1.0)
+        finite.note(step, *((bad, torch.ones(())) if which == "loss" else (torch.ones(()), bad)))
+    with pytest.raises(NoProgressError, match=f"MoCo: the {which} is not finite at step 14;"):
+        finite.check()
+    finite.check()  # told once
+
+
 def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     from pipeline.data.index import Shards
     from pipeline.errors import DataError
