@@ -108,7 +108,7 @@ def main(words: list[str] | None = None) -> int:
         tests = sorted({test for m in chosen for test in m.tests.split()})
         if run(tests, root) != PASSED:
             print((root / SAID).read_text()[-2000:])
-            print("before anything is changed a test fails, or is not there: mend it, or its name in tests/mutations.py")
+            print("a test fails, or is not there, before anything is changed: mend it, or tests/mutations.py")
             return 2
         for at, mutation in enumerate(chosen, 1):
             code = attempt(mutation, root)
