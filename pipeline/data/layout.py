@@ -5,7 +5,6 @@ whose classes stand in a table (Tiny-ImageNet's val_annotations.txt, a list of I
 two ways is refused, with both readings and the setting that decides.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pipeline.data import tree
 from pipeline.data.tree import File, Tree
 from pipeline.errors import DataError
+from pipeline.lines import legible
 from pipeline.settings.data import Splits
 
 TRAIN = ("train", "training")
@@ -285,28 +285,39 @@ def listed(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[Fil
     """The class of each file by a table of lines that begin with a file's name and its class, by name or by number
     from 0; {} where this is no such table. Raises DataError where it names some of the files only."""
     known = {key: f for f in files for key in (f.name, f.parts[-1], PurePath(f.parts[-1]).stem)}
-    found: dict[File, str] = {}
+    valid, found = set(names), dict[File, str]()
     try:
-        for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            words = [w for w in re.split(r"[\s,;]+", line.strip()) if w]
-            file = known.get(words[0]) or known.get(words[0].rpartition("/")[2]) if len(words) > 1 else None
-            if file is not None:
-                found[file] = words[1]
+        lines = table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return {}
+    for line in lines:
+        for name, said in cells(line):
+            file = known.get(name) or known.get(name.rpartition("/")[2])
+            if file is not None and said:
+                found[file] = said if said in valid else said.split()[0]
+                break
     said = set(found.values())
-    if said and all(word.isdigit() for word in said) and not said <= set(names):
+    if said and all(word.isdecimal() for word in said) and not said & valid:
         numbers = {int(word) for word in said}
         if min(numbers) > 0 or max(numbers) >= len(names):
-            return {}
+            return {}  # numbers from 1, or of classes in an order of their own, as ImageNet's ground truth has them
         found = {f: names[int(word)] for f, word in found.items()}
-    valid = set(names)
     good = sum(word in valid for word in found.values())
     if 0 < good < len(files):
         raise DataError(f"{table}: names a class of the training split for {good} of {len(files)} images; mend it")
-    if not good:
-        return {}
-    return found
+    return found if good else {}
+
+
+def cells(line: str) -> Iterable[tuple[str, str]]:
+    """A line's name and class, in each way that it may be cut: at a tab, a comma, the first space or the last."""
+    for mark in ("\t", ","):
+        if mark in line:
+            name, said = line.split(mark)[:2]
+            yield name.strip(), said.strip()
+    words = line.split()
+    if len(words) > 1:
+        yield words[0], words[1]
+        yield line.strip().rsplit(None, 1)[0], words[-1]
 
 
 def bare(found: Tree, halves: Iterable[Half]) -> list[str]:
@@ -323,7 +334,7 @@ def plural(count: int, what: str) -> str:
 
 def shown(name: str) -> str:
     """A name that any terminal takes: bytes that are no UTF-8, and what would break the line, escaped."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = legible(name)
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
@@ -337,5 +348,5 @@ def sentence(left_out: dict[str, list[str]]) -> str:
     told = []
     for reason, names in left_out.items():
         first = some(names[:NAMED], NAMED) + (", …" if len(names) > NAMED else "")
-        told.append(f"{len(names):,} {reason} ({first})")
+        told.append(f"{reason}: {len(names):,} ({first})")
     return "left out: " + "; ".join(told) if told else ""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import keyed, progress
+from pipeline.data import earlier
 from pipeline.data.formats import kind
 from pipeline.data.index import (
     MANIFEST,
@@ -108,13 +109,17 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     manifest = describe(source.classes, splits, stats, len(bad), settings.exif_orientation)
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     counts = {f"{name}_images": stats[name].n for name in splits}
+    lines = said(source, settings, stats, bad)
+    if before := earlier.earlier(out):
+        lines += filter(None, [earlier.changes(before, out)])
+        earlier.share(before, out)
     return {
         **counts,
         "bad": len(bad),
         "classes": len(source.classes or []),
         "fingerprint": manifest["fingerprint"],
         "left_out": {reason: len(names) for reason, names in source.left_out.items()},
-        "said": said(source, settings, stats, bad),
+        "said": lines,
     }
 
 
@@ -160,8 +165,11 @@ def adopt(place: str, out: Path) -> dict[str, Any]:
         with suppress(FileNotFoundError):
             store(out / name, source.whole(name))
     store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    classes = len(manifest["classes"] or [])
-    return {**counts, "bad": manifest["bad"], "classes": classes, "fingerprint": manifest["fingerprint"]}
+    names = manifest["classes"] or []
+    of = f"of {plural(len(names), 'class')} ({some(names)})" if names else "unlabelled"
+    told = f"{plural(sum(counts.values()), 'image')} {of}, used where they lie: {manifest['base']}"
+    facts = {"bad": manifest["bad"], "classes": len(names), "fingerprint": manifest["fingerprint"]}
+    return {**counts, **facts, "said": [told]}
 
 
 def store(path: Path, data: bytes) -> None:

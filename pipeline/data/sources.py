@@ -41,6 +41,10 @@ class Source:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     fixed: bool = False
 
+    def told(self) -> list[str]:
+        """What was left out and what else is to be known, a line each."""
+        return [*filter(None, [layout.sentence(self.left_out)]), *map(layout.shown, self.notes)]
+
 
 def open_source(settings: Pack, root: Path | None = None) -> Source:
     """digits · folder:PATH · torchvision:NAME · wds:PATTERN -> its items in a stable order. ``root``: where runs are

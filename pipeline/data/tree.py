@@ -73,6 +73,7 @@ def walk(path: Path, root: Path | None = None) -> Tree:
             tree.leave("run folders", name)
             continue
         tree.folders.append(parts)
+        inner = []
         for entry in entries:
             below = (*parts, entry.name)
             if entry.name.startswith(".") or entry.name in SKIPPED:
@@ -80,13 +81,14 @@ def walk(path: Path, root: Path | None = None) -> Tree:
                 continue
             try:
                 if entry.is_dir():
-                    todo.append((entry.path, below, (*above, real)))
+                    inner.append((entry.path, below, (*above, real)))
                 elif entry.is_file():
                     note(tree, below, entry)
                 else:
                     tree.leave("broken links" if entry.is_symlink() else "no regular files", "/".join(below))
             except OSError:
                 tree.leave("broken links" if entry.is_symlink() else "files that cannot be read", "/".join(below))
+        todo += reversed(inner)
     tree.images.sort()
     tree.tables.sort()
     return tree

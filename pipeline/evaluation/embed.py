@@ -100,7 +100,7 @@ def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
                 yield Row(shards.key(i), split, label, group(shards.classes, label), lambda s=shards, i=i: read(s, i))
         return
     source = listed(where)
-    for note in source.notes:
+    for note in source.told():
         say(note)
     for item in source.items:
         yield Row(item.name, item.split or "", item.label, group(source.classes, item.label), item.load)

@@ -1,0 +1,56 @@
+"""A pack beside an earlier one of the same stage: which images are new, gone or moved; equal bytes kept once."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.data.index import MANIFEST, NAMES, Shards
+from pipeline.errors import DataError
+
+
+def earlier(out: Path) -> Path | None:
+    """The latest folder of the same stage that holds whole shards with names, if there is one."""
+    stage = out.name.rpartition("-")[0]
+    found = [p for p in out.parent.glob(f"{stage}-*/{MANIFEST}") if stage and p.parent.resolve() != out.resolve()]
+    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        if path.parent.name.rpartition("-")[0] == stage and list(path.parent.glob(f"*{NAMES}")):
+            return path.parent
+    return None
+
+
+def splits(folder: Path) -> dict[str, str]:
+    """The split of each image by name, as it was packed."""
+    return {
+        json.loads(line): path.name.removesuffix(NAMES)
+        for path in sorted(folder.glob(f"*{NAMES}"))
+        for line in path.read_bytes().splitlines()
+    }
+
+
+def changes(before: Path, out: Path) -> str:
+    """How many images came, went or changed their split, in words; empty where the two have no image in common."""
+    old, new = splits(before), splits(out)
+    both = old.keys() & new.keys()
+    if not both:
+        return ""
+    moved = sum(old[name] != new[name] for name in both)
+    text = f"{len(new) - len(both):,} images new, {len(old) - len(both):,} gone, {moved:,} moved to another split"
+    return f"since {before}: {text}"
+
+
+def share(before: Path, out: Path) -> int:
+    """Keeps the bytes of shards that both packs have once on the disk, where it can link files -> how many."""
+    linked = 0
+    with suppress(DataError, OSError):
+        for split in Shards.open(out).manifest["splits"]:
+            ours, theirs = Shards.open(out, split), Shards.open(before, split)
+            known = {theirs.name(k): row["sha256"].tobytes() for k, row in enumerate(theirs.shards)}
+            for k, row in enumerate(ours.shards):
+                name = ours.name(k)
+                if known.get(name) == row["sha256"].tobytes() and not (out / name).samefile(before / name):
+                    part = out / f"{name}.part"
+                    os.link(before / name, part)
+                    part.replace(out / name)
+                    linked += 1
+    return linked
