@@ -4,34 +4,51 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
+from pyarrow import parquet
 from safetensors.torch import save_file
 
 from pipeline import cli
 from pipeline.evaluation import encoders, exports
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.settings.nets import CNN, ResNet, ViT
+from pipeline.settings.nets import CNN, Norm, ResNet, ViT
 
-LOADS = """
-import sys, timm, torch, torchvision
+RECIPES = """
+import json, os, pathlib, re, sys
+import timm, torch
+from PIL import Image
 from safetensors.torch import load_file
-folder, small, channels = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
-given = load_file(folder + "/../given.safetensors")
-theirs = torchvision.models.resnet18()
-theirs.fc = torch.nn.Identity()
-if not small and channels != 3:
-    theirs.conv1 = torch.nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-for model in (theirs, timm.create_model("resnet18", num_classes=0, in_chans=channels)):
-    if small:
-        model.conv1 = torch.nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-        model.maxpool = torch.nn.Identity()
-    model.load_state_dict(load_file(folder + "/model.safetensors"), strict=True)
-    with torch.no_grad():
-        apart = (model.eval()(given["images"]) - given["features"]).abs().max()
-    assert apart < 1e-5, apart
+told = {}
+for place in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    os.chdir(place / "out")
+    blocks = re.findall("```python\\n(.*?)```", open("README.md").read(), re.S)
+    space, said = {}, []
+    exec(blocks[0], space)
+    paths = sorted(map(str, (place / "photos").iterdir()))
+    given = load_file("../given.safetensors")["features"]
+    for block in blocks[1:]:
+        space.pop("model", None)
+        exec(block, space)
+        apart = (space["features"](space["model"], paths) - given).abs().max() / given.abs().max()
+        assert apart < 1e-5, (place.name, block, apart)
+        library = re.search("import.*(torchvision|timm)", block)[1]
+        said.append("local-dir" if "local-dir:." in block else library)
+    if "local-dir" in said:  # timm's own transform, on images of the size packed
+        model = timm.create_model("local-dir:.", pretrained=True)
+        config = model.pretrained_cfg
+        made = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+        opened = [Image.open(path).convert("L" if config["input_size"][0] == 1 else "RGB") for path in paths[:2]]
+        with torch.no_grad():
+            found = model.eval()(torch.stack([made(one) for one in opened]))
+        if (found - given[:2]).abs().max() < 1e-5 * given.abs().max():
+            said.append("transform")
+    told[place.name] = " ".join(said)
 assert not any(name.startswith("pipeline") for name in sys.modules)
+print(json.dumps(told))
 """
 
 
@@ -43,40 +60,74 @@ def trained(folder, net, image):
     return encoders.load(folder)
 
 
-@pytest.mark.parametrize("image", [Image(3, 64, (0.5,) * 3, (0.2,) * 3), Image(1, 28, (0.1,), (0.3,))], ids=str)
-def test_torchvision_and_timm_load_every_key(image, tmp_path):
-    encoder = trained(tmp_path / "run", ResNet(), image)
-    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
-    pixels = torch.randint(0, 256, (3, image.channels, image.side, image.side), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (image.mean, image.std))
-    given = {"images": (pixels / 255 - mean) / std, "features": encoder(pixels)}
-    save_file(given, tmp_path / "given.safetensors")
-    words = [str(tmp_path / "out"), str(image.side < 64), str(image.channels)]
-    done = subprocess.run([sys.executable, "-I", "-c", LOADS, *words], capture_output=True, text=True)
+COLOUR = ((0.5, 0.4, 0.6), (0.2, 0.25, 0.3))
+GREY = ((0.1,), (0.3,))
+CASES = {
+    "resnet18": (ResNet(), Image(3, 64, *COLOUR), "torchvision local-dir transform"),
+    "resnet18 of a packed centre": (ResNet(), Image(3, 64, *COLOUR, cropped=True), "torchvision local-dir"),
+    "resnet18, grey": (ResNet(stem="imagenet"), Image(1, 48, *GREY), "torchvision local-dir transform"),
+    "resnet18, split": (ResNet(norm=Norm(kind="split", splits=2)), Image(3, 64, *COLOUR, False),
+                        "torchvision local-dir transform"),
+    "small stem": (ResNet(), Image(3, 32, *COLOUR), "torchvision timm"),
+    "small stem, grey": (ResNet(), Image(1, 28, *GREY), "torchvision timm"),
+    "group norm": (ResNet(norm=Norm(kind="none", groups=12)), Image(3, 64, *COLOUR), "torchvision"),
+    "vit": (ViT(width=64, depth=2, heads=4, patch=8), Image(3, 32, *COLOUR), "local-dir transform"),
+    "vit, grey": (ViT(width=96, depth=3, heads=2, patch=7), Image(1, 28, *GREY), "local-dir transform"),
+}  # fmt: skip
+
+
+def test_the_cards_recipes_give_the_probes_features(tmp_path, capsys):
+    """In a clean process, in every library that a card names: images of the side and larger ones, turned by EXIF."""
+    rng, exif = np.random.default_rng(0), Picture.Exif()
+    exif[0x0112] = 6
+    for name, (net, image, said) in CASES.items():
+        place = tmp_path / name
+        trained(place / "run", net, image)
+        (place / "photos").mkdir()
+        for i, (height, width) in enumerate([(image.side,) * 2, (image.side,) * 2, (97, 150), (300, 120)]):
+            coarse = Picture.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+            photo = coarse.resize((width, height), Picture.Resampling.BICUBIC)
+            photo.save(place / f"photos/{i}.png", exif=exif if i == 3 else Picture.Exif())
+        assert cli.main(["embed", str(place / "run"), str(place / "photos"), str(place / "f.parquet")]) == 0
+        features = torch.tensor(parquet.read_table(place / "f.parquet")["features"].to_pylist())
+        save_file({"features": features}, place / "given.safetensors")
+        assert cli.main(["export", str(place / "run"), str(place / "out")]) == 0
+        config = json.loads((place / "out/config.json").read_text())
+        assert config["pretrained_cfg"]["crop_pct"] == (0.875 if image.cropped else 1.0)
+        assert config["num_features"] == features.shape[1]
+        refused = "timm's local-dir: cannot build this network" in capsys.readouterr().out
+        assert refused is ("local-dir" not in said) is ("which timm cannot do" in config["architecture"])
+    words = [sys.executable, "-I", "-c", RECIPES, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["architecture"] == "resnet18" and config["num_features"] == 512
-    assert config["pretrained_cfg"]["mean"] == list(image.mean)
+    assert json.loads(done.stdout) == {name: said for name, (_, _, said) in CASES.items()}
 
 
-HUB = """
-import sys, timm, torch
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True)
-assert model.num_features == 512 and model.pretrained_cfg["mean"][0] == 0.5
-from safetensors.torch import load_file
-given = load_file(sys.argv[1] + "/../given.safetensors")
-assert (model.eval()(given["images"]) - given["features"]).abs().max() < 1e-5
-"""
+def test_timm_refuses_what_it_cannot_build_in_a_line(tmp_path):
+    import timm
 
-
-def test_the_layout_is_the_hubs(tmp_path):
-    image = Image(3, 64, (0.5,) * 3, (0.2,) * 3)
-    encoder = trained(tmp_path / "run", ResNet(), image)
+    trained(tmp_path / "run", ResNet(), Image(3, 32, *COLOUR))
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    save_file({"images": (pixels / 255 - 0.5) / 0.2, "features": encoder(pixels)}, tmp_path / "given.safetensors")
-    done = subprocess.run([sys.executable, "-I", "-c", HUB, str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with pytest.raises(RuntimeError, match="resnet18, changed as its README says, which timm cannot do"):
+        timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
+
+
+@pytest.mark.parametrize("packed, crop", [(32, 1.0), (40, 0.875)])
+def test_crop_pct_is_what_the_probe_does_to_the_packed_images(packed, crop, tmp_path, world):
+    """The probe takes images of the view's side as they are, and others by their centre."""
+    from pipeline.data.index import Shards
+    from pipeline.settings.stages import Pack
+    from pipeline.stages import pack
+
+    for i in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Picture.new("RGB", (packed, packed), (i * 50, 0, 9)).save(tmp_path / f"in/{i}.png")
+    (tmp_path / "shards").mkdir()
+    pack.run(Pack(source=f"folder:{tmp_path / 'in'}"), 0, {}, tmp_path / "shards", world)
+    image = Shards.open(tmp_path / "shards").image(32)
+    trained(tmp_path / "run", ViT(width=64, depth=1, heads=4, patch=8), image)
+    exports.write(str(tmp_path / "run"), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["crop_pct"] == crop
 
 
 RUNS = """
@@ -95,8 +146,6 @@ assert "torch" not in sys.modules
     (CNN(grid=4), Image(1, 28, (0.1,), (0.3,)), 1),
 ], ids=["resnet", "vit", "cnn"])  # fmt: skip
 def test_as_onnx_it_runs_without_torch(net, image, kept, tmp_path, capfd):
-    import numpy as np
-
     encoder = trained(tmp_path / "run", net, image)
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--onnx"]) == 0
     said = capfd.readouterr()

@@ -16,5 +16,5 @@ def main(words: Sequence[str]) -> int:
     options = parse(parser, words)
     from pipeline.evaluation import exports
 
-    print(f"{options.out}: {', '.join(exports.write(options.encoder, options.out, options.onnx))}")
+    print(f"{options.out}: {', '.join(exports.write(options.encoder, options.out, options.onnx, print))}")
     return 0

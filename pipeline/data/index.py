@@ -204,7 +204,8 @@ class Shards:
             side = height
         mean, std = tuple(self.manifest["mean"]), tuple(self.manifest["std"])
         assert side is not None
-        return Image(self.manifest["channels"], side, mean, std, self.manifest["exif_orientation"])
+        cropped = (height, width) != (side, side)
+        return Image(self.manifest["channels"], side, mean, std, self.manifest["exif_orientation"], cropped)
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

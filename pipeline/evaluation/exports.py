@@ -1,13 +1,14 @@
-"""An encoder as others load it: safetensors with torchvision's names, in the layout of timm and the Hugging Face Hub.
+"""An encoder as others load it: safetensors with timm's names, in the layout of timm and the Hugging Face Hub.
 
     model.safetensors   the backbone's weights, fp32, without a classifier
     config.json         architecture and preprocessing, as timm reads them
-    README.md           the model card: what it was trained on and how, and what a probe says of it
+    README.md           the model card: how to load it and give it images, how it was trained, what a probe says of it
     model.onnx          if asked for: pixels to features, normalisation included, of any encoder
 """
 
 import json
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,21 @@ import torch
 
 from pipeline import tensors
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation import encoders
+from pipeline.evaluation import cards, encoders
 from pipeline.image import Image
+from pipeline.nets import trunks
 from pipeline.settings.nets import ResNet, ViT
 
 
-def write(folder: Path, out: Path, onnx: bool = False) -> list[str]:
+def write(
+    folder: Path | str, out: Path | str, onnx: bool = False, say: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """Writes the encoder of an artifact (or of one of its snapshots) to ``out``; returns the files' names. What timm
-    and torchvision do not know is written as ONNX alone.
+    and torchvision do not know is written as ONNX alone. ``say``: gets what others cannot do with it.
 
     Raises DataError where they do not know it and no ONNX is asked for, ConfigError where torch's exporter is missing.
     """
+    folder, out = Path(folder), Path(out)
     encoder = encoders.load(folder)
     spec = json.loads((folder / encoders.SPEC).read_text())
     net = encoders.settings(spec) if spec["kind"] == "trunk" else None
@@ -42,10 +47,12 @@ def write(folder: Path, out: Path, onnx: bool = False) -> list[str]:
     names = []
     if isinstance(net, ResNet | ViT):
         names = ["model.safetensors", "config.json", "README.md"]
-        tensors.write(encoder.module.state_dict(), out / names[0], metadata={"format": "pt"})
+        tensors.write(weights(net, encoder.module), out / names[0], metadata={"format": "pt"})
         config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
         (out / names[1]).write_text(json.dumps(config, indent=2) + "\n")
-        (out / names[2]).write_text(card(folder, config, small(net, encoder.image)))
+        (out / names[2]).write_text(cards.card(folder, net, encoder.image, config))
+        if not native(net, encoder.image):
+            say("timm's local-dir: cannot build this network; README.md holds the lines that load it")
     if onnx:
         names.append("model.onnx")
         write_onnx(encoder, out / names[-1])
@@ -66,99 +73,58 @@ def write_onnx(encoder: encoders.Encoder, path: Path) -> None:
         part.replace(path)
 
 
-def small(net: ResNet | ViT, image: Image) -> bool:
-    """Whether the first convolution is the small images' 3x3."""
-    return isinstance(net, ResNet) and (net.stem == "small" or (net.stem == "auto" and image.side < 64))
-
-
 def describe(net: ResNet | ViT, image: Image, features: int) -> dict[str, Any]:
-    """timm's config.json."""
-    first = "conv1" if isinstance(net, ResNet) else "conv_proj"
+    """timm's config.json. What timm cannot build is named so that `create_model` refuses it and says where to look."""
+    residual = isinstance(net, ResNet)
+    size = {"img_size": image.side, "patch_size": net.patch, "embed_dim": net.width, "depth": net.depth,
+            "num_heads": net.heads} if isinstance(net, ViT) else {}  # fmt: skip
+    name = net.kind if residual else "vit_small_patch16_224"  # any plain ViT: model_args say the rest
     return {
-        "architecture": net.kind if isinstance(net, ResNet) else f"torchvision.VisionTransformer({net.model_dump()})",
+        "architecture": name if native(net, image) else f"{name}, changed as its README says, which timm cannot do",
         "num_classes": 0,
         "num_features": features,
-        "global_pool": "avg" if isinstance(net, ResNet) else "token",
-        "model_args": {"in_chans": image.channels},
+        "global_pool": "avg" if residual else "token",
+        "model_args": {"in_chans": image.channels, **size},
         "pretrained_cfg": {
             "input_size": [image.channels, image.side, image.side],
             "mean": list(image.mean),
             "std": list(image.std),
-            "crop_pct": 0.875,
+            "crop_pct": 0.875 if image.cropped else 1.0,
+            "crop_mode": "center",
             "interpolation": "bilinear",
             "num_classes": 0,
-            "first_conv": first,
-            "classifier": "fc" if isinstance(net, ResNet) else "heads",
+            "first_conv": "conv1" if residual else "patch_embed.proj",
+            "classifier": "fc" if residual else "head",
         },
     }
 
 
-RECIPE = """```python
-import torch, torchvision
-from safetensors.torch import load_file
-
-model = torchvision.models.{architecture}()
-{changes}model.fc = torch.nn.Identity()
-model.load_state_dict(load_file("model.safetensors"))  # all keys
-model.eval()  # images [B, {channels}, {side}, {side}] -> [B, {num_features}]
-```
-
-```python
-import timm
-
-model = timm.create_model("{architecture}", num_classes=0, in_chans={channels})
-{changes}model.load_state_dict(load_file("model.safetensors"))
-```
-"""
-SMALL = """model.conv1 = torch.nn.Conv2d({channels}, 64, 3, 1, 1, bias=False)  # the stem for small images
-model.maxpool = torch.nn.Identity()
-"""
-GREY = "model.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)\n"
+def native(net: ResNet | ViT, image: Image) -> bool:
+    """Whether timm builds the network from a config.json: it has no stem for small images, and group norms of 32
+    groups alone."""
+    return isinstance(net, ViT) or not (trunks.small_stem(net, image) or net.norm.kind == "none")
 
 
-def card(folder: Path, config: dict[str, Any], stem: bool) -> str:
-    """The model card, in Markdown."""
-    channels, side, _ = config["pretrained_cfg"]["input_size"]
-    changes = SMALL if stem else GREY if channels != 3 else ""
-    facts = {k: config[k] for k in ("architecture", "num_features")} | {"channels": channels, "side": side}
-    residual = config["architecture"].startswith("resnet")
-    loading = RECIPE.format(**facts, changes=changes.format(**facts)) if residual else ""
-    home = next((p for p in (folder, *folder.parents[:2]) if (p / "artifact.json").exists()), None)
-    record = json.loads((home / "artifact.json").read_text()) if home else {}
-    settings = record.get("settings", {})
-    kind = settings.get("objective", {}).get("kind", "unknown")
-    mean, std = (", ".join(f"{v:.4f}" for v in config["pretrained_cfg"][k]) for k in ("mean", "std"))
-    return f"""---
-library_name: timm
-pipeline_tag: image-feature-extraction
-tags: [self-supervised, {kind}]
----
-# {config["architecture"]}, pretrained without labels by {kind}
-
-Pixels / 255, then less ({mean}) over ({std}); {side} x {side}.
-
-{loading}
-## What a probe says
-{results(home, record)}
-## How it was trained
-```json
-{json.dumps({k: record[k] for k in ("stage", "key", "seed", "settings", "versions", "processes", "metrics") if k in record}, indent=1, sort_keys=True)}
-```
-"""  # noqa: E501
+NAMES = {
+    "class_token": "cls_token",
+    "conv_proj": "patch_embed.proj",
+    "encoder.pos_embedding": "pos_embed",
+    "encoder.layers.encoder_layer_": "blocks.",
+    "encoder.ln": "norm",
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "self_attention.in_proj_": "attn.qkv.",
+    "self_attention.out_proj": "attn.proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.3": "mlp.fc2",
+}
+"""torchvision's parts of a ViT's names, and timm's."""
 
 
-def results(home: Path | None, record: dict[str, Any]) -> str:
-    """The rows of every finished probe beside the artifact that judged it, with the probe's protocol."""
-    lines = []
-    for path in sorted(home.parent.glob("*/artifact.json")) if home else []:
-        probe = json.loads(path.read_text())
-        rows = probe.get("metrics", {}).get("rows", {})
-        if probe.get("kind") != "probe" or record.get("key") not in probe.get("inputs", {}).values():
-            continue
-        name = next(n for n, key in probe["inputs"].items() if key == record["key"])
-        for row in (name, "raw_pixels", "random"):
-            numbers = {k: v for k, v in sorted(rows.get(row, {}).items()) if isinstance(v, int | float)}
-            lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
-        protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
-        lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
-    return "\n".join(lines or ["No probe has judged it yet."]) + "\n"
+def weights(net: ResNet | ViT, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights by the names of timm, which for a ResNet are torchvision's."""
+    found = module.state_dict()
+    if isinstance(net, ViT):
+        for theirs, ours in NAMES.items():
+            found = {name.replace(theirs, ours): value for name, value in found.items()}
+    return dict(found)

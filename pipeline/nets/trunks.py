@@ -61,7 +61,7 @@ def _resnet(net: ResNet, image: Image, world: World | None) -> Any:
     from torchvision import models
 
     trunk: Any = getattr(models, net.kind)(norm_layer=norm.layer(net.norm, world), zero_init_residual=net.zero_init)
-    small = net.stem == "small" or (net.stem == "auto" and image.side < 64)
+    small = small_stem(net, image)
     if small or image.channels != 3:
         size, step, pad = (3, 1, 1) if small else (7, 2, 3)
         trunk.conv1 = nn.Conv2d(image.channels, 64, size, step, pad, bias=False)
@@ -71,6 +71,11 @@ def _resnet(net: ResNet, image: Image, world: World | None) -> Any:
     trunk.features = trunk.fc.in_features
     trunk.fc = nn.Identity()
     return trunk
+
+
+def small_stem(net: ResNet, image: Image) -> bool:
+    """Whether the first convolution is the small images' 3x3, without a pool after it."""
+    return net.stem == "small" or (net.stem == "auto" and image.side < 64)
 
 
 def _vit(net: ViT, image: Image) -> Any:

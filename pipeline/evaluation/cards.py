@@ -1,0 +1,127 @@
+"""Model cards: how an exported encoder is loaded and given images, how it was trained, what a probe says of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.image import Image
+from pipeline.nets import trunks
+from pipeline.settings.nets import ResNet, ViT
+
+IMAGES = """```python
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as F
+
+
+def pixels(path):  # as the probe has them: of {side} x {side} pixels as they are, others by their centre
+    image = {opened}.convert("{mode}")
+    image = F.pil_to_tensor(image)
+    if image.shape[1:] != ({side}, {side}):
+        image = F.center_crop(F.resize(image, [{resized}], antialias=True), [{side}, {side}])
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ({mean}, {std}))
+    return (image / 255 - mean) / std
+
+
+@torch.no_grad()
+def features(model, paths):  # -> float32 [n, {num_features}]
+    return model.eval()(torch.stack([pixels(path) for path in paths]))
+```
+"""
+TORCHVISION = """```python
+{imports}import torch, torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{kind}({norm})
+{changes}model.fc = torch.nn.Identity()
+model.load_state_dict(load_file("model.safetensors"))  # all keys
+```
+"""
+TIMM = """```python
+import timm
+
+model = timm.create_model("local-dir:.", pretrained=True)  # here, or "hf-hub:..." once it is on the Hub
+```
+"""
+CHANGED = """```python
+import timm, torch  # local-dir: cannot make these changes
+from safetensors.torch import load_file
+
+model = timm.create_model("{kind}", num_classes=0, in_chans={channels})
+{changes}model.load_state_dict(load_file("model.safetensors"))
+```
+"""
+SMALL = """model.conv1 = torch.nn.Conv2d({channels}, 64, 3, 1, 1, bias=False)  # the stem for small images
+model.maxpool = torch.nn.Identity()
+"""
+GREY = "model.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)\n"
+
+
+def card(folder: Path, net: ResNet | ViT, image: Image, config: dict[str, Any]) -> str:
+    """The model card of an encoder's folder, in Markdown."""
+    home = next((p for p in (folder, *folder.parents[:2]) if (p / "artifact.json").exists()), None)
+    record = json.loads((home / "artifact.json").read_text()) if home else {}
+    settings = record.get("settings", {})
+    objective = settings.get("objective", {}).get("kind", "unknown")
+    kept = ("stage", "key", "seed", "settings", "versions", "processes", "metrics")
+    facts = json.dumps({k: record[k] for k in kept if k in record}, indent=1, sort_keys=True)
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, {objective}]
+---
+# {named(net)}, pretrained without labels by {objective}
+
+{recipe(net, image, config["num_features"])}
+## What a probe says
+{results(home, record)}
+## How it was trained
+```json
+{facts}
+```
+"""
+
+
+def named(net: ResNet | ViT) -> str:
+    if isinstance(net, ResNet):
+        return net.kind
+    return f"vit of width {net.width}, {net.depth} blocks of {net.heads} heads, patches of {net.patch} pixels"
+
+
+def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
+    """How the encoder is loaded, in every library that can, and how it is given images."""
+    opened = "ImageOps.exif_transpose(Image.open(path))" if image.exif_orientation else "Image.open(path)"
+    mode = "L" if image.channels == 1 else "RGB"
+    shown = IMAGES.format(
+        side=image.side, opened=opened, mode=mode, resized=image.side * 8 // 7, mean=list(image.mean),
+        std=list(image.std), num_features=features,
+    )  # fmt: skip
+    if isinstance(net, ViT):
+        return f"{shown}\n{TIMM}"
+    stem = trunks.small_stem(net, image)
+    changes = (SMALL if stem else GREY if image.channels != 3 else "").format(channels=image.channels)
+    group = net.norm.kind == "none"
+    groups = f"math.gcd({net.norm.groups}, channels)"
+    norm = f"norm_layer=lambda channels: torch.nn.GroupNorm({groups}, channels)" if group else ""
+    loaded = TORCHVISION.format(imports="import math\n" if group else "", kind=net.kind, norm=norm, changes=changes)
+    if group:
+        return f"{shown}\n{loaded}"  # timm's norms are called with more arguments, by version
+    theirs = CHANGED.format(kind=net.kind, channels=image.channels, changes=changes) if stem else TIMM
+    return f"{shown}\n{loaded}\n{theirs}"
+
+
+def results(home: Path | None, record: dict[str, Any]) -> str:
+    """The rows of every finished probe beside the artifact that judged it, with the probe's protocol."""
+    lines = []
+    for path in sorted(home.parent.glob("*/artifact.json")) if home else []:
+        probe = json.loads(path.read_text())
+        rows = probe.get("metrics", {}).get("rows", {})
+        if probe.get("kind") != "probe" or record.get("key") not in probe.get("inputs", {}).values():
+            continue
+        name = next(n for n, key in probe["inputs"].items() if key == record["key"])
+        for row in (name, "raw_pixels", "random"):
+            numbers = {k: v for k, v in sorted(rows.get(row, {}).items()) if isinstance(v, int | float)}
+            lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
+        protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
+        lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
+    return "\n".join(lines or ["No probe has judged it yet."]) + "\n"
