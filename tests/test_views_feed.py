@@ -102,7 +102,7 @@ def test_accumulation_cuts_the_same_batch(photographs):
         assert torch.equal(big[0].views[1], torch.cat([m.views[1] for m in small]))
 
 
-@pytest.mark.parametrize("views", [CifarViews(), PirlViews()])
+@pytest.mark.parametrize("views", [CifarViews(), CifarViews(small=SmallCrops(size=16, count=3)), PirlViews()])
 def test_images_held_in_memory_give_the_same_pixels(tiny, views):
     name = "jigsaw" if isinstance(views, PirlViews) else "two"
     streaming, held = feed(tiny, name, views, held=0), feed(tiny, name, views)
