@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import cli
 from pipeline.data import faults, reader
 from pipeline.data.faults import FORGIVEN, Ledger, await_batch, fault
 from pipeline.data.index import Shards, fingerprint
-from pipeline.data.loader import Feed
+from pipeline.data.loader import Feed, images
 from pipeline.data.pack import check
 from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.sources import Item
@@ -342,6 +343,34 @@ def test_the_same_samples_through_kills_and_other_worlds(damaged, truth):
         stop, size = draw.randint(start + 1, 6), draw.choice([1, 2, 3, 4, 6, 8])
         ranks = [feed(damaged, size=size, rank=r, threads=draw.choice([1, 3]), window=window) for r in range(size)]
         assert samples(ranks, start, stop) == expected[start * 48 : stop * 48]
+
+
+@pytest.mark.parametrize("held", [0, 1 << 20])
+def test_a_replacement_is_seen_as_itself(held, tmp_path, world):
+    """Whether images are decoded anew or held: every view is its own sample's, by its own draws, and none is black."""
+    for i in range(60):
+        path = tmp_path / f"in/{i % 2}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(i, 24, 24))
+    run(tmp_path / "in", tmp_path / "set", world, shard_images=25, test=0.0)
+    shards = Shards.open(tmp_path / "set")
+    pixels = images(shards, np.arange(60), 24)
+    for sample in (3, 41, 50):
+        damage(tmp_path / "set", sample)
+    source = feed(tmp_path / "set", ledger=tmp_path / "bad.jsonl", held=held)
+    seen = 0
+    for _, epoch, (taken,) in source.steps(0):
+        for i, sample in enumerate(taken.ids.tolist()):
+            places = source.recipe.places(epoch, np.array([sample]))
+            crops = tuple(torch.empty(1, *shape, dtype=torch.uint8) for shape in source.recipe.crop_shapes)
+            source.recipe.cut(pixels[sample], places, 0, tuple(c[0] for c in crops))
+            for view, own in zip(taken.views, source.recipe.finish(crops, epoch, np.array([sample])), strict=True):
+                assert torch.equal(view[i], own[0])
+            seen += 1
+    source.close()
+    assert seen == 6 * 48 and (source.resident is not None) == bool(held)
+    rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert {row["sample"] for row in rows} == {3, 41, 50}
 
 
 def test_replaced_and_written_down_the_same_after_a_restart(damaged, tmp_path):

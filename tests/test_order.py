@@ -153,6 +153,7 @@ def test_replacements_are_of_shards_in_use(window):
             k = int(np.searchsorted(starts, position, "right")) - 1
             held = set(order.ids(1, np.arange(starts[k], starts[k + 1])).tolist())
             assert set(found) <= held
+        assert len(set(found)) > 4
     assert len({order.replacement(0, p, 1) for p in range(50)}) > 20
 
 
@@ -167,6 +168,12 @@ def test_shares_join_to_the_batch(size, accumulate):
         assert {p[0] for p in parts} == {epoch}
         joined = np.concatenate([p[1][a] for a in range(accumulate) for p in parts])
         assert joined.tolist() == list(range(start, start + batch))
+
+
+def test_an_epoch_is_its_whole_batches():
+    assert [Plan(n, 6).steps_per_epoch for n in (6, 11, 12, 23, 24)] == [1, 1, 2, 3, 4]
+    assert Plan(24, 6).at(3)[0] == 0 and Plan(24, 6).at(4)[0] == 1
+    assert Plan(24, 6).at(3)[1][0].tolist() == list(range(18, 24))
 
 
 def test_what_cannot_be_shared_is_refused():
