@@ -161,6 +161,8 @@ def resample(part, flip, out):
 @compiled
 def _cut_rows(images, rows, widths, heights, corners, flips, narrowest, broadest, out):
     height, width = images.shape[1:3]
+    crop = np.empty(out.shape[1:], np.uint8)  # contiguous, as one of several crops of an image is not
     for i in range(len(rows)):
         y, x, h, w = box(widths[i], heights[i], corners[i], height, width, narrowest, broadest)
-        resample(images[rows[i]][y : y + h, x : x + w], flips[i], out[i])
+        resample(images[rows[i]][y : y + h, x : x + w], flips[i], crop)
+        out[i] = crop
