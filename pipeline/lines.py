@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -19,7 +20,8 @@ def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = N
         line = json.dumps(told | facts)
     else:
         line = f"{stage}: {text}" if stage else text
-    print(line, file=file or sys.stdout, flush=True)
+    with suppress(OSError):  # a log on a full disk: no reason to end what the line tells of
+        print(line, file=file or sys.stdout, flush=True)
 
 
 def legible(name: str) -> str:

@@ -25,8 +25,8 @@ from pipeline.training import checkpoint
 from tests import small
 
 KINDS = ("kill", "stop", "slow", "torn", "flipped", "full", "vanished")
-ENDS = {"kill": {-9}, "stop": {75}, "slow": {0}, "torn": {-9}, "flipped": {-9}, "full": {1, 70}, "vanished": {65}}
-"""Exit codes that each may end with; a training that was already done ends with 0."""
+ENDS = {"kill": {-9}, "stop": {75}, "slow": {0}, "torn": {-9}, "flipped": {-9}, "full": {70}, "vanished": {65}}
+"""Exit codes that each ends with where it strikes; a training that was done before it did ends with 0."""
 
 
 @dataclass
@@ -83,9 +83,10 @@ class Chaos:
             code = self.wait(self.start(self.root, limit=20_000))
         else:
             code = self.hit(kind, before, begun)
-        self.tally.struck[kind] += 1
+        self.tally.struck[kind] += code in ENDS[kind]
         self.tally.spent += time.monotonic() - begun
-        assert code in ENDS[kind] | {0}, f"{kind}: {code}\n{self.log.read_text()[-3000:]}"
+        done = code == 0 and list(self.root.glob("moco-*/artifact.json"))
+        assert code in ENDS[kind] or done, f"{kind}: {code}\n{self.log.read_text()[-3000:]}"
         if kind in ("torn", "flipped"):
             self.damage(kind)
 

@@ -53,6 +53,9 @@ def here(config: Path, *words: str, ranks: int = 1) -> None:
     words = (sys.executable, *launcher, "-m", "pipeline", "run", str(config), "--here", *words)
     done = subprocess.run(words, cwd=ROOT, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    given = [word.partition("=")[2] for word in words if word.startswith("root=")]
+    root = Path(given[-1]) if given else config.parent / config.stem  # as `write` has it
+    assert json.loads(only(root, "moco-*/artifact.json").read_text())["processes"] == ranks
 
 
 def only(root: Path, pattern: str) -> Path:

@@ -58,7 +58,16 @@ def test_codes(tmp_path, code, words, line):
     assert line.replace("EMPTY", str(empty)) in told and "Traceback" not in told
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_long_folder_for_temporary_files_is_no_cluster_that_did_not_form(tmp_path, monkeypatch):
+    (long := tmp_path / ("scratch_of_a_cluster_job_" * 5)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    run = Run(tmp_path / "runs", "--only", "shards")
+    said, told = run.process.communicate(timeout=600)
+    assert run.process.returncode == 0, told
+    assert said.count("is too long a folder for Ray's sockets") == 1 and "shards: done" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_it_saves(tmp_path, number):
     run = Run(tmp_path / "runs", *ENDLESS)
     run.trains()

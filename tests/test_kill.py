@@ -61,7 +61,7 @@ def test_killed_at_random_moments(tmp_path, request, changes, whole):
         process = start(tmp_path, *changes)
         time.sleep(draw.uniform(0.1, 0.7) * took)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, f"it was done before kill {i + 1} struck"
         print(f"kill {i + 1} of {kills}")
     finish(tmp_path, *changes)
     assert differences(root, tmp_path) == []

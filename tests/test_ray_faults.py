@@ -35,6 +35,7 @@ def test_a_worker_and_then_a_machine_are_replaced_within_one_job(cluster, tmp_pa
     job = submit(cluster, config, "moco.place={on: workers, workers: 2}", *TRAIN)
     trains(root, 30)
     first = small.trainer(root)
+    assert first and small.step(root) < small.STEPS
     send(first, signal.SIGKILL)
     until(lambda: (now := small.trainer(root)) and now != first and small.step(root) >= 40, 200)
     with frozen(small.trainer(root)):  # or it would be done before the news has come to it

@@ -87,6 +87,7 @@ def test_killed_and_gone_on_with_other_threads_and_ranks(digits, tmp_path, reque
         moment = draw.randrange(4, STEPS - 2)
         kill(begin(digits, home / "run", *before, name), home / "run", moment)
         finish(begin(digits, home / "run", *after, name))
+        assert len(list(home.glob("ids-*.jsonl"))) == max(before[1], after[1])  # a file each rank that ever ran
         compare(whole[name], home, exact=at == 0)
         print(f"kill {at + 1} of {kills}: {name} at step {moment}, threads and ranks {before} then {after}")
 
@@ -108,6 +109,7 @@ def test_weights_in_pieces_are_the_whole_ones(digits, tmp_path):
     finish(begin(digits, whole, 1, 1, PIECES))
     kill(begin(digits, cut, 1, 2, PIECES), cut, 12)
     kill(begin(digits, cut, 1, 1, PIECES), cut, 25)
+    assert len(list(cut.parent.glob("ids-*.jsonl"))) == 2
     finish(begin(digits, cut, 1, 2, PIECES))
     compare(whole, tmp_path / "cut", exact=False)
     for name in ("encoder.safetensors", f"snapshots/{STEPS // 2:08d}/encoder.safetensors"):

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipeline import launcher, lines
@@ -80,9 +81,10 @@ def main(words: Sequence[str]) -> int:
             cluster.close()
     if code == 0 and not quiet:
         _, chosen, named = plan()
-        tables.results([p.folder for p in chosen])
-        if len(named) > 1:
-            tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
+        with suppress(OSError):  # all is done, whether or not it can be shown
+            tables.results([p.folder for p in chosen])
+            if len(named) > 1:
+                tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
         lines.say(f"tensorboard --logdir {shlex.quote(next(iter(cfgs.values())).root)}")
     if launcher.size() > 1:
         here.leave(code)

@@ -93,6 +93,8 @@ def trained(p: Any, planned: list[Any], path: str, changes: list[str], root: Pat
             (root / other.folder.name).symlink_to(other.folder.resolve())
     command(path, [*changes, f"root={root}", "--only", p.name], count)
     (folder,) = (f for f in root.iterdir() if not f.is_symlink())
+    if (found := json.loads((folder / "artifact.json").read_text())["processes"]) != count:
+        raise PipelineError(f"verify: {p.name} was trained by {found} processes, not by {count}: nothing to compare")
     return folder
 
 
