@@ -19,7 +19,7 @@ from pipeline.data import pack as packing
 from pipeline.data.index import Shards
 from pipeline.data.pack import halves, pack
 from pipeline.data.reader import read
-from pipeline.data.sources import open_source
+from pipeline.data.sources import Item, Source, open_source
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack
 from pipeline.views.decode import decode
@@ -145,6 +145,99 @@ def test_class_folders_are_split(photos):
     assert sorted(split["train"] + split["test"]) == sorted(i.name for i in source.items)
     assert split == names(source) and split != names(source, seed=1)
     assert names(source, share=0.0)["test"] == []
+
+
+def items(*classes: tuple[str, int]) -> list[Item]:
+    """So many images of each class."""
+    return [Item(f"{name}/{i}.jpg", None, label, bytes) for label, (name, n) in enumerate(classes) for i in range(n)]
+
+
+def halves_of(found: list[Item], share: float = 0.2, seed: int = 0) -> dict[str, str]:
+    parts = halves(Source(found, None), share, seed)
+    return {item.name: split for split, some in parts.items() for item in some}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_that_come_or_go_leave_the_others_in_their_split(seed):
+    before = halves_of(items(("a", 1000), ("b", 1000)), seed=seed)
+    after = halves_of(items(("a", 1300), ("aa", 200), ("b", 1000)), seed=seed)
+    fewer = halves_of(items(("a", 400), ("b", 1000)), seed=seed)
+    assert {name: after[name] for name in before} == before and len(after) == 2500
+    assert {name: before[name] for name in fewer} == fewer
+    for split in (before, after):  # within four deviations of the share
+        share = sum(part == "test" for part in split.values()) / len(split)
+        assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(split)) ** 0.5
+    assert before != halves_of(items(("a", 1000), ("b", 1000)), seed=seed + 1)
+
+
+def test_every_class_is_trained_on():
+    found = halves_of(items(*((f"c{k}", 1) for k in range(40)), *((f"d{k}", 2) for k in range(200))))
+    assert {name.split("/")[0] for name, part in found.items() if part == "train"} == {
+        *(f"c{k}" for k in range(40)), *(f"d{k}" for k in range(200))
+    }  # fmt: skip
+    assert sum(part == "test" for part in found.values()) > 40
+    assert set(halves_of(items(("a", 9)), share=0.0).values()) == {"train"}
+    assert set(halves_of(items(("a", 9)), share=1.0).values()) == {"test"}
+
+
+def test_the_digits_are_split_exactly():
+    """No digit will ever come or go: of each class a fifth."""
+    source = open_source(Pack())
+    parts = halves(source, 0.2, 0)
+    assert (len(parts["train"]), len(parts["test"])) == (1438, 359)
+    for label in range(10):
+        train, test = (sum(i.label == label for i in parts[split]) for split in ("train", "test"))
+        assert test == round(0.2 * (train + test))
+
+
+def test_what_came_went_and_moved_is_said_and_equal_bytes_are_kept_once(photos, tmp_path, world):
+    place = tmp_path / "photos"
+    shutil.copytree(photos, place)
+    first = run(place, tmp_path / "runs/shards-1", world, shard_images=7)
+    assert not [line for line in first["said"] if line.startswith("since")]
+    shutil.rmtree(place)
+    shutil.copytree(photos, place, copy_function=shutil.copyfile)  # other times, the same bytes
+    (place / ".DS_Store").write_bytes(b"seen")
+    (place / "cat/broken.jpg").write_bytes(b"no image")
+    (place / "notes.txt").write_text("of no interest")
+    again = run(place, tmp_path / "runs/shards-2", world, shard_images=7)
+    assert again["bad"] == 1 and again["fingerprint"] == first["fingerprint"]
+    assert again["said"][-1] == f"since {tmp_path}/runs/shards-1: 0 images new, 0 gone, 0 moved to another split"
+    for tar in (tmp_path / "runs/shards-2").glob("*.tar"):
+        assert tar.samefile(tmp_path / "runs/shards-1" / tar.name)
+    (place / "dog/3.jpg").unlink()
+    for i in range(5):
+        (place / f"owl/new {i}.jpg").write_bytes(picture(100 + i))
+    (tmp_path / "runs/shards-x-1").mkdir()  # of another stage
+    third = run(place, tmp_path / "runs/shards-3", world, shard_images=7)
+    assert third["said"][-1] == f"since {tmp_path}/runs/shards-2: 5 images new, 1 gone, 0 moved to another split"
+    assert third["fingerprint"] != first["fingerprint"]
+    moved = run(place, tmp_path / "runs/shards-4", world, test=0.5)
+    assert moved["said"][-1].startswith(f"since {tmp_path}/runs/shards-3: 0 images new, 0 gone, ")
+    assert " 0 moved" not in moved["said"][-1]
+    assert len(run(tree(tmp_path / "other", ["a/x.jpg", "a/y.jpg"]), tmp_path / "runs/shards-5", world)["said"]) == 1
+
+
+def test_a_line_says_what_was_packed_and_what_was_not(tmp_path, world):
+    folders = [f"{half}/{c}" for half in ("train", "val") for c in ("cat", "dog")]
+    tree(tmp_path / "in", [f"{folder}/{i}.jpg" for folder in folders for i in range(6)])
+    tree(tmp_path / "in", [f"test/{i}.jpg" for i in range(3)] + ["train/cat/x.heic", "train/cat/notes.txt"])
+    for path in (tmp_path / "in").glob("*/dog/*.jpg"):
+        path.write_bytes(b"lost")
+    metrics = run(tmp_path / "in", tmp_path / "out", world)
+    assert metrics["said"] == [
+        "12 images of 2 classes (cat, dog): 6 to train on, 6 to test (train from train/ and test from val/)",
+        "left out: .txt files: 1 (train/cat/notes.txt); .heic files: 1 (train/cat/x.heic); in test/: val/ is the test "
+        "split: 3 (test/0.jpg, test/1.jpg, test/2.jpg); unreadable images, listed in bad.jsonl: 12 "
+        + "({}, …)".format(", ".join(f"{b['image']}: {b['reason']}" for b in bad_rows(tmp_path / "out")[:3])),
+        "1 class lost whole, none of its images can be read: dog",
+    ]
+    assert metrics["left_out"] == {".heic files": 1, ".txt files": 1, "in test/: val/ is the test split": 3}
+    assert metrics["bad"] == 12
+
+
+def bad_rows(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (out / "bad.jsonl").read_text().splitlines()]
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):

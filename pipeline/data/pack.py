@@ -101,8 +101,8 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
         splits = {}
         stats = {}
         for name, items in halves(source, settings.test, seed).items():
-            order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", name)
-            splits[name], stats[name] = write(name, [items[i] for i in order], settings, out, pool, bad, world)
+            order = shuffled(source, items, seed, name)
+            splits[name], stats[name] = write(name, order, settings, out, pool, bad, world)
     if not stats["train"].n:
         raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
     store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
@@ -194,6 +194,22 @@ def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
     return {"train": chosen[False], "test": chosen[True]}
 
 
+def shuffled(source: Source, items: list[Item], seed: int, split: str) -> list[Item]:
+    """The images of a split in the order of packing: by hash of their names, so that one which cannot be read, or is
+    not there, leaves the others in their order; of a fixed set by a keyed permutation."""
+    if source.fixed:
+        order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", split)
+    else:
+        order = np.argsort(named(items, seed, "pack"), kind="stable")
+    return [items[i] for i in order]
+
+
+def named(items: list[Item], *words: str | int) -> np.ndarray:
+    """A number in [0, 1) for each image, by its name and the words -> float64 [n]."""
+    hashes = [hashlib.blake2b(i.name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in items]
+    return keyed.uniform(1, *words, np.frombuffer(b"".join(hashes), "<u8"))[:, 0]
+
+
 def exactly(items: list[Item], share: float, seed: int) -> np.ndarray:
     """Of each class, the first ``share`` in a keyed order is test -> bool [n]."""
     labels = np.array([item.label for item in items])
@@ -209,8 +225,7 @@ def by_name(items: list[Item], share: float, seed: int) -> np.ndarray:
     """An image is test where the hash of its name falls below ``share`` -> bool [n]. By name, not by content: it is
     known before anything is read, and an image that is edited stays where it was. Of a class that would be all test,
     the image with the largest hash is trained on: the only one that may move when others come or go."""
-    words = [hashlib.blake2b(i.name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in items]
-    draws = keyed.uniform(1, seed, "split", np.frombuffer(b"".join(words), "<u8"))[:, 0]
+    draws = named(items, seed, "split")
     held = draws < share
     labels = np.array([item.label for item in items])
     for label in np.unique(labels) if share < 1 else ():

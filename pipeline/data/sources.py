@@ -119,7 +119,7 @@ def torchvision(name: str, root: str | None) -> Source:
             items.append(
                 Item(f"{split} {i}", split, int(data.targets[i]), lambda d=data, i=i: png(np.asarray(d[i][0])))
             )
-    return Source(items, classes)
+    return Source(items, classes, fixed=True)
 
 
 def webdataset(pattern: str) -> Source:
