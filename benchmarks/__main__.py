@@ -8,6 +8,8 @@ import importlib
 import json
 import sys
 
+from pipeline.errors import DataError
+
 FIGURES = {
     "read_32": "streaming",
     "read_jpeg": "streaming",
@@ -35,15 +37,21 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no figure {', '.join(unknown)}; expected some of {', '.join(FIGURES)}", file=sys.stderr)
         return 2
+    code = 0
     for name in names or list(FIGURES):
-        result = getattr(importlib.import_module(f"benchmarks.{FIGURES[name]}"), name)()
+        try:
+            result = getattr(importlib.import_module(f"benchmarks.{FIGURES[name]}"), name)()
+        except DataError as error:
+            print(f"{name:20} not measured: {error}", file=sys.stderr)
+            code = 65
+            continue
         if result is None:
             print(f"{name:20} not measured: not on this machine")
             continue
         seen = f"ours {result['ours']:.4g}, peer {result['peer']:.4g} {result['unit']}, ratio {result['ratio']:.2f}"
         print(f"{name:20} {seen}")
         print(json.dumps({"figure": name, **result}), flush=True)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

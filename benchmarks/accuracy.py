@@ -28,8 +28,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from benchmarks.data import need
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.errors import DataError
 from pipeline.evaluation import encoders
 from pipeline.evaluation.features import Pictures, features
 from pipeline.image import Image
@@ -214,6 +216,7 @@ def main(out: str = "runs/accuracy", *names: str) -> None:
 
 
 def measure(name: str, home: Path) -> None:
+    need(name)
     words = ["run", f"configs/{name}.yaml", f"root={home / 'shards'}", "--here", "--only", "shards"]
     subprocess.run([sys.executable, "-m", "pipeline", *words], check=True)
     shards = newest(home / "shards", name)
@@ -269,4 +272,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         job(sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5]), Path(sys.argv[6]))
     else:
-        main(*sys.argv[1:])
+        try:
+            main(*sys.argv[1:])
+        except DataError as error:
+            sys.exit(str(error))

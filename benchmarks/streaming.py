@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
+from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
 from pipeline import keyed
 from pipeline.data.index import MANIFEST, Shards, shard_table, table_bytes
@@ -29,8 +30,9 @@ BATCH = 256
 
 
 @contextmanager
-def packed(source: str, count: int, shard_images: int) -> Iterator[Path]:
-    """A folder with ``count`` images of a source, packed."""
+def packed(folder: Path, count: int, shard_images: int) -> Iterator[Path]:
+    """A folder with ``count`` images of a folder, packed."""
+    source = f"folder:{folder}"
     found = open_source(Pack(source=source))
     chosen = keyed.permute(np.arange(len(found.items)), len(found.items), 0, "bench")[:count]
     settings = Pack(source=source, shard_images=shard_images)
@@ -72,7 +74,7 @@ def webdataset_stream(folder: Path, shuffle: int = 0) -> int:
     return sum(len(sample["jpg"]) for sample in data)
 
 
-def reading(source: str, count: int, shard_images: int, at_once: int) -> dict:
+def reading(source: Path, count: int, shard_images: int, at_once: int) -> dict:
     with packed(source, count, shard_images) as folder:
         shards = Shards.open(folder)
         anywhere, window = Order(shards.counts, 0), Order(shards.counts, 0, 4)
@@ -99,17 +101,17 @@ def reading(source: str, count: int, shard_images: int, at_once: int) -> dict:
 
 def read_32() -> dict:
     """CIFAR-10 as JPEG, 0.9 kB each: what a call costs."""
-    return reading("folder:data/cifar10", 10_000, 1000, PLANNED)
+    return reading(need("cifar10"), 10_000, 1000, PLANNED)
 
 
 def read_jpeg() -> dict:
     """Photographs of 110 kB: what memory gives."""
-    return reading("folder:data/imagenet-sample", 1000, 100, 64)
+    return reading(need("imagenet-sample"), 1000, 100, 64)
 
 
 def shard_size() -> dict:
     """Bytes a CIFAR image takes in a tar, with the same jpg and cls members."""
-    with packed("folder:data/cifar10", 2000, 2000) as folder, tempfile.TemporaryDirectory() as place:
+    with packed(need("cifar10"), 2000, 2000) as folder, tempfile.TemporaryDirectory() as place:
         shards = Shards.open(folder)
         with webdataset.TarWriter(f"{place}/x.tar") as sink:
             for i in range(shards.n):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
+from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
@@ -24,14 +25,14 @@ from pipeline.views.decode import Scratch, decode
 from pipeline.world import World
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SOURCES = {224: ("data/imagenet-sample", "*.JPEG", 64), 32: ("data/cifar10/train", "*.jpg", 1024)}
+SOURCES = {224: ("imagenet-sample", "*.JPEG", 64), 32: ("cifar10/train", "*.jpg", 1024)}
 
 
 def files(side: int) -> list[bytes]:
     """JPEG files: photographs of about 500 x 375, or CIFAR-10's 32 x 32, spread over the classes."""
     torch.set_num_threads(1)
     folder, pattern, count = SOURCES[side]
-    paths = sorted(Path(folder).rglob(pattern))
+    paths = sorted(need(folder).rglob(pattern))
     return [p.read_bytes() for p in paths[:: max(1, len(paths) // count)][:count]]
 
 
@@ -117,7 +118,7 @@ def feed(side: int) -> dict:
     folder, _, _ = SOURCES[side]
     world = World(threads=1)
     with tempfile.TemporaryDirectory() as out:
-        source = folder if side == 224 else str(Path(folder).parent)
+        source = need(folder) if side == 224 else need(folder).parent
         pack.run(Pack(source=f"folder:{source}", test=0.1), 0, {}, Path(out), world)
         shards = Shards.open(Path(out), "train")
         recipe = recipes.build("two", MoCoV2(size=side), Image(3, side, MEAN, STD), None, 0)

@@ -187,3 +187,40 @@ def test_folders_may_be_strings(encoder, tmp_path):
     again = encoders.load(str(tmp_path / "run"))
     photos(tmp_path / "photos", "x.png")
     assert embed.embed(again, str(tmp_path / "photos"), str(tmp_path / "f.parquet"), torch.device("cpu"), {}) == 1
+
+
+def test_shards_give_the_names_that_their_images_had(encoder, tmp_path, world):
+    from pipeline.settings.stages import Pack
+    from pipeline.stages import pack
+
+    names = [f"{group}/{i} ü.png" for group in "ab" for i in range(4)]
+    photos(tmp_path / "in", *names)
+    (tmp_path / "photos").mkdir()
+    pack.run(Pack(source=f"folder:{tmp_path / 'in'}"), 0, {}, tmp_path / "photos", world)
+    found = written(tmp_path)
+    assert sorted(found["name"]) == names and set(found["split"]) <= {"train", "test"}
+    assert [name[0] for name in found["name"]] == found["class"]
+
+
+def test_a_folder_of_two_readings_is_embedded_without_classes(encoder, tmp_path, capsys):
+    names = ["test/b/1.png", "train/a/2.png", "x/3.png"]
+    photos(tmp_path / "photos", *names)
+    found = written(tmp_path)
+    assert found["name"] == names and found["split"] == [""] * 3 and found["class"] == [None] * 3
+    assert "can be read in two ways" in capsys.readouterr().out
+
+
+def test_what_a_folder_leaves_out_is_said(encoder, tmp_path, capsys, monkeypatch):
+    photos(tmp_path / "photos", "a/1.png", "b/2.png")
+    (tmp_path / "photos/notes.md").write_text("x")
+    found = os.scandir
+
+    def scandir(path):  # as for a user who may not read it: root may read all
+        if os.fspath(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return found(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert written(tmp_path)["name"] == ["a/1.png"]
+    said = capsys.readouterr().out
+    assert "notes.md" in said and "(b" in said

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.index import MANIFEST, Shards
+from pipeline.data.layout import Ambiguous
 from pipeline.data.loader import centre
 from pipeline.data.reader import BadSample, read
 from pipeline.data.sources import folder as listed
@@ -44,7 +45,7 @@ def embed(
 ) -> int:
     """Writes the features of all images below a folder, or of packed shards; returns how many there were.
 
-    Columns: name (the file's path below the folder, or the sample's key in its shard), split, label (-1: none), class
+    Columns: name (the file's path below the folder, or what it was called when packed), split, label (-1: none), class
     (null: none) and features, a list of float32. Unreadable images are left out, and listed in a file beside ``out``
     that ends in .bad.jsonl. ``about``: kept as the file's metadata; ``say``: gets what was left out. Raises DataError
     past ``max_bad`` unreadable images, or where none can be read.
@@ -96,10 +97,14 @@ def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
     if (where / MANIFEST).exists():
         for split in ("train", "test"):
             shards = Shards.open(where, split)
-            for i, label in enumerate(shards.labels.tolist()):
-                yield Row(shards.key(i), split, label, group(shards.classes, label), lambda s=shards, i=i: read(s, i))
+            for i, (name, label) in enumerate(zip(shards.names, shards.labels.tolist(), strict=True)):
+                yield Row(name, split, label, group(shards.classes, label), lambda s=shards, i=i: read(s, i))
         return
-    source = listed(where)
+    try:
+        source = listed(where)
+    except Ambiguous as error:  # every image is wanted, whatever its class
+        say(f"{error}; here every image is written without split and class")
+        source = listed(where, splits="none", classes="none")
     for note in source.told():
         say(note)
     for item in source.items:
