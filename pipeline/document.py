@@ -100,6 +100,8 @@ def read(path: str) -> Document:
 
 def parse(text: str, document: Document | None = None) -> Any:
     """The value that YAML text stands for: nothing but JSON's types. Raises ValueError with ":line:column: reason"."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(": holds a name that is not UTF-8: rename it, or give it a link with a name that is")
     try:
         loader = Yaml(text)
         node = loader.get_single_node()

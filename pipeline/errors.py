@@ -88,8 +88,8 @@ def explained(error: BaseException, where: str = "") -> PipelineError | None:
         if type(cause).__name__ == "OutOfMemoryError":
             return NoProgressError(f"no memory left on the device: lower batch, or raise accumulate ({first(cause)})")
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-        name = error.object[max(0, error.start - 40) : error.end + 40].encode("utf-8", "backslashreplace").decode()
-        return DataError(f"{name}: a name that is not UTF-8; rename it")
+        name = error.object[max(0, error.start - 60) : error.end + 60].encode("utf-8", "surrogateescape")
+        return DataError(f"{name.decode('utf-8', 'backslashreplace')}: a name that is not UTF-8; rename it")
     if isinstance(error, OSError) and error.errno not in BUGS:
         why = f"{place(error, where)}{error.strerror.lower()}" if error.strerror else first(error)
         return DataError(f"{why}: see that it is there and can be reached, {AGAIN}")

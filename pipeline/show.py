@@ -117,7 +117,7 @@ class Watch:
         if step != last and now - when >= PLAIN:
             self.told[name] = now, step
             since, first = self.begun[name]
-            left = (total - step) * (now - since) / (step - first) if step > first else None
+            left = (total - step) * (now - since) / (step - first) if first < step < total else None
             facts = {} if left is None else {"seconds_left": round(left)}
             parts = [f"{step} of {total}", *([f"{duration(left)} left"] if left is not None else []), text]
             self.say(", ".join(filter(None, parts)), name, "step", step=step, total=total, **facts)

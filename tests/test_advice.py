@@ -95,3 +95,19 @@ def test_the_dry_run_judges_a_probe_of_shards_that_are_there(tmp_path, monkeypat
     assert cli.main([*words, "--only", "shards"]) == 0
     assert cli.main([*words, "--dry-run"]) == 65
     assert "have no label" in capsys.readouterr().err
+
+
+def test_one_class_and_more_neighbours_than_images_are_said(tmp_path, monkeypatch, capsys):
+    from tests.test_pack import tree
+
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "one", [f"a/{i}.png" for i in range(25)])
+    (tmp_path / "c.yaml").write_text(CONFIG + "  probe: {kind: probe, data: shards, encoders: [moco]}\n")
+    words = ["run", "c.yaml", "--here", "shards.source=folder:one", "moco.batch=4", "probe.neighbours=50"]
+    assert cli.main([*words, "--only", "shards"]) == 0
+    assert cli.main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "probe: one class alone (a): whatever an encoder does, every answer is right" in told
+    assert "probe: neighbours 50 of 18 training images: all of them vote" in told
+    assert cli.main([*words[:-1], "probe.neighbours=18", "--dry-run"]) == 0
+    assert "neighbours" not in capsys.readouterr().out

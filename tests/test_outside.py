@@ -293,3 +293,17 @@ def test_the_limit_is_raised_once_to_what_is_allowed():
     process.settle()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(soft, process.FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_run_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_written(tmp_path):
+    home = os.fsencode(tmp_path) + b"/caf\xe9 $x"
+    os.mkdir(home)
+    Path(os.fsdecode(home), "c.yaml").write_text("stages:\n  shards: {kind: pack, source: digits}\n")
+    two = "pipeline run c.yaml --here; echo $?; pipeline run c.yaml root=$'r\\xe9'; echo $?"
+    told = shell(f"cd {tmp_path}/caf*; {two}")
+    assert told.stdout.split() == ["2", "2"] and os.listdir(home) == [b"c.yaml"]
+    first, second = told.stderr.splitlines()
+    assert first.endswith("caf\\xe9 $x/runs is no name in UTF-8: rename that folder, or name another by root=")
+    assert "holds a name that is not UTF-8: rename it, or give it a link" in second
+    told = shell(f"cd {tmp_path}/caf*; pipeline run c.yaml --here root='{tmp_path}/r$HOME \"[1] #2'")
+    assert told.returncode == 0 and len(list(tmp_path.glob("r$HOME*/shards-*/artifact.json"))) == 1

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline import launcher, lines
@@ -50,6 +51,8 @@ def main(words: Sequence[str]) -> int:
         except ConfigError as error:
             raise ConfigError(f"{error}\n{QUOTES}" if mark else str(error)) from None
 
+    for cfg in cfgs.values():
+        writable(Path(cfg.root))
     known: dict[str, dict[str, str]] = {}
 
     def plan() -> tuple[list[Any], list[Any], dict[str, list[Any]]]:
@@ -89,6 +92,13 @@ def main(words: Sequence[str]) -> int:
     if launcher.size() > 1:
         here.leave(code)
     return code
+
+
+def writable(root: Path) -> None:
+    """Raises ConfigError where a run folder's name is one that TensorBoard cannot write to."""
+    name = str(root.expanduser().resolve())
+    if (told := lines.legible(name)) != name:
+        raise ConfigError(f"root: {told} is no name in UTF-8: rename that folder, or name another by root=")
 
 
 def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:

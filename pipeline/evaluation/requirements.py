@@ -51,6 +51,11 @@ def check(settings: Probe, folder: Path) -> list[str]:
             f"splits and classes of the stage that packs say how a folder is read"
         )
     said = []
+    if len(seen := np.flatnonzero(counts)) == 1:
+        said.append(f"one class alone ({names[seen[0]]}): whatever an encoder does, every answer is right")
+    if settings.neighbours > len(labels):
+        count = f"{len(labels):,} training images"
+        said.append(f"neighbours {settings.neighbours} of {count}: all of them vote; at most {len(labels)} is meant")
     if unseen:
         told = some(names[c] for c in absent)
         said.append(f"{unseen:,} of {len(tested):,} test images are of classes never trained on ({told}): all wrong")
