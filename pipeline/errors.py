@@ -71,6 +71,10 @@ WORDS = {
     r"Disk quota exceeded": numbers.EDQUOT,
 }
 """How libraries say the same without a number."""
+LOST = re.compile(
+    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|communicator was aborted|remote process exited"
+)
+"""What gloo and NCCL say of a process at the other end that died, or whose machine did."""
 BUGS = {numbers.EBADF, numbers.EFAULT, numbers.ENOTSOCK, numbers.ECHILD, numbers.ESRCH, numbers.EINVAL, numbers.ESPIPE}
 """What the system answers to calls that should not have been made."""
 
@@ -80,6 +84,8 @@ def explained(error: BaseException, where: str = "") -> PipelineError | None:
     it is a fault of ours. ``where``: what was being written, for errors that name no file."""
     if isinstance(error, PipelineError):
         return error
+    if lost(error):
+        return ClusterError(f"another rank is gone ({first(error)[:160]}); the same command goes on")
     for cause in chain(error):
         if isinstance(cause, PipelineError):
             continue  # an attempt before this one, which said so
@@ -94,6 +100,12 @@ def explained(error: BaseException, where: str = "") -> PipelineError | None:
         why = f"{place(error, where)}{error.strerror.lower()}" if error.strerror else first(error)
         return DataError(f"{why}: see that it is there and can be reached, {AGAIN}")
     return None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error tells of another process that is gone. Python's own errors of files and sockets do not: gloo
+    and NCCL raise RuntimeErrors."""
+    return not isinstance(error, OSError | PipelineError) and bool(LOST.search(str(error)))
 
 
 def fault(error: BaseException) -> str:

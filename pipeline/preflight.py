@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact
+from pipeline import artifact, errors
 from pipeline.errors import ClusterError
 
 SKEW = 2.0
@@ -84,10 +84,15 @@ def gate(root: Path) -> list[dict[str, Any]]:
 
     world = World(1)
     token = world.share(f".preflight-{secrets.token_hex(4)}" if world.main else None)
+    refused = None
     if world.main:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / token).touch()
-    world.barrier()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / token).touch()
+        except OSError as error:
+            refused = errors.explained(error)
+    if refused := world.share(refused):
+        raise refused
     found = world.everyone(facts(root, token))
     begun = time.perf_counter()
     world.sum(torch.ones(MEGABYTES * 2**18, device=world.device))

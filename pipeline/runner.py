@@ -7,7 +7,6 @@
 
 import importlib
 import os
-import re
 import signal
 import time
 import traceback
@@ -26,11 +25,6 @@ from pipeline.settings.stages import Stage
 
 if TYPE_CHECKING:
     from pipeline.show import Watch
-
-LOST = re.compile(
-    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|communicator was aborted|remote process exited"
-)
-"""What gloo and NCCL say of a process at the other end that died, or whose machine did."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +195,7 @@ def work(job: Job, make_world: Callable[..., Any] | None = None, asked: Callable
     except Exception as error:
         if not isinstance(error, Stopped):
             log(out, error)
-            if not lost(error):
+            if not errors.lost(error):
                 with suppress(OSError):
                     (out / artifact.FAILED).write_text(str(explained(job, error).code))
         raise
@@ -213,16 +207,10 @@ def log(out: Path, error: Exception) -> None:
         traceback.print_exception(error, file=file)
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an error tells of another process that is gone. Python's own errors of files and sockets do not: gloo
-    and NCCL raise RuntimeErrors."""
-    return not isinstance(error, OSError) and bool(LOST.search(str(error)))
-
-
 def explained(job: Job, error: Exception) -> PipelineError:
     """An error of a stage as the one line that is shown: a user's as it is, one of files, disk or limits in words, any
     other as a fault of ours with the place of its traceback."""
-    if lost(error) and not isinstance(error, PipelineError):
+    if errors.lost(error):
         return ended_with(job, errors.first(error))
     where = shown(Path(job.out))
     said = errors.explained(error, str(where))

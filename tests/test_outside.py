@@ -129,8 +129,8 @@ def test_what_no_user_controls_is_ours(error, capsys):
 
 
 def test_a_connection_of_one_process_is_no_lost_rank():
-    assert not runner.lost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
-    assert runner.lost(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:2"))
+    assert not errors.lost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert errors.lost(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:2"))
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal

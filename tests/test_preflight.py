@@ -51,3 +51,18 @@ def test_a_rank_whose_others_do_not_come_ends_with_69(rank, tmp_path):
     done = subprocess.run(words, env=env, cwd=small.ROOT, capture_output=True, text=True)
     assert done.returncode == 69, done.stderr
     assert f"rank {rank} of 2 did not meet the others" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.cluster
+def test_a_run_folder_that_cannot_be_made_is_told_on_every_rank(tmp_path):
+    """Not that the others are gone, which would be tried again for ever."""
+    config = small.write(tmp_path / "runs")
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, "-m", "pipeline", "run", str(config), "root=/proc/none", "--here"]
+    ranks = [
+        subprocess.Popen(words, env=small.alone() | world | {"RANK": str(r), "LOCAL_RANK": str(r)}, cwd=small.ROOT,
+                         stderr=subprocess.PIPE, text=True) for r in range(2)
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [65, 65], told
+    assert all("/proc/none: no such file or directory" in text and "Traceback" not in text for text in told)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import launcher, lines, preflight, process, runner
+from pipeline import errors, launcher, lines, preflight, process
 from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
 from pipeline.placement import here
 from pipeline.runner import Job
@@ -62,6 +62,9 @@ class Cluster:
         except PipelineError:
             raise
         except Exception as error:  # ray raises bare ones, too
+            limit = None if self.address else errors.explained(error)
+            if isinstance(limit, NoProgressError):  # of this machine, which other nodes would not raise
+                raise limit from error
             where = f"RAY_ADDRESS={self.address}" if self.address else "a local one"
             raise ClusterError(
                 f"no Ray cluster: {where} does not answer ({first_line(error)}); check that it runs, and that "
@@ -222,7 +225,7 @@ def loss(failures: list[Exception]) -> Exception:
             raise failure
     if gone := [f for f in failures if type(f).__module__.startswith("ray.")]:
         return getattr(gone[0], "health_check_failure", gone[0])
-    if faults := [f for f in failures if not runner.lost(f)]:
+    if faults := [f for f in failures if not errors.lost(f)]:
         raise min(faults, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
     return failures[0]
 

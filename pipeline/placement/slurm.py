@@ -10,7 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from pipeline.errors import NoProgressError, PipelineError
+from pipeline import errors
+from pipeline.errors import NoProgressError
 
 IDLE = 2
 """Attempts in a row that may end where the one before them ended; a node may be taken away before the first step."""
@@ -73,6 +74,9 @@ def brake(root: Path, job: str) -> None:
 if __name__ == "__main__":
     try:
         brake(Path(sys.argv[1]), os.environ["SLURM_JOB_ID"])
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    except Exception as error:
+        said = errors.explained(error)
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
+        sys.exit(said.code)
