@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline import objectives
-from pipeline.data.pack import halves
 from pipeline.data.sources import digits
+from pipeline.data.splits import halves
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective
 from pipeline.settings.stages import Generate, Pack, Pretrain

@@ -507,10 +507,12 @@ def test_a_ledger_becomes_a_quarantine(damaged, tmp_path, copy, capsys):
     assert sum(len(v) for v in listed.values()) == len({r["key"] for r in rows})
 
 
-def test_check_wants_shards(tmp_path, capsys):
+def test_check_wants_shards_or_images(tmp_path, capsys):
     assert cli.main(["check", str(tmp_path / "none")]) == 2
-    assert cli.main(["check", str(tree(tmp_path / "t", ["a.jpg"]))]) == 65
-    assert "these are no packed shards" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["check", str(tmp_path / "empty")]) == 65
+    assert "no images in it" in capsys.readouterr().err
+    assert cli.main(["check", str(tree(tmp_path / "t", ["a.jpg"]))]) == 0
 
 
 def test_fifty_shards_damaged_at_random(packed):

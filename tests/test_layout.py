@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline import cli
 from pipeline.data import layout
 from pipeline.data.formats import IMAGES, kind
 from pipeline.data.layout import Ambiguous
@@ -283,6 +284,23 @@ def test_every_format_is_packed_under_an_extension_that_readers_know():
     assert [kind(formats()[e], "x.png") for e in ("avif", "jp2", "webp", "gif", "bmp", "tiff")] == [
         "avif", "jp2", "webp", "gif", "bmp", "tif"
     ]  # fmt: skip
+
+
+def test_check_reads_a_folder_as_packing_does(tmp_path, capsys):
+    tree(tmp_path, "a/broken.jpg", "a/notes.txt")
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(formats()["png"])
+    assert cli.main(["check", str(tmp_path)]) == 65
+    told = capsys.readouterr()
+    left, broken = told.out.splitlines()
+    assert left == "left out: .txt files: 1 (a/notes.txt)" and broken == "a/broken.jpg: undecodable: not an image"
+    assert told.err == f"{tmp_path}: 1 problems\n"
+    (tmp_path / "a/broken.jpg").unlink()
+    assert cli.main(["check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}: every image can be read"
+    tree(tmp_path, "train/a/1.png")
+    assert cli.main(["check", str(tmp_path)]) == 65 and "in two ways" in capsys.readouterr().err
 
 
 def test_random_folders_are_read_as_a_slow_reading_has_them():

@@ -10,7 +10,8 @@ from pipeline.errors import ConfigError, DataError
 def main(words: Sequence[str]) -> int:
     about = "Finds every damaged or missing shard and image; exit code 65 if there are any."
     parser = Parser(prog="pipeline check", allow_abbrev=False, description=about)
-    parser.add_argument("shards", metavar="SHARDS", help="a folder of packed or indexed shards, or a pattern of tars")
+    named = "a folder of packed or indexed shards, or of images; or a pattern of tars"
+    parser.add_argument("shards", metavar="SHARDS", help=named)
     lasting = "leave out what is found from now on: the list is part of the set's fingerprint"
     parser.add_argument("--quarantine", action="store_true", help=lasting)
     told = "also what trainings could not read: their bad-*.jsonl"
@@ -18,13 +19,18 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
     place = path(options.shards)
-    from pipeline.data import patterns, verify
+    from pipeline.data import patterns, sources, verify
     from pipeline.data.index import MANIFEST
 
     described = (place / MANIFEST).exists() or next(place.glob("*.idx"), None)
     if place.is_dir() and not described and next(place.glob("*.tar"), None):
         raise ConfigError(f"{patterns.unmatched(options.shards)}, or make a set of them first, with `pipeline index`")
-    if place.is_dir() or "://" in options.shards:
+    if place.is_dir() and not described:
+        source = sources.folder(place)
+        for line in source.told():
+            print(line)
+        found = verify.files(source, options.threads)
+    elif place.is_dir() or "://" in options.shards:
         found = verify.verify(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):
         absent = [verify.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
@@ -40,5 +46,6 @@ def main(words: Sequence[str]) -> int:
         print(f"quarantined: {verify.quarantine(place, problems)}")
     if problems:
         raise DataError(f"{options.shards}: {len(problems)} problems")
-    print(f"{options.shards}: every byte is as it was written")
+    how = "every byte is as it was written" if described or not place.is_dir() else "every image can be read"
+    print(f"{options.shards}: {how}")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from pipeline.data import tree
+from pipeline.data import tables, tree
 from pipeline.data.tree import File, Tree
 from pipeline.errors import DataError
 from pipeline.lines import legible
@@ -272,52 +272,13 @@ def labelled(found: Tree, one: Half, names: Sequence[str]) -> tuple[dict[File, s
     for table in found.tables:
         inside = table.parts[:-1] == one.where
         if inside or (len(table.parts) == 1 and stem and stem in table.parts[-1].lower()):
-            labels = listed(Path(table.path), one.files, names)
+            labels = tables.classes(Path(table.path), one.files, names)
             if labels:
                 for reason in (".txt files", ".csv files", ".tsv files"):
                     kept = [n for n in found.left_out.pop(reason, []) if n != table.name]
                     found.left_out |= {reason: kept} if kept else {}
                 return labels, table.name
     return one.by_folder(), ""
-
-
-def listed(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[File, str]:
-    """The class of each file by a table of lines that begin with a file's name and its class, by name or by number
-    from 0; {} where this is no such table. Raises DataError where it names some of the files only."""
-    known = {key: f for f in files for key in (f.name, f.parts[-1], PurePath(f.parts[-1]).stem)}
-    valid, found = set(names), dict[File, str]()
-    try:
-        lines = table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    except OSError:
-        return {}
-    for line in lines:
-        for name, said in cells(line):
-            file = known.get(name) or known.get(name.rpartition("/")[2])
-            if file is not None and said:
-                found[file] = said if said in valid else said.split()[0]
-                break
-    said = set(found.values())
-    if said and all(word.isdecimal() for word in said) and not said & valid:
-        numbers = {int(word) for word in said}
-        if min(numbers) > 0 or max(numbers) >= len(names):
-            return {}  # numbers from 1, or of classes in an order of their own, as ImageNet's ground truth has them
-        found = {f: names[int(word)] for f, word in found.items()}
-    good = sum(word in valid for word in found.values())
-    if 0 < good < len(files):
-        raise DataError(f"{table}: names a class of the training split for {good} of {len(files)} images; mend it")
-    return found if good else {}
-
-
-def cells(line: str) -> Iterable[tuple[str, str]]:
-    """A line's name and class, in each way that it may be cut: at a tab, a comma, the first space or the last."""
-    for mark in ("\t", ","):
-        if mark in line:
-            name, said = line.split(mark)[:2]
-            yield name.strip(), said.strip()
-    words = line.split()
-    if len(words) > 1:
-        yield words[0], words[1]
-        yield line.strip().rsplit(None, 1)[0], words[-1]
 
 
 def bare(found: Tree, halves: Iterable[Half]) -> list[str]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.data import tar
 from pipeline.data.index import MANIFEST, QUARANTINE, Shards, index_name
-from pipeline.data.pack import check, store
+from pipeline.data.pack import CHUNK, check, store
 from pipeline.data.reader import patient
-from pipeline.data.sources import Item, scan
+from pipeline.data.sources import Item, Source, scan
 from pipeline.data.store import Store
 from pipeline.errors import DataError
 
@@ -104,6 +104,16 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
             for item, result in zip(items, pool.map(lambda item: check(item, None), items), strict=True):
                 if isinstance(result, str):
                     yield Problem(path.name, item.name, f"undecodable: {result}")
+
+
+def files(source: Source, threads: int = 1) -> Iterator[Problem]:
+    """The images of a folder that cannot be decoded."""
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(source.items), CHUNK):
+            chunk = source.items[start : start + CHUNK]
+            for item, result in zip(chunk, pool.map(lambda item: check(item, None), chunk), strict=True):
+                if isinstance(result, str):
+                    yield Problem(item.name, "", f"undecodable: {result}")
 
 
 def quarantine(folder: Path, problems: list[Problem]) -> Path:
