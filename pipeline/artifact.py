@@ -24,7 +24,7 @@ from pipeline.data.patterns import tars
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
 
-VERSIONS = {"pack": 3, "pretrain": 2, "generate": 2, "codes": 2, "probe": 2}
+VERSIONS = {"pack": 3, "pretrain": 3, "generate": 2, "codes": 2, "probe": 2}
 """Raised when a stage's code comes to other results from the same settings: its old artifacts are then not reused."""
 
 QUARANTINE = "quarantine.json"
