@@ -239,7 +239,7 @@ MUTATIONS = (
     M("a dead process's number holds its lock", "artifact.py", '== owner.get("born")', "is not None",
       RUNNER + "a_process_that_got_a_dead_ones_number_does_not_hold_its_lock"),
     M("a lock that was lost is removed", "artifact.py", "        if self.held():\n            self.path.unlink",
-      "        if True:\n            self.path.unlink", RUNNER + "a_worker_whose_lock_was_taken_does_not_finish"),
+      "        if True:\n            self.path.unlink", RUNNER + "a_lock_that_another_took_meanwhile_is_left_to_it"),
     M("a stage before what it needs", "runner.py", "if self.done.issuperset(j.needs)]", "]",
       RUNNER + "independent_stages_run_side_by_side"),
     M("--only without what it needs", "runner.py",

@@ -473,6 +473,13 @@ def test_another_hosts_lock_is_stale_after_a_minute_without_heartbeat(tmp_path):
     assert artifact.Lock(tmp_path, lambda _: None).take()
 
 
+def test_a_lock_that_another_took_meanwhile_is_left_to_it(tmp_path):
+    taken = json.dumps({"host": "elsewhere", "pid": 1, "born": "1", "at": 1})
+    with artifact.Lock(tmp_path, print) as lock:
+        lock.path.write_text(taken)
+    assert lock.path.read_text() == taken
+
+
 def test_a_torn_lock_is_waited_for_and_then_taken(tmp_path):
     (tmp_path / "lock").write_text('{"host"')
     assert not artifact.Lock(tmp_path, lambda _: None).take()
