@@ -108,13 +108,14 @@ def test_unreadable_images_are_left_out_and_listed(encoder, tmp_path, capsys):
         (tmp_path / "photos" / name).write_bytes(b"none")
     assert written(tmp_path)["name"] == ["a/0.png", "a/2.png", "a/3.png"]
     said, ledger = capsys.readouterr().out, tmp_path / "f.bad.jsonl"
-    assert f"2 unreadable images are left out, and listed in {ledger}" in said and "features of 3 images" in said
+    assert f"left out, and listed in {ledger}: 2 unreadable images, the first a/1.png" in said
+    assert "features of 3 images" in said
     listed = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert listed == [{"image": name, "reason": "not an image"} for name in ("a/1.png", "b/none.jpg")]
     (tmp_path / "f.parquet").unlink()
     words = ["embed", str(tmp_path / "run"), str(tmp_path / "photos"), str(tmp_path / "f.parquet")]
     assert cli.main([*words, "--max-bad", "1"]) == 65
-    assert "more than 1 unreadable images" in capsys.readouterr().err and not list(tmp_path.glob("*f.parquet*"))
+    assert "more than 1 unreadable image," in capsys.readouterr().err and not list(tmp_path.glob("*f.parquet*"))
     shutil.rmtree(tmp_path / "photos/b")
     photos(tmp_path / "photos", "a/1.png")
     written(tmp_path)
@@ -137,7 +138,7 @@ def test_a_damaged_shard_loses_its_image_alone(tmp_path, encoder, world, capsys)
     path.write_bytes(data)
     found = written(tmp_path)
     assert len(found["name"]) == 4 and found["class"] == ["a"] * 4 and found["split"] == ["train"] * 4
-    assert "1 unreadable images are left out" in capsys.readouterr().out
+    assert ": 1 unreadable image, the first" in capsys.readouterr().out
 
 
 def test_colour_shards_for_a_grey_encoder(tmp_path, world):

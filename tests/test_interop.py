@@ -46,10 +46,12 @@ def test_a_bad_sample_is_said(packed, tmp_path):  # noqa: F811
         list(Stream(tmp_path / "set"))
 
 
-def test_ray_data_reads_it(packed):  # noqa: F811
+def test_ray_data_reads_it(packed, monkeypatch):  # noqa: F811
     """The read tasks as Ray runs them."""
     shards = Shards.open(packed)
-    tasks = datasource(packed).get_read_tasks(3)
+    monkeypatch.chdir(packed.parent)
+    tasks = datasource(packed.name).get_read_tasks(3)
+    monkeypatch.chdir("/")  # workers stand elsewhere
     rows = [row for task in tasks for block in task() for row in block.to_pylist()]
     assert [t.metadata.num_rows for t in tasks] == [32, 32, 33]
     assert [r["id"] for r in rows] == list(range(97))

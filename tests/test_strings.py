@@ -10,6 +10,7 @@ from pipeline.commands.run import sweep
 from pipeline.data import patterns
 from pipeline.document import parse_value
 from pipeline.errors import ConfigError
+from tests.test_pack import picture
 from tests.test_tar import archive, pairs
 
 CONFIG = "stages: {shards: {kind: pack, source: digits}}\n"
@@ -59,6 +60,7 @@ def test_a_sweep_is_said_and_a_quoted_comma_is_none(place, capsys):
     assert cli.main(["run", "c.yaml", "shards.source=folder:a,b", "--dry-run"]) == 2
     told = capsys.readouterr()
     assert "a comma makes a sweep; where it is part of a value, quote that" in told.err
+    (Path("a,b") / "1.png").write_bytes(picture(1))
     assert cli.main(["run", "c.yaml", "shards.source='folder:a,b'", "--dry-run"]) == 0
     told = capsys.readouterr()
     assert "sweep" not in told.out + told.err

@@ -278,11 +278,11 @@ def test_the_first_image_of_a_sample_is_its_image(name, tmp_path, capsys):
     said = capsys.readouterr().out
     for form, body in SECOND[name]:
         if body not in (A, b"1"):
-            assert f"4 images {form.removeprefix('{}.')} are passed over" in said
+            assert f"passed over beside a sample's own: 4 images {form.removeprefix('{}.')}" in said
     shards = Shards.open(tmp_path)
     assert [read(shards, i) for i in range(4)] == [A] * 4 and shards.labels.tolist() == [1] * 4
     assert cli.main(["check", str(tmp_path / "x.tar")]) == 0
-    source = sources.open_source(f"wds:{tmp_path}/x.tar")
+    source = sources.webdataset(f"{tmp_path}/x.tar")
     assert [item.load() for item in source.items] == [A] * 4 and "passed over" in source.notes[0]
 
 
@@ -293,8 +293,8 @@ CLASSES = {
     "past four bytes": ([9_999_999_999, 0, 0], [1, 0, 0], ["0", "9999999999"], "have labels 0 to 1"),
     "below 0": ([-2, -1, 5], [0, 1, 2], ["-2", "-1", "5"], "-2, -1, 5 have labels 0 to 2"),
     "of two signs": ([1, -1, 1], [1, 0, 1], ["-1", "1"], "-1, 1 have labels 0 to 1"),
-    "some have none": ([-1, 0, 1], [-1, 0, 1], ["0", "1"], "1 images say -1 for their class"),
-    "none has any": ([-1, -1, -1], [-1, -1, -1], None, "images say -1 for their class"),
+    "some have none": ([-1, 0, 1], [-1, 0, 1], ["0", "1"], "without a class, which they call -1: 1 image"),
+    "none has any": ([-1, -1, -1], [-1, -1, -1], None, "without a class, which they call -1"),
 }
 
 
@@ -311,6 +311,6 @@ def test_classes_of_any_numbers(name, tmp_path, capsys):
     assert (tmp_path / "manifest.json").stat().st_size < 4000
     train, test = Shards.open(tmp_path), Shards.open(tmp_path, "test")
     assert train.labels.tolist() == labels and test.labels.tolist() == labels[2:] and train.classes == classes
-    source = sources.open_source(f"wds:{tmp_path}/x.tar")
+    source = sources.webdataset(f"{tmp_path}/x.tar")
     assert [item.label for item in source.items] == labels and source.classes == classes
     assert words in " ".join(source.notes) if words else not source.notes

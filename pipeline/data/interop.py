@@ -69,12 +69,15 @@ def samples(shards: Shards, ids: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def datasource(place: Path | str, split: str = "train") -> Any:
-    """For ``ray.data.read_datasource``: the samples of a split in id order, rows as `Stream` has them."""
+    """For ``ray.data.read_datasource``: the samples of a split in id order, rows as `Stream` has them. A path that is
+    relative is so to this process: Ray's workers may stand elsewhere, as they do under `uv run`."""
     import pyarrow
     from ray.data import Datasource
     from ray.data.block import BlockMetadata
     from ray.data.datasource import ReadTask
 
+    if "://" not in str(place):
+        place = Path(place).expanduser().resolve()
     shards = Shards.open(place, split)
 
     def tables(first: int, last: int) -> Iterable[pyarrow.Table]:

@@ -191,11 +191,11 @@ class Numbers:
 
         Numbers are labels where they fill at least half of 0 to the highest; else those that come up are counted
         through, and name their classes. -1 means none, unless another is negative too, or 1 is the only other."""
-        notes = [f"{n:,} images {field} are passed over: another is their sample's" for field, n in self.extra.items()]
+        notes = [f"passed over beside a sample's own: {layout.plural(n, 'image')} {f}" for f, n in self.extra.items()]
         numbers = sorted(self.counts)
         others = [n for n in numbers if n != -1]
         if len(others) < len(numbers) and min(others, default=0) >= 0 and others != [1]:
-            notes.append(f"{self.counts[-1]:,} images say -1 for their class: they have none")
+            notes.append(f"without a class, which they call -1: {layout.plural(self.counts[-1], 'image')}")
             numbers = others
         if numbers and numbers[0] >= 0 and numbers[-1] < 2 * len(numbers):
             numbers = list(range(numbers[-1] + 1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.index import MANIFEST, Shards
-from pipeline.data.layout import Ambiguous
+from pipeline.data.layout import Ambiguous, plural
 from pipeline.data.loader import centre
 from pipeline.data.reader import BadSample, read
 from pipeline.data.sources import folder as listed
@@ -88,7 +88,7 @@ def embed(
     ledger.unlink(missing_ok=True)
     if bad:
         ledger.write_text("".join(json.dumps(line) + "\n" for line in bad))
-        say(f"{len(bad)} unreadable images are left out, and listed in {ledger}; the first {first(bad)}")
+        say(f"left out, and listed in {ledger}: {plural(len(bad), 'unreadable image')}, the first {first(bad)}")
     return count
 
 
@@ -127,8 +127,8 @@ def readable(
             bad.append({"image": row.name, "reason": str(error).splitlines()[0]})
             if len(bad) > max_bad:
                 raise DataError(
-                    f"{where}: more than {max_bad} unreadable images, the first {first(bad)}; take them out, or raise "
-                    f"--max-bad"
+                    f"{where}: more than {plural(max_bad, 'unreadable image')}, the first {first(bad)}; take them "
+                    f"out, or raise --max-bad"
                 ) from error
             continue
         good.append(row)
