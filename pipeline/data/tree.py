@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.formats import extension, is_image
+from pipeline.data.formats import IMAGES, extension
 from pipeline.errors import DataError
 
 SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
@@ -95,11 +95,11 @@ def walk(path: Path, root: Path | None = None) -> Tree:
 
 
 def note(tree: Tree, parts: tuple[str, ...], entry: os.DirEntry) -> None:
-    if not is_image(entry.name):
-        ext = extension(entry.name)
+    ext = extension(entry.name)
+    into = tree.images if ext in IMAGES else tree.tables
+    if ext not in IMAGES:
         tree.leave(f".{ext} files" if ext else "files without extension", "/".join(parts))
         if ext not in TABLES:
             return
     facts = entry.stat()
-    file = File(parts, entry.path, facts.st_size, facts.st_mtime_ns)
-    (tree.images if is_image(entry.name) else tree.tables).append(file)
+    into.append(File(parts, entry.path, facts.st_size, facts.st_mtime_ns))
