@@ -4,7 +4,7 @@ tests that notice."""
 from tests.mutate import Mutation as M
 
 LOOP, ORDER, ORACLES = "test_loop.py", "test_order.py::test_", "test_oracles.py::test_"
-VIEWS, RUNNER = "test_views.py::test_", "test_runner.py::test_"
+VIEWS, DRAWS, RUNNER = "test_views.py::test_", "test_draws.py::test_", "test_runner.py::test_"
 MUTATIONS = (
     # ---- the loop
     M("EMA: decay and 1 - decay exchanged", "training/loop.py", "a.lerp_(p, 1 - decay)", "a.lerp_(p, decay)", LOOP),
@@ -43,13 +43,13 @@ MUTATIONS = (
       "test_nets.py::test_vits_patch_projection_starts_within_its_bound"),
     # ---- views
     M("both views share their colours", "views/recipes.py", 'two: tuple = (*words, "two")',
-      'two: tuple = (*words, "one")', "test_views.py::test_colours_are_drawn_for_each_view_and_each_epoch"),
+      'two: tuple = (*words, "one")', "test_draws.py::test_colours_are_drawn_for_each_view_and_each_epoch"),
     M("colours the same every epoch", "views/recipes.py",
       "        words = (self.seed, epoch, ids)\n        one: tuple",
       "        words = (self.seed, 0, ids)\n        one: tuple",
-      "test_views.py::test_colours_are_drawn_for_each_view_and_each_epoch"),
+      "test_draws.py::test_colours_are_drawn_for_each_view_and_each_epoch"),
     M("patch order the same every epoch", "views/jigsaw.py", 'seed, epoch, ids, "patches", "order"',
-      'seed, 0, ids, "patches", "order"', "test_views.py::test_draws_are_new_for_every_seed_epoch_and_sample"),
+      'seed, 0, ids, "patches", "order"', "test_draws.py::test_draws_are_new_for_every_seed_epoch_and_sample"),
     M("affine: one shear for both axes", "views/affine.py", "shear[0], shear[1], one", "shear[0], shear[0], one",
       "test_affine.py::test_shears_along_both_axes_are_drawn_apart"),
     M("affine: scale not inverted", "views/affine.py", "shrink = 1 / between(", "shrink = between(",
@@ -90,9 +90,8 @@ MUTATIONS = (
       "test_faults.py::test_what_cannot_heal_is_not_waited_for"),
     M("a resumed log forgets", "data/faults.py", "                self._count(Fault(**json.loads(line)))",
       "                pass", "test_faults.py::test_a_resumed_training_keeps_its_log_and_its_limit"),
-    M("packed in the source's order", "data/pack.py",
-      'keyed.permute(np.arange(len(items)), len(items), seed, "pack", name)', "np.arange(len(items))",
-      "test_pack.py::test_shuffled_over_all_shards"),
+    M("packed in the source's order", "data/splits.py", 'np.argsort(named(items, seed, "pack"), kind="stable")',
+      "np.arange(len(items))", "test_pack.py::test_shuffled_over_all_shards"),
     M("an altered manifest passes", "data/index.py", 'if fingerprint(manifest) != manifest["fingerprint"]:',
       "if False:", "test_faults.py::test_refused_at_the_start"),
     M("quarantine: labels of those left out stay", "data/index.py", 'parts = [self._table(k)["label"]',
@@ -126,23 +125,23 @@ MUTATIONS = (
     M("the photometric set before the jitter", "views/photometrics.py",
       "if draws.distortion is not None:\n        jitter =", "if draws.distortion is not None:\n"
       "        images = enhance.distort(images, draws.distortion)\n"
-      "        jitter =", VIEWS + "the_photometric_set_comes_after_the_jitter"),
+      "        jitter =", DRAWS + "the_photometric_set_comes_after_the_jitter"),
     M("posterised to 7 bits at most", "views/enhance.py", "4 + (5 * u[:, 1])", "4 + (4 * u[:, 1])",
-      VIEWS + "the_photometric_set_is_pillows_to_the_bit"),
+      DRAWS + "the_photometric_set_is_pillows_to_the_bit"),
     M("patches never at the end of their slack", "views/jigsaw.py", "(u * (cell - patch + 1))", "(u * (cell - patch))",
       VIEWS + "patches_jitter_over_the_whole_slack_and_take_all_orders"),
     M("patches rounded down", "views/jigsaw.py", "round(0.75 * cell)", "int(0.75 * cell)",
       VIEWS + "patches_are_cut_from_the_original"),
     M("enlarged crops by side, not by area", "views/jigsaw.py", "* u[:, 0]).sqrt()", "* u[:, 0])",
-      VIEWS + "enlarged_crops_have_the_area_that_is_stated"),
+      DRAWS + "enlarged_crops_have_the_area_that_is_stated"),
     M("all patches mirrored together", "views/jigsaw.py", 'ids[:, None], "patch", np.arange(count), "flip"',
       'ids[:, None], "patch", np.zeros(count, int), "flip"', VIEWS + "patches_have_colours_and_flips_of_their_own"),
     M("all patches in one colour", "views/recipes.py", '"patch", np.arange(self.jigsaw.cells**2)',
       '"patch", np.zeros(self.jigsaw.cells**2, int)', VIEWS + "patches_have_colours_and_flips_of_their_own"),
     M("all small crops in one colour", "views/recipes.py", '"small", np.arange(self.settings.small.count)',
-      '"small", np.zeros(self.settings.small.count, int)', VIEWS + "small_crops_have_colours_of_their_own"),
+      '"small", np.zeros(self.settings.small.count, int)', DRAWS + "small_crops_have_colours_of_their_own"),
     M("characters not normalised", "views/recipes.py", "        return (x - mean) / std", "        return x - mean",
-      VIEWS + "characters_are_normalised"),
+      DRAWS + "characters_are_normalised"),
     M("all patches of characters in one contrast", "views/affine.py",
       "lead = images.shape[1] if images.ndim == 5 else 1", "lead = 1",
       "test_affine.py::test_patches_have_contrasts_of_their_own"),
