@@ -5,6 +5,7 @@ from tests.mutate import Mutation as M
 
 LOOP, ORDER, ORACLES = "test_loop.py", "test_order.py::test_", "test_oracles.py::test_"
 VIEWS, DRAWS, RUNNER = "test_views.py::test_", "test_draws.py::test_", "test_runner.py::test_"
+OUTSIDE = "test_outside.py::test_"
 MUTATIONS = (
     # ---- the loop
     M("EMA: decay and 1 - decay exchanged", "training/loop.py", "a.lerp_(p, 1 - decay)", "a.lerp_(p, decay)", LOOP),
@@ -252,4 +253,39 @@ MUTATIONS = (
     M("a gather whose gradient does not add up", "world.py",
       "grad = grads[0].contiguous().clone()\n        dist.all_reduce(grad)\n",
       "grad = grads[0].contiguous().clone()\n", "test_ranks.py::test_two_ranks_are_one"),
+    # ---- the outside world
+    M("a full disk is ours", "errors.py", "    numbers.ENOSPC: f\"free some, {AGAIN}\",\n", "",
+      OUTSIDE + "what_a_user_controls_is_one_line_with_its_code"),
+    M("only the last error of a chain", "errors.py",
+      "following.__cause__ or (None if following.__suppress_context__ else following.__context__)", "None",
+      OUTSIDE + "what_a_user_controls_is_one_line_with_its_code"),
+    M("a closed pipe is a lost rank", "errors.py", "not isinstance(error, OSError | PipelineError) and", "",
+      OUTSIDE + "a_connection_of_one_process_is_no_lost_rank"),
+    M("what is ours is the user's", "errors.py", "isinstance(error, OSError) and error.errno not in BUGS",
+      "isinstance(error, OSError)", OUTSIDE + "what_no_user_controls_is_ours"),
+    M("a reader that leaves ends the work", "process.py", "(errno.EPIPE, errno.EIO)", "(errno.EIO,)",
+      OUTSIDE + "an_output_without_a_reader_fails_nothing"),
+    M("letters that an encoding lacks", "process.py", '"replace" if number == 1', '"strict" if number == 1',
+      OUTSIDE + "an_output_that_cannot_hold_a_letter_has_another"),
+    M("closed outputs stay closed", "process.py", "            os.open(os.devnull, os.O_RDWR)\n", "            pass\n",
+      OUTSIDE + "a_closed_output_is_not_the_next_file_that_is_opened"),
+    M("nohup is not heard", "runner.py", "if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN", "",
+      OUTSIDE + "what_nohup_ignores_stays_ignored"),
+    M("a terminal that closes kills", "runner.py", ", signal.SIGINT, signal.SIGHUP)", ", signal.SIGINT)",
+      OUTSIDE + "a_terminal_that_closes_is_a_signal_like_others"),
+    M("no room for one file more", "data/store.py",
+      "            self.forget(name)\n            return self.kept(name)", "            raise",
+      OUTSIDE + "a_folder_makes_room_for_a_file_when_no_more_may_be_open"),
+    M("the soft limit stays", "process.py", "            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))",
+      "            pass", OUTSIDE + "fewer_files_are_kept_open_than_the_limit_allows"),
+    M("a damaged cache stays", "views/compiled.py", "                self.cache.flush()", "                pass",
+      OUTSIDE + "what_numba_keeps_saves_seconds_and_nothing_else"),
+    M("leftovers of a launcher stay", "launcher.py", "        env.pop(name, None)\n    if several",
+      "        pass\n    if several", "test_launcher.py::test_leftovers_of_a_launcher_are_one_process"),
+    M("a rank past the world", "launcher.py", 'for name in ("RANK", "LOCAL_RANK"):', "for name in ():",
+      "test_launcher.py::test_half_a_world_is_refused"),
+    M("a queue is never too long", "advice.py", "if queue > count:", "if queue > count * 100:", "test_advice.py"),
+    M("a batch is never too large", "advice.py", "if settings.batch > count:", "if False:", "test_advice.py"),
+    M("time left from the beginning", "show.py", "(now - since) / (step - first)", "(now - since) / step",
+      "test_cli.py::test_a_watch_tells_progress_in_plain_lines"),
 )

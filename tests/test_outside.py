@@ -184,11 +184,13 @@ def test_a_closed_output_is_not_the_next_file_that_is_opened(tmp_path):
 
 
 def test_a_terminal_that_closes_is_a_signal_like_others():
-    before = signal.getsignal(signal.SIGHUP)
-    with runner.Stop() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop()
-    signal.signal(signal.SIGHUP, before)
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        with runner.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_nohup_ignores_stays_ignored():
