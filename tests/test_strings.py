@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,8 @@ def test_what_follows_a_whole_value_is_no_comment(text):
 def test_a_number_sign_reaches_the_settings(place):
     Path("photos #1").mkdir()
     chosen = config.load("c.yaml", ["root=out #3", "shards.source=folder:photos #1"])
-    assert (chosen.root, chosen.stages["shards"].source) == ("out #3", "folder:photos #1")
+    shards: Any = chosen.stages["shards"]
+    assert (chosen.root, shards.source) == ("out #3", "folder:photos #1")
 
 
 @pytest.mark.parametrize("value, runs", [
@@ -70,7 +72,7 @@ def test_a_tilde_is_the_users_folder_in_every_path(place, capsys):
     (place / "home/photos").mkdir()
     words = ["root=~/runs", "shards.source=folder:~/photos", "shards.root=~/sets"]
     chosen = config.load("c.yaml", words)
-    shards = chosen.stages["shards"]
+    shards: Any = chosen.stages["shards"]
     home = f"{place}/home"
     assert (chosen.root, shards.source, shards.root) == (f"{home}/runs", f"folder:{home}/photos", f"{home}/sets")
     assert cli.main(["run", "c.yaml", "root=~/runs", "--here"]) == 0

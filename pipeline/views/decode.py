@@ -89,7 +89,8 @@ def marked(data: bytes | memoryview) -> int:
     from PIL import Image
 
     held = bytes(data)
-    if b"Exif\0\0" not in held and b"tiff:Orientation" not in held:
+    scan = held.find(b"\xff\xda")  # what comes before the first scan, be it a thumbnail's, which only EXIF data hold
+    if not any(name in held[: None if scan < 0 else scan] for name in (b"Exif\0\0", b"tiff:Orientation")):
         return 1  # most have neither: opening them with Pillow costs a tenth of decoding them
     try:
         with warnings.catch_warnings():
