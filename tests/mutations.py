@@ -65,6 +65,8 @@ MUTATIONS = (
       "test_evaluation.py::test_images_of_another_size_are_resized_smoothly_and_their_centre_is_cut"),
     M("centre from another size", "data/loader.py", "[side * 8 // 7]", "[side]",
       "test_evaluation.py::test_images_of_another_size_are_resized_smoothly_and_their_centre_is_cut"),
+    M("images cut that the probe takes whole", "evaluation/exports.py", "0.875 if image.cropped else 1.0", "0.875",
+      "test_exports.py::test_crop_pct_is_what_the_probe_does_to_the_packed_images"),
     # ---- numbers
     M("three rounds for six", "keyed.py", "ROUNDS = 6", "ROUNDS = 3",
       "test_keyed.py::test_a_permutation_is_a_feistel_network_of_six_rounds"),
