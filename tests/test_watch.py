@@ -11,12 +11,12 @@ from pipeline import objectives
 from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.objectives import energies
-from pipeline.objectives.base import Step
+from pipeline.objectives.base import Objective, Step
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm
 from pipeline.settings.stages import Pretrain
-from pipeline.settings.training import SGD, Adam
+from pipeline.settings.training import SGD, Adam, Training
 from pipeline.stages import pretrain
 from pipeline.training import checkpoint, watch
 from tests.cases import CONTRASTIVE, batch, make, random, warm
@@ -43,6 +43,24 @@ class Attracted(MoCo):
         return replace(step, loss=step.low.mean(), high=step.low.new_empty(len(step.low), 0))
 
 
+class OneLine(MoCo):
+    """Embeddings in 64 dimensions that fill little more than one direction."""
+
+    def embed(self, batch):
+        apart = [energies.unit(rows - rows.mean(0)) for rows in super().embed(batch)]
+        return tuple(energies.unit(torch.cat([rows[..., :1].sign(), 0.2 * rows[..., 1:]], -1)) for rows in apart)
+
+
+class Noise(MoCo):
+    """Embeddings about one point, spread enough to pass for some, by what no image says."""
+
+    def embed(self, batch):
+        about = 0.35 * torch.stack([batch.normal(f"{view}", 1, 64) for view in "ab"])
+        return tuple(
+            energies.unit(1 + noise + 1e-3 * rows) for rows, noise in zip(super().embed(batch), about, strict=True)
+        )
+
+
 def run(digits, out, world, objective, **changes):
     """A training of 200 steps on digits -> its rows of metrics.jsonl."""
     common = {
@@ -54,12 +72,13 @@ def run(digits, out, world, objective, **changes):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def flagged(digits, out, world, objective, words: str, **changes) -> None:
+def flagged(digits, out, world, objective, words: str, **changes) -> str:
     with pytest.raises(NoProgressError, match=words) as told:
         run(digits, out, world, objective, **changes)
     step = int(str(told.value).split("at step ")[1].split(":")[0])
     assert step <= STEPS and "last good checkpoint is kept" in str(told.value)
     assert checkpoint.steps(out / "checkpoints")
+    return str(told.value)
 
 
 def test_no_negatives_and_no_predictor(digits, tmp_path, world, monkeypatch):
@@ -69,6 +88,72 @@ def test_no_negatives_and_no_predictor(digits, tmp_path, world, monkeypatch):
 
 def test_temperature_without_end(digits, tmp_path, world):
     flagged(digits, tmp_path / "a", world, chosen.MoCo(queue=256, temperature=1e4, head=HEAD), "not pushed above")
+
+
+@pytest.mark.parametrize(("made", "words"), [(OneLine, "fill 1.[0-9]* directions of 64"), (Noise, "as far as other")])
+def test_collapses_that_are_neither_a_point_nor_flat(made, words, digits, tmp_path, world, monkeypatch):
+    """What the deviation alone, and the energies alone, take for healthy."""
+    monkeypatch.setitem(objectives.OBJECTIVES, "moco", made)
+    wide = chosen.MoCo(queue=64, momentum=0.9, temperature=0.02, head=chosen.Head(hidden=64, dim=64))
+    told = flagged(digits, tmp_path / "a", world, wide, words, steps=300, net=CNN(width=4, depth=1))
+    assert "one point" not in told
+    if made is OneLine:
+        assert "not pushed" not in told
+
+
+def noted(objective, reads, **settings) -> list[str]:
+    """What an alarm says of these readings, ten steps apart."""
+    alarm = watch.Collapse(objective, Training(**settings), 10)
+    said: list[str] = []
+    for i, read in enumerate(reads):
+        try:
+            alarm.note(10 * (i + 1), read, Step(torch.zeros(()), torch.zeros(1), torch.zeros(1, 0)))
+        except NoProgressError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "healthy", "bad", "words"),
+    [
+        ("ae", {"energy/volume": 2.5}, {"energy/volume": 1.1}, "the codes fill 1.1 directions of 4"),
+        ("dae", {"energy/volume": 1.6}, {"energy/volume": 0.0}, "the codes fill 0 directions of 4"),
+        ("vae", {"vae/kl": 0.3}, {"vae/kl": 0.01}, "says nothing of the image"),
+        ("lista_energy", {"codes/nonzero": 1.0}, {"codes/nonzero": 0.0}, "all codes are zero"),
+    ],
+)
+def test_objectives_without_rows_have_signs_of_their_own(name, healthy, bad, words, world):
+    objective = make(name, world)
+    assert noted(objective, [healthy] * 60, collapse="stop") == []
+    assert noted(objective, [bad, healthy] * 30, collapse="stop") == []  # never for long
+    assert noted(objective, [bad] * 60, collapse="ignore") == []
+    (first, *_) = noted(objective, [healthy] * 10 + [bad] * 60, collapse="stop")
+    assert words in first and "at step 110" in first
+
+
+def test_an_objective_without_a_sign_says_so(world):
+    class Plain(Objective):
+        recipe = "image"
+
+    (line,) = watch.beforehand(Plain(), Training(), world)
+    assert "Plain has no sign by which a collapse is seen" in line
+    assert not list(watch.beforehand(Plain(), Training(collapse="ignore"), world))
+    for made in set(objectives.OBJECTIVES.values()):
+        assert made.collapsed is not Objective.collapsed
+
+
+def test_directions_and_the_ratio_by_hand(world):
+    """Participation ratio of the eigenvalues; squared distances to the own positive, over those to all others'."""
+    for spread in (1.0, 1e-4):
+        rows, others = (torch.nn.functional.normalize(1 + spread * random(9, 5, seed=s), dim=1) for s in "ab")
+        read = energies.watch(Step(torch.zeros(()), -torch.ones(9).double(), torch.empty(9, 0), {}, {}, rows, others))
+        values = torch.linalg.eigvalsh(torch.cov(rows.T))
+        assert float(read["learn/directions"]) == pytest.approx(float(values.sum() ** 2 / (values**2).sum()), rel=1e-6)
+        apart = [[float((a - b).square().sum()) for b in others] for a in rows]
+        own = sum(apart[i][i] for i in range(9)) / 9
+        far = sum(apart[i][j] for i in range(9) for j in range(9) if i != j) / 72
+        assert float(read["learn/alignment"]) == pytest.approx(own, rel=1e-6)
+        assert float(read["learn/alignment_ratio"]) == pytest.approx(own / far, rel=1e-6)
 
 
 def test_batch_norm_that_tells(digits, tmp_path, world):
@@ -166,14 +251,14 @@ def test_ties_count_half_and_rounding_is_a_tie():
     """Low 0, and of four negatives one below, one above, one the same and one that is none."""
     rows = torch.nn.functional.normalize(random(2, 4), dim=1)
     low, high = torch.tensor([-1.0, -1.0]), torch.tensor([[-2.0, 1.0, -1.0, torch.inf], [0.5, 1.0, -1 - 1e-7, 2.0]])
-    read = energies.watch(Step(torch.zeros(()), low, high, rows=rows.float()))
+    read = energies.watch(Step(torch.zeros(()), low, high, rows=rows.float(), positives=rows.float()))
     assert float(read["learn/auroc"]) == pytest.approx(((1 + 0.5) / 3 + 3.5 / 4) / 2)
     assert float(read["learn/accuracy"]) == pytest.approx((0 + 1 / 2) / 2)
 
 
 def test_nothing_is_read_of_negatives_that_are_not_there():
     rows = torch.nn.functional.normalize(random(4, 3), dim=1)
-    read = energies.watch(Step(torch.zeros(()), -torch.ones(4).double(), torch.empty(4, 0), rows=rows))
+    read = energies.watch(Step(torch.zeros(()), -torch.ones(4).double(), torch.empty(4, 0), rows=rows, positives=rows))
     assert "learn/auroc" not in read and all(torch.isfinite(v) for v in read.values())
 
 

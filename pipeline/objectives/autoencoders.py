@@ -11,11 +11,12 @@ from pipeline import keyed
 from pipeline.image import Image
 from pipeline.nets import decoders, seeded
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import full
+from pipeline.objectives.energies import NARROW, directions, full
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import Net
 from pipeline.world import World
 
+SILENT = 0.05  # nats of KL, over all units
 FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 
 
@@ -76,6 +77,11 @@ class AE(Objective):
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         low, z = embedded
         return Step(low.mean(), low, low.new_empty(len(low), 0), {"energy/volume": directions(z.detach())})
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        """Codes that are one point or, of several units, one line."""
+        filled, least = read["energy/volume"], min(NARROW, self.latent)
+        return {"narrow": f"the codes fill {filled:.2g} directions of {self.latent}"} if filled < 0.99 * least else {}
 
     @property
     def encoder(self) -> nn.Module:
@@ -169,10 +175,7 @@ class VAE(AE):
         }
         return Step(recon.mean() + beta * pressed.sum(), low, low.new_empty(len(low), 0), scalars)
 
-
-@torch.no_grad()
-def directions(z: Tensor) -> Tensor:
-    """How many directions of latent space the codes [B, latent] fill: (tr C)^2 / tr C^2 of their covariance, 0-d."""
-    centred = z - z.mean(0)
-    covariance = torch.einsum("bi,bj->ij", centred, centred)
-    return covariance.trace().square() / covariance.square().sum().clamp(min=torch.finfo(z.dtype).tiny)
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        """Posterior collapse (Bowman et al. 2016, arXiv 1511.06349): q(z|x) is the prior whatever the image."""
+        told = read["vae/kl"]
+        return {"silent": f"the latent says nothing of the image (KL {told:.2g} nats)"} if told < SILENT else {}

@@ -53,8 +53,8 @@ class Step:
     """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
     more, a multiple, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no
     negative of the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``:
-    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` [B,
-    dim], the detached unit rows of the first view, and the ``temperature``, for what is watched."""
+    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` and
+    ``positives`` [B, dim], detached unit rows of the first view and of what it is to be near, for what is watched."""
 
     loss: Tensor
     low: Tensor
@@ -62,7 +62,7 @@ class Step:
     scalars: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[str, Tensor] = field(default_factory=dict)
     rows: Tensor | None = None
-    temperature: float = 1.0
+    positives: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -95,6 +95,11 @@ class Objective(nn.Module):
 
     def watched(self, step: int) -> dict[str, Tensor]:
         """Scalars of its state by tag, 0-d, read where they are logged. Called on all ranks together."""
+        return {}
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        """The signs by name, in words, by which the scalars logged of a step say that nothing is learned any more. One
+        that does not say which signs it has is not watched, which its training then says."""
         return {}
 
     def replicated(self) -> dict[str, Tensor]:

@@ -44,6 +44,9 @@ class LISTA(Objective):
         loss = distance[0].mean() if distance else low.mean()
         return Step(loss, low, low.new_empty(len(low), 0), scalars)
 
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        return {"zero": "all codes are zero"} if read["codes/nonzero"] == 0 else {}
+
     @property
     def encoder(self) -> nn.Module:
         return self.net

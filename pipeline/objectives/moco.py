@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.image import Image
 from pipeline.nets import heads, norm, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import infonce, unit
+from pipeline.objectives.energies import collapsed, infonce, unit
 from pipeline.objectives.memory import Queue
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import Following
@@ -61,7 +61,7 @@ class MoCo(Objective):
             scalars = {"learn/own_share": (own[:, None] == self.queue.ids).to(low.dtype).mean()}
             pending = {"keys": self.world.gather(k), "ids": self.world.gather(batch.ids)}
             loss = infonce(low, high).mean() * (k.shape[1] if self.settings.reduction == "sum" else 1)
-            return Step(loss, low, high, scalars, pending, q.detach()[:, 0], self.settings.temperature)
+            return Step(loss, low, high, scalars, pending, q.detach()[:, 0], k.detach()[:, 0])
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -78,6 +78,9 @@ class MoCo(Objective):
 
     def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return embedded[0][:, 0], embedded[1][:, 0]
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        return collapsed(read, step)
 
     @property
     def encoder(self) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import infonce, unit
+from pipeline.objectives.energies import collapsed, infonce, unit
 from pipeline.objectives.moco import distance, follow, momentum, slow_copy
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import MoCoV3 as Settings
@@ -57,7 +57,7 @@ class MoCoV3(Objective):
             high = high.masked_fill(own.repeat_interleave(2, 0), torch.inf)
             scalars = {"learn/own_share": own.to(low.dtype).mean() - 1 / len(ids)}
             loss = 2 * t * 2 * infonce(low, high).mean()
-            return Step(loss, low, high, scalars, {}, q.detach()[:, 0], t)
+            return Step(loss, low, high, scalars, {}, q.detach()[:, 0], k[:, 0])
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -70,6 +70,9 @@ class MoCoV3(Objective):
 
     def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return embedded[0][:, 0], embedded[1][:, 0]
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        return collapsed(read, step)
 
     @property
     def encoder(self) -> nn.Module:

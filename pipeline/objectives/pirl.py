@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step, sent
-from pipeline.objectives.energies import binary_nce, infonce, nce, unit
+from pipeline.objectives.energies import binary_nce, collapsed, infonce, nce, unit
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import PIRL as Settings
@@ -64,7 +64,8 @@ class PIRL(Objective):
             columns = torch.arange(self.samples, device=batch.ids.device) if drawn is None else drawn
             whole = drawn is None and chosen.bank == "replicated"
             others = self.bank.rows if whole else self.bank.read(columns)
-            low = -(rows * self.bank.read_own(batch.ids)[:, None]).sum(2).flatten() / chosen.temperature
+            memory = self.bank.read_own(batch.ids)
+            low = -(rows * memory[:, None]).sum(2).flatten() / chosen.temperature
             high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
             own = batch.ids.repeat_interleave(2)[:, None] == columns
             if chosen.mask_own:
@@ -81,7 +82,7 @@ class PIRL(Objective):
             apart = (rows.detach()[:, 0] - rows.detach()[:, 1]).square().sum(1).mean()
             scalars = {"learn/own_share": own.to(low.dtype).mean(), "learn/invariance": apart}
             loss = ((1 - chosen.weight) * of_image + chosen.weight * of_patches).mean()
-            return Step(loss, low, high, scalars, pending, rows.detach()[:, 0], chosen.temperature)
+            return Step(loss, low, high, scalars, pending, rows.detach()[:, 0], memory)
 
     def negatives(self, batch: Batch) -> Tensor | None:
         """Ids of the rows that a step's whole global batch is held against, without repetition; none: all rows."""
@@ -113,6 +114,9 @@ class PIRL(Objective):
     def replicated(self) -> dict[str, Tensor]:
         owned = ("bank.rows", "bank.last_step") if self.bank.size > 1 else ()
         return {k: v for k, v in super().replicated().items() if k not in owned}
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        return collapsed(read, step)
 
     @property
     def encoder(self) -> nn.Module:

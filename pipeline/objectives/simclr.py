@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import infonce, unit
+from pipeline.objectives.energies import collapsed, infonce, unit
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import SimCLR as Settings
 from pipeline.world import World
@@ -40,10 +40,13 @@ class SimCLR(Objective):
             low = -(rows[:, 0] * rows[:, 1]).sum(1).repeat_interleave(2) / self.temperature
             high = (-(rows.flatten(0, 1) @ everyone.T) / self.temperature).masked_fill(own, torch.inf)
             scalars = {"learn/own_share": own.to(low.dtype).mean() - 2 / len(everyone)}
-            return Step(infonce(low, high).mean(), low, high, scalars, {}, rows.detach()[:, 0], self.temperature)
+            return Step(infonce(low, high).mean(), low, high, scalars, {}, *rows.detach().unbind(1))
 
     def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return embedded[0][:, 0], embedded[0][:, 1]
+
+    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+        return collapsed(read, step)
 
     @property
     def encoder(self) -> nn.Module:

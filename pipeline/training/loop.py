@@ -229,9 +229,14 @@ def detached(results: list[Step]) -> Step:
         high=torch.cat([r.high.detach() for r in results]),
         scalars={k: torch.stack([r.scalars[k].detach() for r in results]).mean() for k in first.scalars},
         pending={k: torch.cat([r.pending[k] for r in results]) for k in first.pending},
-        rows=None if first.rows is None else torch.cat([r.rows for r in results if r.rows is not None]),
-        temperature=first.temperature,
+        rows=joined([r.rows for r in results]),
+        positives=joined([r.positives for r in results]),
     )
+
+
+def joined(rows: list[Tensor | None]) -> Tensor | None:
+    found = [r for r in rows if r is not None]
+    return torch.cat(found) if found else None
 
 
 def unsynced(model: nn.Module, quiet: bool) -> Any:
@@ -276,9 +281,10 @@ def scalars(
         values["energy/high"] = own.mean()
         values["energy/gap"] = values["energy/high"] - values["energy/low"]
     values |= result.scalars | objective.watched(step - 1)
-    if result.rows is not None:
+    if result.rows is not None and result.positives is not None:
         # Spread is a property of the batch, not of a rank's share of it.
-        values |= energies.watch(replace(result, rows=world.gather(result.rows.detach())))
+        rows, positives = world.gather(result.rows.detach()), world.gather(result.positives.detach())
+        values |= energies.watch(replace(result, rows=rows, positives=positives))
     column = torch.stack([sharded.whole(v.detach()).double().reshape(()) for v in values.values()])
     table = world.sum(column) / world.size
     return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Feed
 
 PATIENCE = 50  # steps
-POINT, FLAT, LEAK = 0.1, 0.02, 0.08
+LEAK, SLOW = 0.08, ("narrow", "far", "silent")
 PICTURED = 1 << 16  # negatives' energies in a histogram
 
 
@@ -37,6 +37,8 @@ def beforehand(objective: Objective, settings: Training, world: World) -> Iterat
         )
     if settings.precision == "bf16" and not world.fast_bf16():
         yield "precision bf16: this CPU has no bf16 arithmetic, so it is slower than fp32 here"
+    if settings.collapse != "ignore" and type(objective).collapsed is Objective.collapsed:
+        yield f"{type(objective).__name__} has no sign by which a collapse is seen: look at its own scalars"
 
 
 def compare_ranks(objective: Objective, step: int, world: World) -> None:
@@ -87,58 +89,48 @@ def histograms(board: Board, step: int, result: Step) -> None:
 
 
 class Collapse:
-    """Reads what is logged; where for PATIENCE steps it says that nothing is learned any more, names it.
+    """Reads what is logged; where it says for long that nothing is learned any more, names it.
 
-    Three signs. std: the embeddings' deviation is under POINT of that of a sphere: they are (nearly) one point. gap:
-    positives lie less than FLAT nats under negatives: no sample is told from another (a temperature without end).
-    leak: a positive is nearer by LEAK in cosine for sharing its companions in batch norm. Nothing is read in the first
-    PATIENCE steps, in warm-up, nor while an objective is blind.
+    The signs are the objective's own (`Objective.collapsed`), and one of the loop's: a positive is nearer by LEAK in
+    cosine for sharing its companions in batch norm. A sign has to stay for PATIENCE steps; one of SLOW, which a
+    healthy training has in its first epochs, four times as long. Nothing is read in the first PATIENCE steps, in
+    warm-up, nor while an objective is blind.
     """
 
     def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
-        self.name, self.do = type(objective).__name__, settings.collapse
+        self.objective, self.name, self.do = objective, type(objective).__name__, settings.collapse
         self.from_step = PATIENCE + round((settings.warmup_epochs + objective.blind_epochs) * steps_per_epoch)
         self.leaks = objective.recipe == "two" and norm.blocks(objective) > 1
-        self.since: int | None = None
+        self.since: dict[str, int] = {}
 
     @property
     def calm(self) -> bool:
         """Whether the last reading was healthy."""
-        return self.since is None
+        return not self.since
 
     def leaky(self, step: int) -> bool:
         """Whether batch norm's companions are to be looked at: rarely, since it takes two forward passes."""
         return self.leaks and step % PATIENCE == 0
 
-    def signs(self, read: dict[str, float], result: Step) -> list[str]:
-        if result.rows is None:
-            return []
-        found, sphere = [], result.rows.shape[1] ** -0.5
-        if read["learn/std"] < POINT * sphere:
-            found.append(f"the embeddings are nearly one point (std {read['learn/std']:.2g}, spread {sphere:.2g})")
-        if read.get("energy/gap", 1.0) < FLAT:
-            found.append(f"negatives are not pushed above positives (gap {read['energy/gap']:.2g} nats)")
-        if read.get("learn/leak", 0.0) > LEAK:
-            found.append(f"batch norm tells an image's views by their companions (leak {read['learn/leak']:.2g})")
-        return found
-
     def note(self, step: int, read: dict[str, float], result: Step) -> None:
         """Raises NoProgressError, or says a line, as the settings ask."""
         if self.do == "ignore" or step < self.from_step:
             return
-        found = self.signs(read, result)
-        if not found:
-            self.since = None
+        found = dict(self.objective.collapsed(read, result))
+        if (leak := read.get("learn/leak", 0.0)) > LEAK:
+            found["leak"] = f"batch norm tells an image's views by their companions (leak {leak:.2g})"
+        self.since = {name: self.since.get(name, step) for name in found}
+        last = {name: PATIENCE * (4 if name in SLOW else 1) for name in found} | {"leak": 0}
+        due = [name for name, first in self.since.items() if step - first >= last[name]]
+        if not due:
             return
-        self.since = step if self.since is None else self.since
-        if step - self.since < PATIENCE and read.get("learn/leak", 0.0) <= LEAK:
-            return
-        text = f"{self.name}: collapsed at step {self.since}: {'; '.join(found)}"
+        first = min(self.since[name] for name in due)
+        text = f"{self.name}: collapsed at step {first}: {'; '.join(found[name] for name in due)}"
         if self.do == "stop":
             raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
                                   f"rate, or set norm.kind global or shuffle; collapse: ignore goes on")  # fmt: skip
-        say(text, event="collapse", step=self.since)
-        self.since, self.do = None, "ignore"  # once
+        say(text, event="collapse", step=first)
+        self.since, self.do = {}, "ignore"  # once
 
 
 class Finite:
