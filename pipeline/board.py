@@ -43,7 +43,8 @@ LAYOUT = {
     "did it collapse": {
         "standard deviation": ["Multiline", ["learn/std"]],
         "alignment and uniformity": ["Multiline", ["learn/alignment", "learn/uniformity"]],
-        "rank": ["Multiline", ["learn/rankme"]],
+        "alignment against spread": ["Multiline", ["learn/alignment_ratio"]],
+        "rank of features, directions of embeddings": ["Multiline", ["learn/rankme", "learn/directions"]],
         "accuracy among negatives": ["Multiline", ["learn/accuracy"]],
         "age of the memory": ["Multiline", ["learn/queue_age"]],
     },
