@@ -37,6 +37,7 @@ def summary(found: layout.Layout) -> dict[tuple[str | None, str | None], int]:
 
 def read(*args, **settings):
     found = layout.read(*args, **settings)
+    assert found.classes is None or found.classes == sorted(found.classes)
     return summary(found), {reason: len(names) for reason, names in found.left_out.items()}
 
 
