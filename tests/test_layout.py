@@ -106,6 +106,7 @@ TWO_WAYS = {
     "a split among classes": (("train/a/{2}.jpg", "bus/{2}.jpg"), ("splits: none", "{train: train}")),
     "splits and another folder": (("train/a/{2}.jpg", "val/a/{2}.jpg", "extra/{9}.jpg"),
                                   ("{train: train, test: val}",)),
+    "images beside splits": (("train/a/{2}.jpg", "val/a/{2}.jpg", "{5}.jpg"), ("splits: none", "test: val}")),
     "held out of nothing": (("val/a/{2}.jpg", "test/a/{2}.jpg"), ("splits: none",)),
     "two training splits": (("train/a/{2}.jpg", "training/a/{2}.jpg"), ("splits: none",)),
     "splits inside classes": (("cat/train/{2}.jpg", "cat/test/{2}.jpg", "dog/train/{2}.jpg", "dog/test/{2}.jpg"),
