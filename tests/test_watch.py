@@ -15,9 +15,9 @@ from pipeline.objectives.base import Objective, Step
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.stages import Pretrain
+from pipeline.settings.stages import Generate, Pretrain
 from pipeline.settings.training import SGD, Adam, Training
-from pipeline.stages import pretrain
+from pipeline.stages import generate, pretrain
 from pipeline.training import checkpoint, watch
 from tests.cases import CONTRASTIVE, batch, make, random, warm
 
@@ -129,6 +129,16 @@ def test_objectives_without_rows_have_signs_of_their_own(name, healthy, bad, wor
     assert noted(objective, [bad] * 60, collapse="ignore") == []
     (first, *_) = noted(objective, [healthy] * 10 + [bad] * 60, collapse="stop")
     assert words in first and "at step 110" in first
+
+
+@pytest.mark.parametrize(("beta", "silent"), [(60.0, True), (1.0, False)])
+def test_a_posterior_that_collapses(beta, silent, digits, tmp_path, world, capsys):
+    """A KL that costs sixty times too much; at the bound's own price it is small at first, and grows."""
+    settings = Generate(
+        data="shards", objective=chosen.VAE(beta=beta), steps=280, snapshots=0, bubbles=False, save_steps=280
+    )
+    generate.run(settings, 0, {"shards": digits}, tmp_path, world)
+    assert ("VAE: collapsed at step 50: the latent says nothing" in capsys.readouterr().out) == silent
 
 
 def test_an_objective_without_a_sign_says_so(world):
