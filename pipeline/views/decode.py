@@ -101,7 +101,7 @@ def marked(data: bytes | memoryview) -> int:
 
 
 def taken(image: Any) -> int:
-    """The orientation of a Pillow image, taken out of it: Pillow turns TIFFs by itself, and no other format."""
+    """The orientation of a Pillow image, taken out of it."""
     try:
         return int(image.getexif().pop(ORIENTATION, 1))
     except Exception:  # damaged EXIF data beside sound pixels
@@ -138,9 +138,10 @@ def opened(data: bytes | memoryview) -> tuple[Any, int]:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
             check(image.height, image.width)
-            turn = taken(image)
             scale_transparency(image, data)
+            turn = taken(image) if image.format == "TIFF" else 0  # Pillow turns it while it loads, and no other
             image.load()
+            turn = turn or taken(image)  # not before: a PNG is loaded for it, and damage in it would go unseen
     except UnidentifiedImageError as error:
         raise ValueError("not an image") from error
     return image, turn
