@@ -53,7 +53,7 @@ def test_leftovers_of_a_launcher_are_one_process(no_launcher, capsys, env, line)
     ],
 )
 def test_half_a_world_is_refused(no_launcher, tmp_path, capsys, change, line):
-    for name, value in (WORLD | change).items():
+    for name, value in (WORLD | change | {"PIPELINE_GATE_S": "1"}).items():  # were it not refused, nobody would come
         no_launcher.setenv(name, value)
     (config := tmp_path / "c.yaml").write_text("stages:\n  shards: {kind: pack, source: digits}\n")
     assert cli.main(["run", str(config), f"root={tmp_path}/runs", "--here"]) == 2
