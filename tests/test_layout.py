@@ -189,6 +189,8 @@ def test_numbers_that_begin_with_one_name_no_class(tmp_path):
     tree(tmp_path, "train/n01/{2}.jpg", "train/n02/{2}.jpg", "val/{4}.jpg")
     (tmp_path / "val.txt").write_text("\n".join(f"{i}.jpg {1 + i % 2}" for i in range(4)))
     assert read(tmp_path)[0] == {(None, "n01"): 2, (None, "n02"): 2}
+    tree(tmp_path, "train/n03/{2}.jpg")  # of which no image is in the table: 1 and 2 could be the last two
+    assert read(tmp_path)[0] == {(None, "n01"): 2, (None, "n02"): 2, (None, "n03"): 2}
 
 
 # ------------------------------------------------------------------------------------------------------------ left out

@@ -39,7 +39,7 @@ def test_enough_of_everything_says_nothing(shards):
     assert check(Probe(**PROBE), shards(train={"a": 13, "b": 20}, test={"a": 2, "b": 1})) == []
 
 
-@pytest.mark.parametrize("count", [3, 6, 12, 13])
+@pytest.mark.parametrize("count", [3, 6, 11, 12, 13])
 def test_images_a_class_as_the_probe_will_count_them(shards, count):
     """It is refused here where, and only where, the probe's own draw would be, days later."""
     folder = shards(train={"a": 40, "b": count}, test={"a": 2, "b": 1})
