@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "image", "keyed", "lines", "process", "progress", "tensors"},
+    {"errors", "image", "keyed", "launcher", "lines", "process", "progress", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
     {"sparse", "nets", "views"},
@@ -17,7 +17,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"objectives"},
     {"training", "evaluation"},
     {"stages"},
-    {"document", "estimate", "diagnosis"},
+    {"advice", "document", "estimate", "diagnosis"},
     {"artifact", "config"},
     {"runner", "show", "preflight"},
     {"placement"},
