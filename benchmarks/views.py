@@ -76,10 +76,11 @@ def crops(side: int) -> dict:
 
 
 def moco_views(side: int) -> dict:
+    data = files(side)
+
     from lightly.transforms.moco_transform import MoCoV2Transform
     from torchvision.transforms import v2
 
-    data = files(side)
     ours = Ours(data, side)
     transform = MoCoV2Transform(input_size=side)
     width = 2 * max(1, int(side * 0.1 / 2)) + 1

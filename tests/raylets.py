@@ -73,8 +73,9 @@ class Raylets:
         self.url = f"http://{host}:{self.dashboard}"
         ports = f"--port={self.port} --dashboard-port={self.dashboard} --ray-client-server-port={free_port()}"
         self.start(f"--head --dashboard-host={host} --include-dashboard=true {ports}")
-        told = self.log(len(self.nodes) - 1).read_text()  # ray replaces a loopback address by the machine's own
-        self.address = told.split("--address='")[1].split("'")[0]
+        log = self.log(len(self.nodes) - 1)
+        until(lambda: "--address='" in log.read_text(), 60, log.read_text)  # it is told after that all has started
+        self.address = log.read_text().split("--address='")[1].split("'")[0]  # for a loopback, the machine's own
 
     def join(self) -> None:
         self.start(f"--address={self.address}")

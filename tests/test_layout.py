@@ -218,7 +218,7 @@ def test_an_empty_folder_moves_no_label(tmp_path, name):
 def test_folders_that_may_not_be_read_are_passed_over_and_said(tmp_path, name):
     tree(tmp_path, "a/{2}.jpg", "b/{2}.jpg", f"{name}/x.jpg")
     for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path != Path("/") and path.name.startswith("pytest"):
+        if path.owner() == "root" and path != Path("/") and path.name.startswith(("pytest", "popen")):
             path.chmod(0o755)
     tmp_path.chmod(0o755)
     (tmp_path / name).chmod(0o700)
