@@ -4,7 +4,7 @@
     pipeline show [RUNS]
     pipeline index TARS [--test TARS] [--out FOLDER]
     pipeline check SHARDS [--quarantine] [--ledger FILE ...]
-    pipeline verify CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
+    pipeline parity CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
     pipeline embed ENCODER IMAGES OUT.parquet
     pipeline export ENCODER FOLDER
     pipeline submit CONFIG --address URL [stage.key=value ...]      as a Ray job
@@ -26,7 +26,7 @@ from pipeline import errors, launcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
-COMMANDS = ("run", "show", "index", "check", "verify", "embed", "export", "submit", "slurm", "doctor")
+COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submit", "slurm", "doctor")
 """Each a module of pipeline.commands, imported when it is asked for."""
 
 

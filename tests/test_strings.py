@@ -140,8 +140,8 @@ def test_a_folder_of_tars_says_how_to_name_them(place, capsys, folder):
 
 
 @pytest.mark.parametrize("words", [
-    ["verify", "c.yaml", "--processes", "0"], ["verify", "c.yaml", "--processes", "2", "-1"],
-    ["verify", "c.yaml", "--steps", "0"], ["check", "x.tar", "--threads", "0"], ["index", "x.tar", "--threads", "two"],
+    ["parity", "c.yaml", "--processes", "0"], ["parity", "c.yaml", "--processes", "2", "-1"],
+    ["parity", "c.yaml", "--steps", "0"], ["check", "x.tar", "--threads", "0"], ["index", "x.tar", "--threads", "two"],
     ["embed", "a", "b", "c.parquet", "--threads", "-3"],
 ])  # fmt: skip
 def test_numbers_of_options_are_counts(place, capsys, words):

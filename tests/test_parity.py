@@ -1,11 +1,11 @@
-"""`pipeline verify`: silent where ranks agree, and names the tensor where they do not."""
+"""`pipeline parity`: silent where ranks agree, and names the tensor where they do not."""
 
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli
-from pipeline.commands import verify
+from pipeline.commands import parity
 from pipeline.training import checkpoint
 
 CONFIG = """\
@@ -30,22 +30,22 @@ def config(tmp_path, norm: str) -> str:
 
 @pytest.mark.cluster
 def test_ranks_that_agree(tmp_path, capsys):
-    assert cli.main(["verify", config(tmp_path, "global"), "--steps", "2"]) == 0
+    assert cli.main(["parity", config(tmp_path, "global"), "--steps", "2"]) == 0
     assert "moco: 1 and 2 processes, fp64: agree over 2 steps within 1e-10" in capsys.readouterr().out
 
 
 @pytest.mark.cluster
 def test_per_rank_statistics_are_found(tmp_path, capsys):
-    assert cli.main(["verify", config(tmp_path, "local"), "--steps", "1"]) == 1
+    assert cli.main(["parity", config(tmp_path, "local"), "--steps", "1"]) == 1
     said = capsys.readouterr()
     assert "moco: 1 and 2 processes, fp64: step 1: the loss is" in said.out and "norm.kind local" in said.err
 
 
-def test_a_config_with_nothing_to_verify(tmp_path, capsys):
+def test_a_config_with_nothing_to_compare(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("stages:\n  shards: {kind: pack, source: digits}\n")
-    assert cli.main(["verify", str(path)]) == 2
-    assert "no stage to verify" in capsys.readouterr().err
+    assert cli.main(["parity", str(path)]) == 2
+    assert "no stage to compare" in capsys.readouterr().err
 
 
 def test_the_first_tensor_that_differs_is_named(tmp_path):
@@ -56,10 +56,10 @@ def test_the_first_tensor_that_differs_is_named(tmp_path):
         tensors = {"objective.w": torch.full((2,), value), "objective.queue.ids": torch.arange(3)}
         checkpoint.save(folder / "checkpoints", 1, tensors, {}, 1)
         (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    found = verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10)
+    found = parity.first_difference(tmp_path / "a", tmp_path / "b", 1e-10)
     assert found == "step 1: objective.w [2] differs by 0.5, its largest entry is 1"
-    assert verify.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None
-    assert verify.first_difference(tmp_path / "a", tmp_path / "b", 1e-10, weights=1.0) is None
+    assert parity.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None
+    assert parity.first_difference(tmp_path / "a", tmp_path / "b", 1e-10, weights=1.0) is None
 
 
 def left(folder, loss: str = "2.0", steps=(1,), **tensors) -> Path:
@@ -79,12 +79,12 @@ def test_what_is_not_a_number_agrees_with_nothing(tmp_path):
     for name, value in (("nan", torch.nan), ("inf", torch.inf)):
         bad = left(tmp_path / name, w=torch.tensor([1.0, value]))
         for one, other, whose in ((good, bad, "several"), (bad, good, "the one process"), (bad, bad, "the one")):
-            found = verify.first_difference(one, other, 1e-10)
+            found = parity.first_difference(one, other, 1e-10)
             assert found is not None and found.startswith(f"step 1: objective.w [2] of {whose}")
     broken = left(tmp_path / "loss", "NaN", w=torch.ones(2))
     for one, other in ((good, broken), (broken, good), (broken, broken)):
-        assert "the loss is" in str(verify.first_difference(one, other, 1e-10))
-    assert verify.first_difference(good, good, 1e-10) is None
+        assert "the loss is" in str(parity.first_difference(one, other, 1e-10))
+    assert parity.first_difference(good, good, 1e-10) is None
 
 
 def test_what_was_not_compared_does_not_agree(tmp_path):
@@ -93,9 +93,9 @@ def test_what_was_not_compared_does_not_agree(tmp_path):
     whole = left(tmp_path / "whole", steps=(1, 2), w=torch.ones(2))
     short = left(tmp_path / "short", w=torch.ones(2))
     nothing = left(tmp_path / "nothing", steps=())
-    assert "steps [1], not [1, 2]" in str(verify.first_difference(whole, short, 1e-10))
-    assert "nothing to compare" in str(verify.first_difference(nothing, nothing, 1e-10))
+    assert "steps [1], not [1, 2]" in str(parity.first_difference(whole, short, 1e-10))
+    assert "nothing to compare" in str(parity.first_difference(nothing, nothing, 1e-10))
     more = left(tmp_path / "more", w=torch.ones(2), b=torch.ones(1))
-    assert "only one of the two holds objective.b" in str(verify.first_difference(short, more, 1e-10))
+    assert "only one of the two holds objective.b" in str(parity.first_difference(short, more, 1e-10))
     longer = left(tmp_path / "longer", w=torch.ones(3))
-    assert "objective.w is [3], not [2]" in str(verify.first_difference(short, longer, 1e-10))
+    assert "objective.w is [3], not [2]" in str(parity.first_difference(short, longer, 1e-10))
