@@ -73,7 +73,7 @@ def inside(tests: list[str], root: Path) -> None:
     sys.path.insert(0, str(root))
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "pipeline")]:
         del sys.modules[name]
-    words = ["-x", "-n", "0", "-p", "no:cacheprovider", f"--timeout={SECONDS}"]
+    words = ["-x", "-n", "0", "-m", "not gpu", "-p", "no:cacheprovider", f"--timeout={SECONDS}"]
     os._exit(pytest.main([*words, *(f"tests/{test}" for test in tests)]))
 
 

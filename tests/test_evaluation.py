@@ -276,7 +276,6 @@ def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty(monkeypatch):
     assert few.test == pytest.approx([(peer(ids, few.penalty).argmax(1) == truth).mean() for ids in draws])
 
 
-@pytest.mark.slow
 def test_raw_pixels_of_the_digits():
     """88.9 % from ten labels a class, and 96 to 97 % from all, is what others get on the 80/20 split."""
     from sklearn.datasets import load_digits

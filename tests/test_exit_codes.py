@@ -58,6 +58,7 @@ def test_codes(tmp_path, code, words, line):
     assert line.replace("EMPTY", str(empty)) in told and "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_long_folder_for_temporary_files_is_no_cluster_that_did_not_form(tmp_path, monkeypatch):
     (long := tmp_path / ("scratch_of_a_cluster_job_" * 5)).mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
@@ -67,6 +68,7 @@ def test_a_long_folder_for_temporary_files_is_no_cluster_that_did_not_form(tmp_p
     assert said.count("is too long a folder for Ray's sockets") == 1 and "shards: done" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_it_saves(tmp_path, number):
     run = Run(tmp_path / "runs", *ENDLESS)
@@ -76,6 +78,7 @@ def test_asked_to_stop_it_saves(tmp_path, number):
     assert code == 75 and "saved at step" in told and "Traceback" not in told, told
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_nothing_running(tmp_path):
     run = Run(tmp_path / "runs", *ENDLESS)
     run.trains()

@@ -62,6 +62,7 @@ def test_jobs_end_with_the_true_exit_code_and_the_same_bytes(cluster, whole, tmp
     assert differences(whole, tmp_path / "job") == []
 
 
+@pytest.mark.slow
 def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster, whole, tmp_path):
     """`ray job stop` leaves no exit code, so the job's last line says it; a signal's arrives by itself."""
     config = small.write(root := tmp_path / "runs")
@@ -89,18 +90,31 @@ def test_stopped_signalled_and_killed_it_saves_and_the_next_job_goes_on(cluster,
     assert differences(whole, root) == []
 
 
+def on_workers(cluster: Raylets, config: Path, stage: str) -> None:
+    """One stage on two workers of Ray Train."""
+    words = [f"{stage}.place={{on: workers, workers: 2}}", "--only", stage]
+    code, log, _ = ended(cluster, submit(cluster, config, *words))
+    assert code == 0, log
+    record = small.only(config.parent / config.stem, f"{stage}-*/artifact.json")
+    assert json.loads(record.read_text())["processes"] == 2
+
+
 def test_workers_of_ray_train_are_the_ranks_of_torchrun(cluster, tmp_path):
     """Two processes each, under two launchers: every loss, and every byte of the artifacts, is the same."""
     config = small.write(root := tmp_path / "workers")
+    on_workers(cluster, config, "moco")
+    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "moco", ranks=2)
+    assert small.losses(root) == small.losses(tmp_path / "ranks")
+    assert differences(root, tmp_path / "ranks") == []
+
+
+@pytest.mark.slow
+def test_codes_of_two_workers_are_those_of_two_ranks_and_of_one(cluster, tmp_path):
+    config = small.write(root := tmp_path / "workers")
     with config.open("a") as file:
         file.write("  codes: {kind: codes, data: shards, signals: 1024, batch: 256, atoms: 16, lista_steps: 8}\n")
-    two = [f"{stage}.place={{on: workers, workers: 2}}" for stage in ("moco", "codes")]
-    code, log, _ = ended(cluster, submit(cluster, config, *two, "--only", "moco", "codes"))
-    assert code == 0, log
-    found = json.loads((small.only(root, "codes-*") / "artifact.json").read_text())
-    assert found["processes"] == 2
-    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "moco", "codes", ranks=2)
-    assert small.losses(root) == small.losses(tmp_path / "ranks")
+    on_workers(cluster, config, "codes")
+    small.here(config, f"root={tmp_path / 'ranks'}", "--only", "codes", ranks=2)
     assert differences(root, tmp_path / "ranks") == []
     small.here(config, f"root={tmp_path / 'one'}", "--only", "codes")
     for name in ("encoder.json", "encoder.safetensors"):

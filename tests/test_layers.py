@@ -91,7 +91,6 @@ raise SystemExit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_trains_without_ray_webdataset_and_the_compiler(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(

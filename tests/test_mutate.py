@@ -41,6 +41,7 @@ print([mutate.main(["--only", *words]) for words in (
 """
 
 
+@pytest.mark.slow
 def test_some_errors_for_real_and_what_is_not_noticed_is_said(tmp_path):
     """In a process of its own, which forks; this tree is as it was."""
     before = {p: p.read_bytes() for p in (ROOT / "pipeline").rglob("*.py")}

@@ -184,6 +184,7 @@ def test_the_card_tells_the_protocol(done):
     assert f"| moco | {100 * row['linear_top1']:.2f} ± " in card
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again_and_after_kills(done, inputs, tmp_path, world, monkeypatch):
     """Killed in the middle of every write and after every point, then once more to the end."""
     whole, metrics, settings = done

@@ -73,16 +73,17 @@ def test_two_ranks_are_one(run, ranks, world):
     hold(ranks[0][run], run, train(run.replace("_local", "_split"), world))  # each rank by itself: two blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", FEW)
 def test_four_ranks_are_one(run, four, world):
     hold(four[0][run], run, train(run, world))
 
 
-@pytest.mark.parametrize(("sharded", "replicated"), [("pirl_sharded", "pirl")])
-def test_a_sharded_bank_is_the_whole_one(sharded, replicated, ranks, four):
-    for several in (ranks, four):
-        assert several[0][sharded]["losses"] == several[0][replicated]["losses"]
-        close(several[0][sharded]["state"], several[0][replicated]["state"], 0.0)
+@pytest.mark.parametrize("several", ["ranks", pytest.param("four", marks=pytest.mark.slow)])
+def test_a_sharded_bank_is_the_whole_one(several, request):
+    first = request.getfixturevalue(several)[0]
+    assert first["pirl_sharded"]["losses"] == first["pirl"]["losses"]
+    close(first["pirl_sharded"]["state"], first["pirl"]["state"], 0.0)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -27,6 +27,7 @@ def trains(root: Path, step: int) -> None:
     until(lambda: small.step(root) >= step and small.trainer(root))
 
 
+@pytest.mark.slow
 def test_a_worker_and_then_a_machine_are_replaced_within_one_job(cluster, tmp_path):
     """A rank on each of two machines. A rank is killed; then the second machine is announced to go, all save, it goes,
     and another one joins."""
@@ -50,6 +51,7 @@ def test_a_worker_and_then_a_machine_are_replaced_within_one_job(cluster, tmp_pa
     assert small.apart(tmp_path / "whole", root) == []
 
 
+@pytest.mark.slow
 def test_after_the_head_is_lost_the_next_job_goes_on_with_the_machines_there_are(cluster, tmp_path):
     """A rank on each of two machines, then one on one, then two again within the same job once a machine has joined;
     in float64: the losses of one rank that nothing disturbs."""

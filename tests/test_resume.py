@@ -1,6 +1,6 @@
 """SIGKILL at random moments, then on with other threads or another number of ranks: the undisturbed run.
 
-Three kills here; twenty with `pytest tests/test_resume.py --kills 20`.
+One kill of each objective by default, a third with `-m slow`; twenty with `-m slow tests/test_resume.py --kills 20`.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pipeline.training import checkpoint
 from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, PIECES, STEPS
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = pytest.mark.cluster
 
 
 def begin(shards: Path, out: Path, threads: int, ranks: int, name: str) -> list[subprocess.Popen]:
@@ -67,29 +67,35 @@ def batches(home: Path) -> dict[int, set[int]]:
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
     """Undisturbed runs, one process and one thread."""
-    folders = {}
-    for name in OBJECTIVES:
-        folders[name] = tmp_path_factory.mktemp(name) / "run"
-        finish(begin(digits, folders[name], 1, 1, name))
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in OBJECTIVES}
+    finish([process for name, folder in folders.items() for process in begin(digits, folder, 1, 1, name)])
     return folders
 
 
+def strike(at: int, digits: Path, home: Path, whole: dict[str, Path]) -> None:
+    """The kill of this number: every other with another number of ranks, every one with other threads; the first
+    alike, to the bit."""
+    home.mkdir()
+    name = list(OBJECTIVES)[at % 2]
+    before, after = ((1, 1), (1, 1)) if at == 0 else ((1, 1 + at % 2), (2, 2 - at % 2))
+    moment = random.Random(at).randrange(4, STEPS - 2)
+    kill(begin(digits, home / "run", *before, name), home / "run", moment)
+    finish(begin(digits, home / "run", *after, name))
+    assert len(list(home.glob("ids-*.jsonl"))) == max(before[1], after[1])  # a file each rank that ever ran
+    compare(whole[name], home, exact=at == 0)
+    print(f"kill {at + 1}: {name} at step {moment}, threads and ranks {before} then {after}")
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_killed_it_goes_on(at, digits, tmp_path, whole):
+    strike(at, digits, tmp_path / "home", whole)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_killed_and_gone_on_with_other_threads_and_ranks(digits, tmp_path, request, whole):
-    kills = request.config.getoption("--kills")
-    draw = random.Random(kills)
-    for at in range(kills):
-        name = list(OBJECTIVES)[at % 2]
-        home = tmp_path / f"{at}"
-        home.mkdir()
-        # Every other with another number of ranks, every one with other threads; the first alike, to the bit.
-        before, after = ((1, 1), (1, 1)) if at == 0 else ((1, 1 + at % 2), (2, 2 - at % 2))
-        moment = draw.randrange(4, STEPS - 2)
-        kill(begin(digits, home / "run", *before, name), home / "run", moment)
-        finish(begin(digits, home / "run", *after, name))
-        assert len(list(home.glob("ids-*.jsonl"))) == max(before[1], after[1])  # a file each rank that ever ran
-        compare(whole[name], home, exact=at == 0)
-        print(f"kill {at + 1} of {kills}: {name} at step {moment}, threads and ranks {before} then {after}")
+    for at in range(2, request.config.getoption("--kills")):
+        strike(at, digits, tmp_path / f"{at}", whole)
 
 
 def kill(started: list[subprocess.Popen], out: Path, moment: int) -> None:
@@ -102,6 +108,7 @@ def kill(started: list[subprocess.Popen], out: Path, moment: int) -> None:
     assert any(p.returncode == -9 for p in started) and not (out / "encoder.safetensors").exists(), "\n".join(told)
 
 
+@pytest.mark.slow
 def test_weights_in_pieces_are_the_whole_ones(digits, tmp_path):
     """Two ranks that hold half of everything, one that goes on with what they left, and two again."""
     (tmp_path / "cut").mkdir()

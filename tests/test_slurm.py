@@ -134,6 +134,7 @@ def same(whole: Path, root: Path) -> None:
     assert small.apart(whole, root) == []
 
 
+@pytest.mark.slow
 def test_ranks_save_before_the_time_limit_and_when_preempted_and_go_on(slurm, whole, tmp_path):
     """The limit is lowered while the job trains, so that the signal, 120 s before it, is due."""
     config = small.write(root := tmp_path / "runs")
@@ -148,6 +149,7 @@ def test_ranks_save_before_the_time_limit_and_when_preempted_and_go_on(slurm, wh
     same(whole, root)
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_of_two_nodes_saves_before_the_limit_and_when_preempted_and_goes_on(slurm, whole, tmp_path):
     """One CPU a node, so that the two workers of Ray Train need both."""
     config = small.write(root := tmp_path / "runs")
@@ -169,6 +171,7 @@ def test_a_ray_cluster_of_two_nodes_saves_before_the_limit_and_when_preempted_an
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
+@pytest.mark.slow
 def test_other_ranks_across_requeues_continue_the_curve(slurm, tmp_path):
     """1 -> 2 -> 1 ranks, in float64: the losses of one rank that nothing disturbs."""
     exact = ["moco.precision=fp64", *TRAIN]
@@ -186,6 +189,7 @@ def test_other_ranks_across_requeues_continue_the_curve(slurm, tmp_path):
     small.near(tmp_path / "whole", root)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ALONE, reason="nodes on one network cannot be cut off: run as root")
 def test_a_node_cut_off_for_a_while_is_waited_for(slurm, whole, tmp_path):
     config = small.write(root := tmp_path / "runs")
@@ -200,6 +204,7 @@ def test_a_node_cut_off_for_a_while_is_waited_for(slurm, whole, tmp_path):
     same(whole, root)
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_elsewhere_when_its_node_dies(slurm, whole, tmp_path):
     config = small.write(root := tmp_path / "runs")
     job = slurm.submit("accelerate.sbatch", config, "moco.save_epochs=1", *TRAIN)
@@ -211,6 +216,7 @@ def test_a_job_goes_on_elsewhere_when_its_node_dies(slurm, whole, tmp_path):
     same(whole, root)
 
 
+@pytest.mark.slow
 def test_of_an_array_one_task_requeues(slurm, tmp_path):
     config = small.write(root := tmp_path / "runs")
     jobs = slurm.submit("sweep.sbatch", config, *TRAIN, options="--array=0-1")
@@ -226,6 +232,7 @@ def test_of_an_array_one_task_requeues(slurm, tmp_path):
     assert sorted(json.loads(p.read_text())["seed"] for p in root.glob("moco-*/artifact.json")) == [0, 1]
 
 
+@pytest.mark.slow
 def test_two_jobs_and_a_ray_of_somebody_else_share_a_node(slurm, tmp_path):
     """None of them ends what is not its own."""
     ray = Path(sys.executable).parent / "ray"
@@ -245,6 +252,7 @@ def test_two_jobs_and_a_ray_of_somebody_else_share_a_node(slurm, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- exit codes
+@pytest.mark.slow
 def test_the_true_exit_code_arrives(slurm, tmp_path):
     """All jobs at once: what cannot be saved by trying again ends with its own code; 69 and 75 do where the job may
     not be requeued, or has no address to start from."""

@@ -59,7 +59,6 @@ def wait_for(found, seconds: float = 90):
     raise AssertionError("TensorBoard did not show it in time")
 
 
-@pytest.mark.slow
 def test_every_promised_page_is_served(server, runs):
     names = wait_for(lambda: ask(f"{server}/data/runs"))
     kinds = ("moco", "pirl", "vae", "codes", "probe")
@@ -87,7 +86,6 @@ def test_every_promised_page_is_served(server, runs):
     assert names
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
 def test_a_browser_draws_it(server, tmp_path):
     wait_for(lambda: len(ask(f"{server}/data/runs")) > 5)
