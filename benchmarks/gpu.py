@@ -29,12 +29,12 @@ from pipeline.nets import trunks
 from pipeline.objectives.base import Batch
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.nets import ResNet
-from pipeline.settings.objectives import MoCo
+from pipeline.settings.objectives import Inputs, MoCo
 from pipeline.settings.stages import Pack, Pretrain
 from pipeline.stages import pack, pretrain
 from pipeline.training import optim
 from pipeline.training.loop import backward, compile_networks
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.views.decode import decode
 from pipeline.world import World
 
@@ -90,13 +90,13 @@ class Bench:
 
     def photometrics(self) -> dict[str, Any]:
         image = Image(3, self.side, (0.5,) * 3, (0.25,) * 3)
-        recipe = recipes.build("two", MoCoV2(size=self.side), image, None, 0)
+        transform = transforms.build(Inputs(), (MoCoV2(size=self.side),), image, 0)
         ids = np.arange(self.batch)
         crops = tuple(
             torch.randint(0, 256, (self.batch, *shape), dtype=torch.uint8, device=self.device)
-            for shape in recipe.crop_shapes
+            for shape in transform.crop_shapes
         )
-        return {"images_per_s": 2 * self.batch / self.seconds(lambda: recipe.finish(crops, 0, ids))}
+        return {"images_per_s": 2 * self.batch / self.seconds(lambda: transform.views(crops, 0, ids))}
 
     def settings(self, precision: str, side: int = 0) -> Pretrain:
         """The step that is measured; at 32 pixels, that of configs/cifar10_gpu.yaml with one view."""

@@ -18,9 +18,10 @@ from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
 from pipeline.image import Image
 from pipeline.settings.data import MoCoV2
+from pipeline.settings.objectives import Inputs
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.views.decode import Scratch, decode
 from pipeline.world import World
 
@@ -41,20 +42,20 @@ class Ours:
 
     def __init__(self, data: list[bytes], side: int):
         self.data, self.scratch = data, Scratch()
-        self.recipe = recipes.build("two", MoCoV2(size=side), Image(3, side, MEAN, STD), None, 0)
-        self.rooms = tuple(torch.empty(32, *s, dtype=torch.uint8) for s in self.recipe.crop_shapes)
-        self.made = tuple(torch.empty(32, *s) for s in self.recipe.view_shapes)
+        self.transform = transforms.build(Inputs(), (MoCoV2(size=side),), Image(3, side, MEAN, STD), 0)
+        self.rooms = tuple(torch.empty(32, *s, dtype=torch.uint8) for s in self.transform.crop_shapes)
+        self.made = tuple(torch.empty(32, *s) for s in self.transform.view_shapes)
 
     def run(self, finish: bool) -> None:
         for at in range(0, len(self.data), 32):
             part = self.data[at : at + 32]
             ids = np.arange(at, at + len(part))
-            places = self.recipe.places(0, ids)
+            params = self.transform.params(0, ids)
             rooms = tuple(r[: len(part)] for r in self.rooms)
             for i, data in enumerate(part):
-                self.recipe.cut(decode(data, 3, self.scratch), places, i, tuple(r[i] for r in rooms))
+                self.transform.crop(decode(data, 3, self.scratch), params, i, tuple(r[i] for r in rooms))
             if finish:
-                self.recipe.finish(rooms, 0, ids, tuple(m[: len(part)] for m in self.made))
+                self.transform.views(rooms, 0, ids, tuple(m[: len(part)] for m in self.made))
 
 
 def pil_crops(data: list[bytes], side: int) -> None:
@@ -122,11 +123,11 @@ def feed(side: int) -> dict:
         source = need(folder) if side == 224 else need(folder).parent
         pack.run(Pack(source=f"folder:{source}", test=0.1), 0, {}, Path(out), world)
         shards = Shards.open(Path(out), "train")
-        recipe = recipes.build("two", MoCoV2(size=side), Image(3, side, MEAN, STD), None, 0)
+        transform = transforms.build(Inputs(), (MoCoV2(size=side),), Image(3, side, MEAN, STD), 0)
         batch, steps = (32, 24) if side == 224 else (256, 60)
 
         def make() -> Feed:
-            return Feed(shards, recipe, batch=batch, seed=0, total_steps=steps, held=0)
+            return Feed(shards, transform, batch=batch, seed=0, total_steps=steps, held=0)
 
         rates, shares, waits = [], [], []
         for _ in range(3):

@@ -6,7 +6,6 @@ The objective is built, and one micro-batch sent through it, on torch's meta dev
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from pipeline.data.splits import halves
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective
 from pipeline.settings.stages import Generate, Pack, Pretrain
-from pipeline.views import jigsaw
+from pipeline.views import transforms
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,9 @@ def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> i
     """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
     the table of energies. Under bf16, half of it."""
     rows = settings.batch // settings.accumulate // settings.place.workers
-    whole = torch.empty(rows, image.channels, image.side, image.side, device="meta")
-    views: dict[str, tuple[Tensor, ...]] = {"two": (whole, whole), "image": (whole,), "jigsaw": (whole,)}
-    small = getattr(getattr(settings, "views", None), "small", None)
-    if small is not None:
-        crops = torch.empty(rows, small.count, image.channels, small.size, small.size, device="meta")
-        views["two"] += (crops,)
-    if objective.recipe == "jigsaw":
-        pieces: Any = settings.objective
-        _, side = jigsaw.geometry(image.side, pieces.jigsaw)
-        count = pieces.jigsaw.cells ** 2
-        views["jigsaw"] += (torch.empty(rows, count, image.channels, side, side, device="meta"),)
+    drawn = (settings.views,) if isinstance(settings, Pretrain) else ()
+    shapes = transforms.build(settings.objective.inputs, drawn, image, 0).view_shapes
+    views = tuple(torch.empty(rows, *shape, device="meta") for shape in shapes)
     seen: list[Tensor] = []  # kept alive, so that no storage is counted for another that took its place
     weights = {p.untyped_storage()._cdata for p in objective.parameters()}
 
@@ -107,7 +98,7 @@ def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> i
 
     objective.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        result = objective.embed(Batch(views[objective.recipe], torch.zeros(rows, dtype=torch.int64)))
+        result = objective.embed(Batch(views, torch.zeros(rows, dtype=torch.int64)))
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
     bytes_kept = sum(size for at, size in storages.items() if at not in weights)
     del result

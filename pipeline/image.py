@@ -1,6 +1,12 @@
 """What an image of a packed set is: the few facts that every layer needs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # settings and errors are told without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,3 +21,21 @@ class Image:
     std: tuple[float, ...]
     exif_orientation: bool = True
     cropped: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a view: [C, H, W]."""
+        return self.channels, self.side, self.side
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Pixels in [0, 1], float [..., C, H, W] -> (x - mean) / std of each channel."""
+        mean, std = self._statistics(x)
+        return (x - mean) / std
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """The inverse of `normalise`: x std + mean."""
+        mean, std = self._statistics(x)
+        return x * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.mean).view(-1, 1, 1), like.new_tensor(self.std).view(-1, 1, 1)

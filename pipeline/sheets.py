@@ -28,16 +28,9 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
     return (sheet * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def pixels(normalised: Tensor, image: Image) -> Tensor:
-    """Undoes a view's normalisation: [..., C, H, W] -> [0, 1]."""
-    shape = (image.channels, 1, 1)
-    mean, std = (torch.tensor(v, device=normalised.device).view(shape) for v in (image.mean, image.std))
-    return normalised.float() * std + mean
-
-
 def views(batch: tuple[Tensor, ...], image: Image, rows: int = 8) -> np.ndarray:
     """A row a sample: its views side by side; patches or small crops in their order, put together as one."""
-    shown = [pixels(view[:rows].cpu(), image) for view in batch]
+    shown = [image.denormalise(view[:rows].float().cpu()) for view in batch]
     if shown[-1].ndim == 5:
         patches = shown.pop()
         n, count, channels, side, _ = patches.shape

@@ -11,7 +11,7 @@ from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective
 from pipeline.objectives.lista import LISTA
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, MoCo, MoCoV3, SimCLR
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
@@ -88,16 +88,19 @@ def batch(
         return torch.stack([random(*shape, seed=first + stride * i) for i in ids])
 
     images = each(1, 8, 8).mul(0.3).add(0.5).clamp(0, 1)
-    views = {
-        "two": lambda: (images, images + 0.2 * each(1, 8, 8, first=1000 * (step + 1))),
-        "jigsaw": lambda: (images, each(9, 1, 4, 4, first=-1, stride=-1)),
-        "image": lambda: (images,),
-        "signals": lambda: (each(10), each(24)),
-    }
-    chosen = tuple(v.to(dtype) for v in views[objective.recipe]())
+    inputs: Inputs = objective.settings.inputs  # type: ignore[assignment]
+    if inputs.signals:
+        views = each(10), each(24)
+    elif inputs.views == 0:
+        views = (images,)
+    elif inputs.jigsaw is not None:
+        views = images, each(9, 1, 4, 4, first=-1, stride=-1)
+    else:
+        views = images, images + 0.2 * each(1, 8, 8, first=1000 * (step + 1))
     if getattr(objective, "cropped", False):
-        chosen = *chosen, each(3, 1, 4, 4, first=-1, stride=-1).to(dtype)
-    return Batch(chosen, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
+        views = *views, each(3, 1, 4, 4, first=-1, stride=-1)
+    views = tuple(view.to(dtype) for view in views)
+    return Batch(views, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
 
 
 def warm(objective: Objective, steps: int = 3, dtype: torch.dtype = torch.float64) -> Objective:

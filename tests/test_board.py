@@ -109,14 +109,14 @@ def test_scalars_can_be_rebuilt_from_the_files(tmp_path):
 def test_everything_is_found_in_tensorboard(tmp_path):
     board = Board(tmp_path)
     log(board, [1])
-    board.image("views/two", 0, np.full((5, 7), 128, np.uint8))
+    board.image("views", 0, np.full((5, 7), 128, np.uint8))
     board.histogram("codes/usage", 0, np.arange(10.0))
     board.text("protocol", "how")
     board.hparams({"encoder": "moco", "features": 128}, ["train/loss"])
     board.close()
     tags = events(tmp_path).Tags()
     assert {"train/loss", "energy/low", "feed/wait"} <= set(tags["scalars"])
-    assert tags["images"] == ["views/two"]
+    assert tags["images"] == ["views"]
     assert tags["histograms"] == ["codes/usage"]
     assert {"protocol/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
     assert "_hparams_/session_start_info" in events(tmp_path).PluginTagToContent("hparams")

@@ -8,8 +8,8 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.image import Image
 from pipeline.settings.data import Characters, MoCoV1, MoCoV2, PirlViews, SmallCrops
-from pipeline.settings.objectives import Jigsaw
-from pipeline.views import affine, crops, enhance, jigsaw, photometrics, recipes
+from pipeline.settings.objectives import Inputs, Jigsaw
+from pipeline.views import affine, crops, enhance, jigsaw, photometrics, transforms
 from tests.test_views import apply, finished, pictures
 
 __all__ = ["apply"]  # a fixture
@@ -20,9 +20,9 @@ FLAT = [torch.tensor([90, 140, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 6
 @pytest.mark.parametrize("views", [MoCoV2(size=8), Characters(size=60)], ids=["natural", "characters"])
 def test_colours_are_drawn_for_each_view_and_each_epoch(views):
     """Of an image of one colour, so that no crop tells: what differs is the jitter's, or the contrast's."""
-    recipe = recipes.build("two", views, Image(3, views.size, (0.0,) * 3, (1.0,) * 3), None, 0)
+    transform = transforms.build(Inputs(), (views,), Image(3, views.size, (0.0,) * 3, (1.0,) * 3), 0)
     middle = slice(views.size // 3, 2 * views.size // 3)  # which no bending leaves
-    every = [v for epoch in (0, 1) for v in finished(recipe, FLAT, np.arange(20), epoch)]
+    every = [v for epoch in (0, 1) for v in finished(transform, FLAT, np.arange(20), epoch)]
     seen = [v[:, :, middle, middle].mean((2, 3)) for v in every]
     for i in range(4):
         for j in range(i):
@@ -35,7 +35,7 @@ DRAWS = {
     "areas": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).widths,
     "order of patches": lambda *words: jigsaw.shuffles(*words, 9),
     "jitter of patches": lambda *words: jigsaw.corners(*words, 3, 85, 64),
-    "flips of patches": lambda *words: jigsaw.draw(*words, Jigsaw(), 10, 8, (3 / 4, 4 / 3), 0.5).flips,
+    "flips of patches": lambda *words: jigsaw.draw(*words, Jigsaw(), 32, (3 / 4, 4 / 3), 0.5).flips,
     "colours": lambda *words: photometrics.draw(MoCoV2(), *words, "one").factors,
     "order of colours": lambda *words: photometrics.draw(MoCoV1(), *words, "one").order,
     "blur": lambda *words: photometrics.draw(MoCoV2(), *words, "one").sigma,
@@ -67,8 +67,8 @@ def test_enlarged_crops_have_the_area_that_is_stated():
 
 def test_small_crops_have_colours_of_their_own():
     small = SmallCrops(count=3, size=8)
-    recipe = recipes.build("two", MoCoV2(size=24, small=small), Image(3, 24, (0.0,) * 3, (1.0,) * 3), None, 0)
-    views = finished(recipe, FLAT, np.arange(20))
+    transform = transforms.build(Inputs(), (MoCoV2(size=24, small=small),), Image(3, 24, (0.0,) * 3, (1.0,) * 3), 0)
+    views = finished(transform, FLAT, np.arange(20))
     seen = torch.cat([v[:, None].mean((3, 4)) for v in views[:2]] + [views[2].mean((3, 4))], 1)
     for i in range(5):
         for j in range(i):
@@ -78,9 +78,9 @@ def test_small_crops_have_colours_of_their_own():
 def test_characters_are_normalised():
     """A view of one grey, its contrast still: (102 / 255 - 0.3) / 0.4, and the same in each patch."""
     still = Characters(contrast=(1.0, 1.0), shift=0.0, scale=(2.0, 2.0), shear=0.0)
-    for name in ("two", "jigsaw"):
-        recipe = recipes.build(name, still, Image(1, 24, (0.3,), (0.4,)), Jigsaw(), 0)
-        for view in finished(recipe, [torch.full((1, 24, 24), 102, dtype=torch.uint8)] * 2, np.arange(2)):
+    for inputs in (Inputs(), Inputs(jigsaw=Jigsaw())):
+        transform = transforms.build(inputs, (still,), Image(1, 24, (0.3,), (0.4,)), 0)
+        for view in finished(transform, [torch.full((1, 24, 24), 102, dtype=torch.uint8)] * 2, np.arange(2)):
             torch.testing.assert_close(view, torch.full_like(view, 0.25), atol=1e-5, rtol=0)
 
 

@@ -28,10 +28,10 @@ from pipeline.data.sources import Item
 from pipeline.errors import DataError, NoProgressError, Stopped
 from pipeline.settings.data import CifarViews
 from pipeline.settings.nets import CNN
-from pipeline.settings.objectives import Head, MoCo
+from pipeline.settings.objectives import Head, Inputs, MoCo
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.world import World
 from tests.fuzz_shards import fuzz
 from tests.test_pack import picture, run, tree
@@ -287,8 +287,8 @@ def feed(folder: Path, *, steps: int = 6, size: int = 1, rank: int = 0, **change
     changes = {"max_bad_share": 0.2} | changes
     shards = Shards.open(folder, check=False)
     settings = CifarViews(size=16)
-    recipe = recipes.build("two", settings, shards.image(16), None, 3)
-    return Feed(shards, recipe, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
+    transform = transforms.build(Inputs(), (settings,), shards.image(16), 3)
+    return Feed(shards, transform, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
 
 
 def samples(ranks: list[Feed], start: int, stop: int) -> list[bytes]:
@@ -299,9 +299,9 @@ def samples(ranks: list[Feed], start: int, stop: int) -> list[bytes]:
         shares = [next(stream) for stream in streams]
         position = step * 48
         for _, epoch, (taken,) in shares:
-            places = ranks[0].recipe.places(epoch, taken.ids.numpy())
+            params = ranks[0].transform.params(epoch, taken.ids.numpy())
             for i, sample in enumerate(taken.ids.tolist()):
-                drawn = [v[i].tobytes() for p in places for v in (p.widths, p.heights, p.corners, p.flips)]
+                drawn = [v[i].tobytes() for p in params for v in (p.widths, p.heights, p.corners, p.flips)]
                 pixels = [view[i].numpy().tobytes() for view in taken.views]
                 body = b"".join([f"{position} {epoch} {sample} ".encode(), *drawn, *pixels])
                 found.append(hashlib.sha256(body).digest())
@@ -361,10 +361,10 @@ def test_a_replacement_is_seen_as_itself(held, tmp_path, world):
     seen = 0
     for _, epoch, (taken,) in source.steps(0):
         for i, sample in enumerate(taken.ids.tolist()):
-            places = source.recipe.places(epoch, np.array([sample]))
-            crops = tuple(torch.empty(1, *shape, dtype=torch.uint8) for shape in source.recipe.crop_shapes)
-            source.recipe.cut(pixels[sample], places, 0, tuple(c[0] for c in crops))
-            for view, own in zip(taken.views, source.recipe.finish(crops, epoch, np.array([sample])), strict=True):
+            params = source.transform.params(epoch, np.array([sample]))
+            crops = tuple(torch.empty(1, *shape, dtype=torch.uint8) for shape in source.transform.crop_shapes)
+            source.transform.crop(pixels[sample], params, 0, tuple(c[0] for c in crops))
+            for view, own in zip(taken.views, source.transform.views(crops, epoch, np.array([sample])), strict=True):
                 assert torch.equal(view[i], own[0])
             seen += 1
     source.close()

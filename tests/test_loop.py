@@ -21,8 +21,6 @@ TOTAL = PER_EPOCH * EPOCHS
 class Regression(Objective):
     """A batch norm and a linear layer that fit a line; it notes what it is given, and what it is when it commits."""
 
-    recipe = "image"
-
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(BatchNorm(3), nn.Linear(3, 1)).double()

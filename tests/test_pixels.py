@@ -242,7 +242,8 @@ def test_a_channel_that_never_varies_divides_by_one(values, tmp_path, world):
     from pipeline.nets import trunks
     from pipeline.settings.data import MoCoV2
     from pipeline.settings.nets import CNN
-    from pipeline.views import recipes
+    from pipeline.settings.objectives import Inputs
+    from pipeline.views import transforms
 
     (tmp_path / "in").mkdir()
     for i in range(10):
@@ -254,8 +255,8 @@ def test_a_channel_that_never_varies_divides_by_one(values, tmp_path, world):
     assert image.std == (1.0,) * image.channels
     pixels = images(shards, np.arange(2), 16)
     assert encoders.Encoder(trunks.build(CNN(width=8), image), image, True).eval()(pixels).isfinite().all()
-    recipe = recipes.build("two", MoCoV2(), image, None, 0)
-    crops = tuple(torch.empty(2, *shape, dtype=torch.uint8) for shape in recipe.crop_shapes)
+    transform = transforms.build(Inputs(), (MoCoV2(),), image, 0)
+    crops = tuple(torch.empty(2, *shape, dtype=torch.uint8) for shape in transform.crop_shapes)
     for i in range(2):
-        recipe.cut(pixels[i], recipe.places(0, np.arange(2)), i, tuple(c[i] for c in crops))
-    assert all(view.isfinite().all() for view in recipe.finish(crops, 0, np.arange(2)))
+        transform.crop(pixels[i], transform.params(0, np.arange(2)), i, tuple(c[i] for c in crops))
+    assert all(view.isfinite().all() for view in transform.views(crops, 0, np.arange(2)))

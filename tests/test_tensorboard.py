@@ -77,7 +77,7 @@ def test_every_promised_page_is_served(server, runs):
     assert {"learn/queue_age", "learn/accuracy", "feed/wait", "feed/images_per_s"} <= tags(scalars, "moco")
     assert {"vae/elbo", "vae/kl", "vae/recon", "vae/active_units"} <= tags(scalars, "vae")
     assert {"probe/linear_top1", "probe/linear_few", "probe/knn_top1"} <= tags(scalars, "probe")
-    assert {"views/two"} <= tags(images, "moco") and {"views/jigsaw"} <= tags(images, "pirl")
+    assert "views" in tags(images, "moco") and "views" in tags(images, "pirl")
     assert {"samples", "reconstructions", "interpolations", "latent/bubbles", "latent/plane"} <= tags(images, "vae")
     assert {"codes/dictionary"} <= tags(images, "codes")
     assert any("confusion" in t for t in tags(images, "probe"))

@@ -10,8 +10,8 @@ from torchvision.transforms.v2 import functional as F
 from pipeline import keyed
 from pipeline.image import Image
 from pipeline.settings.data import Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
-from pipeline.settings.objectives import Jigsaw
-from pipeline.views import crops, jigsaw, photometrics, recipes
+from pipeline.settings.objectives import Inputs, Jigsaw
+from pipeline.views import crops, jigsaw, photometrics, transforms
 
 MANY = 100_000
 IDS = np.arange(MANY)
@@ -26,6 +26,11 @@ def pictures(count: int, channels: int, height: int, width: int) -> torch.Tensor
     smooth = (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
     mixed = smooth + 0.3 * (noise - 0.5) + 0.4 * (smooth > 0.5)
     return (mixed.clamp(0, 1) * 255).round().byte()
+
+
+def plain_image(channels: int, side: int = 1) -> Image:
+    """One whose normalisation changes nothing."""
+    return Image(channels, side, (0.0,) * channels, (1.0,) * channels)
 
 
 def plain(count: int, **changes) -> photometrics.Draws:
@@ -44,8 +49,8 @@ def plain(count: int, **changes) -> photometrics.Draws:
 
 
 def boxes(ids, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), seed=0) -> np.ndarray:
-    places = crops.draw(seed, 0, ids, "one", scale, ratio, 0.5)
-    return np.array([places.box(i, height, width) for i in range(len(ids))])
+    params = crops.draw(seed, 0, ids, "one", scale, ratio, 0.5)
+    return np.array([params.box(i, height, width) for i in range(len(ids))])
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (32, 32), (500, 90), (40, 400)])
@@ -87,11 +92,11 @@ def test_the_fallback_is_torchvisions():
 
 
 def test_a_box_is_the_same_compiled_or_not():
-    places = crops.draw(0, 0, np.arange(300), "one", (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    params = crops.draw(0, 0, np.arange(300), "one", (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     for i in range(300):
         size = 20 + i, 320 - i
-        plain = crops.box.py_func(places.widths[i], places.heights[i], places.corners[i], *size, *places.ratio)
-        assert places.box(i, *size) == plain
+        plain = crops.box.py_func(params.widths[i], params.heights[i], params.corners[i], *size, *params.ratio)
+        assert params.box(i, *size) == plain
 
 
 @pytest.mark.parametrize("side", [8, 32, 63, 64, 224])
@@ -99,12 +104,12 @@ def test_a_box_is_the_same_compiled_or_not():
 def test_crops_are_torchvisions_to_the_bit(side, height, width):
     """Enlarged or shrunk, by our resampler (below 64 pixels) or by torch's."""
     image = pictures(1, 3, height, width)[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as decoders give it
-    places = crops.draw(3, 0, np.arange(40), "one", (0.01, 1.0), (3 / 4, 4 / 3), 0.5)
+    params = crops.draw(3, 0, np.arange(40), "one", (0.01, 1.0), (3 / 4, 4 / 3), 0.5)
     out = torch.empty(side, side, 3, dtype=torch.uint8)
     for i in range(40):
-        crops.cut(image, places, i, out)
-        theirs = F.resized_crop(image, *places.box(i, height, width), [side, side], antialias=True)
-        assert torch.equal(out.permute(2, 0, 1), theirs.flip(-1) if places.flips[i] else theirs)
+        params.crop(image, i, out)
+        theirs = F.resized_crop(image, *params.box(i, height, width), [side, side], antialias=True)
+        assert torch.equal(out.permute(2, 0, 1), theirs.flip(-1) if params.flips[i] else theirs)
 
 
 def test_half_are_mirrored():
@@ -122,7 +127,7 @@ def apply(request, monkeypatch):
 
     def run(images: torch.Tensor, draws: photometrics.Draws, reach: int) -> torch.Tensor:
         channels = images.shape[1]
-        return photometrics.finish(images, draws, reach, (0.0,) * channels, (1.0,) * channels)
+        return photometrics.finish(images, draws, reach, plain_image(channels))
 
     return run
 
@@ -253,35 +258,35 @@ def test_a_strength_of_zero_is_no_operation():
     assert set(order.ravel()) == {-1, 0, 2}
 
 
-# ---- recipes
+# ---- transforms
 
 
-def finished(recipe: recipes.Recipe, images: list[torch.Tensor], ids: np.ndarray, epoch: int = 3):
-    places = recipe.places(epoch, ids)
-    cut = tuple(torch.empty(len(ids), *shape, dtype=torch.uint8) for shape in recipe.crop_shapes)
+def finished(transform: transforms.ViewTransform, images: list[torch.Tensor], ids: np.ndarray, epoch: int = 3):
+    params = transform.params(epoch, ids)
+    cut = tuple(torch.empty(len(ids), *shape, dtype=torch.uint8) for shape in transform.crop_shapes)
     for i, image in enumerate(images):
-        recipe.cut(image, places, i, tuple(c[i] for c in cut))
-    views = recipe.finish(cut, epoch, ids)
-    assert [v.shape for v in views] == [(len(ids), *shape) for shape in recipe.view_shapes]
+        transform.crop(image, params, i, tuple(c[i] for c in cut))
+    views = transform.views(cut, epoch, ids)
+    assert [v.shape for v in views] == [(len(ids), *shape) for shape in transform.view_shapes]
     return views
 
 
-@pytest.mark.parametrize("name", ["two", "jigsaw"])
-def test_views_do_not_depend_on_batch_mates(name):
+@pytest.mark.parametrize("inputs", [Inputs(), Inputs(jigsaw=Jigsaw())], ids=["two", "jigsaw"])
+def test_views_do_not_depend_on_batch_mates(inputs):
     images = [pictures(1, 3, 60 + i, 90 - i)[0] for i in range(7)]
     ids = np.array([4, 900, 17, 3, 12, 5, 10**9])
-    recipe = recipes.build(name, MoCoV2(size=48), PHOTO, Jigsaw(), 7)
-    together = finished(recipe, images, ids)
+    transform = transforms.build(inputs, (MoCoV2(size=48),), PHOTO, 7)
+    together = finished(transform, images, ids)
     for i in range(len(ids)):
-        for whole, alone in zip(together, finished(recipe, images[i : i + 1], ids[i : i + 1]), strict=True):
+        for whole, alone in zip(together, finished(transform, images[i : i + 1], ids[i : i + 1]), strict=True):
             assert torch.equal(whole[i], alone[0])
-    other = finished(recipe, images, ids, epoch=4)
+    other = finished(transform, images, ids, epoch=4)
     assert all((a - b).abs().mean() > 0.05 for a, b in zip(together, other, strict=True))
 
 
 def test_two_views_differ():
     images = [pictures(1, 3, 60, 60)[0]] * 4
-    one, two = finished(recipes.build("two", MoCoV2(size=48), PHOTO, None, 0), images, np.arange(4))
+    one, two = finished(transforms.build(Inputs(), (MoCoV2(size=48),), PHOTO, 0), images, np.arange(4))
     assert one.shape == two.shape == (4, 3, 48, 48)
     assert (one - two).abs().mean((1, 2, 3)).min() > 0.05
 
@@ -294,16 +299,16 @@ def test_patches_are_cut_from_the_original(side, cell, patch):
     """Each of the nine lies in its own cell of one crop of the original, with a jitter over the whole slack."""
     image = pictures(1, 3, 300, 280)[0]
     n = 12
-    recipe = recipes.build("jigsaw", PirlViews(size=side, **NOTHING), Image(3, side, (0.0,) * 3, (1.0,) * 3), None, 0)
+    transform = transforms.build(Inputs(jigsaw=Jigsaw()), (PirlViews(size=side, **NOTHING),), plain_image(3, side), 0)
     ids = np.arange(n)
-    _, patches = finished(recipe, [image] * n, ids)
+    _, patches = finished(transform, [image] * n, ids)
     assert patches.shape == (n, 9, 3, patch, patch)
-    places = jigsaw.draw(0, 3, ids, Jigsaw(), cell, patch, (3 / 4, 4 / 3), 0)
-    order = places.order
+    params = jigsaw.draw(0, 3, ids, Jigsaw(), side, (3 / 4, 4 / 3), 0)
+    order = params.order
     for i in range(n):
-        crop = F.resized_crop(image, *places.crop.box(i, 300, 280), [3 * cell, 3 * cell], antialias=True) / 255
+        crop = F.resized_crop(image, *params.within.box(i, 300, 280), [3 * cell, 3 * cell], antialias=True) / 255
         for shown, which in enumerate(order[i]):
-            y, x = places.corners[i, which]
+            y, x = params.corners[i, which]
             assert which // 3 == y // cell and which % 3 == x // cell
             assert torch.equal(patches[i, shown], crop[:, y : y + patch, x : x + patch])
 
@@ -314,17 +319,17 @@ def test_patches_jitter_over_the_whole_slack_and_take_all_orders():
     assert set(np.unique(inside)) == set(range(22))
     assert stats.chisquare(np.bincount(inside.ravel())).pvalue > 1e-4
     order = jigsaw.shuffles(0, 0, np.arange(20_000), 9)
-    places = np.array([np.bincount(order[:, i], minlength=9) for i in range(9)])
-    assert stats.chisquare(places.ravel()).pvalue > 1e-4
+    counts = np.array([np.bincount(order[:, i], minlength=9) for i in range(9)])
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-4
     assert len(np.unique(order, axis=0)) > 18_000  # of 362,880: no fixed set of a thousand
 
 
 def test_patches_have_colours_and_flips_of_their_own():
     """Of one grey image, nine patches in several colours; of one with a bright left half, some mirrored."""
-    recipe = recipes.build("jigsaw", PirlViews(size=32, grey_p=0), Image(3, 32, (0,) * 3, (1,) * 3), None, 0)
-    _, patches = finished(recipe, [torch.full((3, 40, 40), 99, dtype=torch.uint8)] * 20, np.arange(20))
+    transform = transforms.build(Inputs(jigsaw=Jigsaw()), (PirlViews(size=32, grey_p=0),), plain_image(3, 32), 0)
+    _, patches = finished(transform, [torch.full((3, 40, 40), 99, dtype=torch.uint8)] * 20, np.arange(20))
     assert patches.mean((2, 3, 4)).std(1).min() > 0.02
-    flips = jigsaw.draw(0, 0, np.arange(300), Jigsaw(), 10, 8, (3 / 4, 4 / 3), 0.5).flips
+    flips = jigsaw.draw(0, 0, np.arange(300), Jigsaw(), 32, (3 / 4, 4 / 3), 0.5).flips
     assert flips.shape == (300, 9) and abs(flips.mean() - 0.5) < 0.05
     assert (flips.std(1) > 0).mean() > 0.98
 
@@ -332,7 +337,7 @@ def test_patches_have_colours_and_flips_of_their_own():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sides_and_statistics(channels):
     image = Image(channels, 24, (0.4,) * channels, (0.2,) * channels)
-    recipe = recipes.build("two", MoCoV2(size=24, **NOTHING), image, None, 0)
-    (one, _) = finished(recipe, [torch.full((channels, 50, 40), 102, dtype=torch.uint8)] * 2, np.arange(2))
+    transform = transforms.build(Inputs(), (MoCoV2(size=24, **NOTHING),), image, 0)
+    (one, _) = finished(transform, [torch.full((channels, 50, 40), 102, dtype=torch.uint8)] * 2, np.arange(2))
     assert one.shape == (2, channels, 24, 24)
     torch.testing.assert_close(one, torch.zeros_like(one), atol=1e-5, rtol=0)

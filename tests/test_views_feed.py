@@ -11,14 +11,16 @@ from PIL import Image as Picture
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed, Loaded
 from pipeline.settings.data import CifarViews, MoCoV2, PirlViews, SmallCrops
+from pipeline.settings.objectives import Inputs, Jigsaw
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack
 from pipeline.views import decode as decoding
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.views.decode import decode
 from tests.test_views import pictures
 
 BATCH = 24
+TWO, JIGSAW = Inputs(), Inputs(jigsaw=Jigsaw())
 
 
 def packed(folder, out, world, sizes) -> Shards:
@@ -45,10 +47,10 @@ def tiny(tmp_path_factory, world) -> Shards:
     return packed(folder / "in", folder / "out", world, [(32, 32)] * 100)
 
 
-def feed(shards: Shards, name: str = "two", views=None, **changes) -> Feed:
+def feed(shards: Shards, inputs: Inputs = TWO, views=None, **changes) -> Feed:
     views = views or MoCoV2(size=64)
-    recipe = recipes.build(name, views, shards.image(views.size), None, 5)
-    return Feed(shards, recipe, **({"batch": BATCH, "seed": 5, "total_steps": 7} | changes))
+    transform = transforms.build(inputs, (views,), shards.image(views.size), 5)
+    return Feed(shards, transform, **({"batch": BATCH, "seed": 5, "total_steps": 7} | changes))
 
 
 def run(source: Feed, start: int = 0, stop: int | None = None) -> list[list[Loaded]]:
@@ -68,18 +70,23 @@ def digest(ranks: list[list[list[Loaded]]]) -> str:
     return sha.hexdigest()
 
 
-@pytest.mark.parametrize("name", ["two", "jigsaw", "small"])
+CASES = {
+    "two": (TWO, MoCoV2(size=64)),
+    "jigsaw": (JIGSAW, PirlViews(size=64)),
+    "small": (TWO, MoCoV2(size=64, small=SmallCrops(count=5, size=24))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_ranks_threads_and_starts_change_no_bit(photographs, name):
-    views = PirlViews(size=64) if name == "jigsaw" else MoCoV2(size=64)
-    if name == "small":
-        name, views = "two", MoCoV2(size=64, small=SmallCrops(count=5, size=24))
-    one = digest([run(feed(photographs, name, views))])
+    given = CASES[name]
+    one = digest([run(feed(photographs, *given))])
     for size, threads in [(1, 4), (2, 1), (3, 2), (4, 7), (8, 1)]:
-        shares = [run(feed(photographs, name, views, rank=r, size=size, threads=threads)) for r in range(size)]
+        shares = [run(feed(photographs, *given, rank=r, size=size, threads=threads)) for r in range(size)]
         assert digest(shares) == one
-    begun, rest = run(feed(photographs, name, views), stop=4), run(feed(photographs, name, views), start=4)
+    begun, rest = run(feed(photographs, *given), stop=4), run(feed(photographs, *given), start=4)
     assert digest([begun + rest]) == one
-    assert digest([run(feed(photographs, name, views, seed=6))]) != one
+    assert digest([run(feed(photographs, *given, seed=6))]) != one
 
 
 def test_small_crops_are_small_different_and_leave_the_views_as_they_were(photographs):
@@ -89,9 +96,9 @@ def test_small_crops_are_small_different_and_leave_the_views_as_they_were(photog
     crops = more.views[2]
     assert crops.shape == (BATCH, 5, 3, 24, 24)
     assert len({crop.numpy().tobytes() for crop in crops.flatten(0, 1)}) == 5 * BATCH
-    recipe = recipes.build("two", MoCoV2(size=64, small=small), photographs.image(64), None, 5)
-    for place in recipe.places(0, np.arange(80))[2:]:
-        areas = [h * w / 1e6 for _, _, h, w in (place.box(i, 1000, 1000) for i in range(80))]
+    transform = transforms.build(Inputs(), (MoCoV2(size=64, small=small),), photographs.image(64), 5)
+    for params in transform.params(0, np.arange(80))[2:]:
+        areas = [h * w / 1e6 for _, _, h, w in (params.box(i, 1000, 1000) for i in range(80))]
         assert 0.049 < min(areas) < 0.06 and 0.09 < max(areas) < 0.101
 
 
@@ -104,8 +111,8 @@ def test_accumulation_cuts_the_same_batch(photographs):
 
 @pytest.mark.parametrize("views", [CifarViews(), CifarViews(small=SmallCrops(size=16, count=3)), PirlViews()])
 def test_images_held_in_memory_give_the_same_pixels(tiny, views):
-    name = "jigsaw" if isinstance(views, PirlViews) else "two"
-    streaming, held = feed(tiny, name, views, held=0), feed(tiny, name, views)
+    inputs = JIGSAW if isinstance(views, PirlViews) else TWO
+    streaming, held = feed(tiny, inputs, views, held=0), feed(tiny, inputs, views)
     assert digest([run(streaming)]) == digest([run(held)])
     assert streaming.resident is None and held.resident is not None
 

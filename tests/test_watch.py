@@ -143,7 +143,7 @@ def test_a_posterior_that_collapses(beta, silent, digits, tmp_path, world, capsy
 
 def test_an_objective_without_a_sign_says_so(world):
     class Plain(Objective):
-        recipe = "image"
+        pass
 
     (line,) = watch.beforehand(Plain(), Training(), world)
     assert "Plain has no sign by which a collapse is seen" in line

@@ -27,7 +27,7 @@ from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.ring import Ring
 from pipeline.errors import DataError
 from pipeline.views.decode import Scratch, TooSmall, decode
-from pipeline.views.recipes import Recipe
+from pipeline.views.transforms import ViewTransform
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class Feed:
     def __init__(
         self,
         shards: Shards,
-        recipe: Recipe,
+        transform: ViewTransform,
         *,
         batch: int,
         seed: int,
@@ -103,7 +103,7 @@ class Feed:
         max_bad_share: float = 0.001,
         held: int = HELD,
     ):
-        self.shards, self.recipe, self.seed, self.total = shards, recipe, seed, total_steps
+        self.shards, self.transform, self.seed, self.total = shards, transform, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
         self.order = order.Order(np.diff(np.minimum(shards.starts, self.n)), seed, window)
         self.plan = order.Plan(self.n, batch, accumulate, rank, size)
@@ -163,9 +163,9 @@ class Feed:
         """A micro-batch cut into tasks, each of which fills its rows."""
         count = len(ids)
         if self.device.type == "cpu":
-            made = tuple(torch.empty(count, *shape) for shape in self.recipe.view_shapes)
+            made = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
         else:
-            made = self.ring.take([(count, *shape) for shape in self.recipe.crop_shapes])
+            made = self.ring.take([(count, *shape) for shape in self.transform.crop_shapes])
         rows = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
         fill = self.pool.submit
         parts = [fill(self._fill, step, epoch, positions[r], ids[r], tuple(m[r] for m in made)) for r in rows]
@@ -178,10 +178,10 @@ class Feed:
         """Samples in order, the unreadable replaced (in ``ids`` too), cut, and on a CPU finished, into ``made``."""
         part = Part([], dict.fromkeys(STAGES, 0.0))
         crops = made if self.device.type != "cpu" else self._crops(len(ids))
-        places = self.recipe.places(epoch, ids)
+        params = self.transform.params(epoch, ids)
         begun = time.perf_counter()
         if self.resident is not None and not self.resident.broken[ids].any():
-            self.recipe.cut_rows(self.resident.images, ids, places, crops)
+            self.transform.crop_rows(self.resident.images, ids, params, crops)
             part.seconds["crop"] += time.perf_counter() - begun
             return self._coloured(epoch, ids, crops, made, part)
         files = read_many(self.shards, ids) if self.resident is None else [None] * len(ids)
@@ -192,9 +192,9 @@ class Feed:
             begun = time.perf_counter()
             out = tuple(c[i] for c in crops)
             if ids[i] == due:
-                self.recipe.cut(image, places, i, out)
+                self.transform.crop(image, params, i, out)
             else:
-                self.recipe.cut(image, self.recipe.places(epoch, ids[i : i + 1]), 0, out)
+                self.transform.crop(image, self.transform.params(epoch, ids[i : i + 1]), 0, out)
             part.seconds["crop"] += time.perf_counter() - begun
         return self._coloured(epoch, ids, crops, made, part)
 
@@ -204,7 +204,7 @@ class Feed:
         """A task's crops, finished into ``made`` on a CPU."""
         if self.device.type == "cpu":
             begun = time.perf_counter()
-            self.recipe.finish(crops, epoch, ids, made)
+            self.transform.views(crops, epoch, ids, made)
             part.seconds["augment"] += time.perf_counter() - begun
         return part
 
@@ -216,7 +216,7 @@ class Feed:
 
     def _crops(self, count: int) -> tuple[Tensor, ...]:
         """This thread's room for the crops of a task."""
-        shapes = self.recipe.crop_shapes
+        shapes = self.transform.crop_shapes
         room = self._own("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
         return tuple(c[:count] for c in room)
 
@@ -242,7 +242,7 @@ class Feed:
             begun = time.perf_counter()
             crops = self.ring.send(micro.made)
             sent = time.perf_counter()
-            views = tuple(self.recipe.finish(crops, micro.epoch, micro.ids))
+            views = tuple(self.transform.views(crops, micro.epoch, micro.ids))
             ids = torch.from_numpy(micro.ids).to(self.device)
             self.seconds["transfer"] += sent - begun
             self.seconds["augment"] += time.perf_counter() - sent
@@ -275,7 +275,7 @@ class Feed:
             raise data
         read_at = time.perf_counter()
         try:
-            about = self.recipe.image
+            about = self.transform.image
             image = decode(data, about.channels, self._own("pixels", Scratch), about.exif_orientation)
         except ValueError as error:
             raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
@@ -286,7 +286,7 @@ class Feed:
     def hold(self, start: int) -> None:
         """Decodes all images once, where they are of one size, fit, and will be seen more than once."""
         height, width = self.shards.manifest["height"], self.shards.manifest["width"]
-        channels = self.recipe.image.channels
+        channels = self.transform.image.channels
         seen = (self.total - start) * self.plan.batch // self.plan.size
         if self.resident is not None or height is None or seen <= self.n:
             return

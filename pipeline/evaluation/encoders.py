@@ -35,8 +35,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 255
         if self.normalised:
-            mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.image.mean, self.image.std))
-            x = (x - mean) / std
+            x = self.image.normalise(x)
         return self.module(x).float()
 
 

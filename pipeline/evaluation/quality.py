@@ -90,9 +90,8 @@ def judge(
         still: Any = copy.deepcopy(trunk).float().eval()
         still.to(memory_format=torch.channels_last)
         device = next(still.parameters()).device
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (image.mean, image.std))
         try:
-            rows = torch.cat([still((x.to(device).float() / 255 - mean) / std).float() for x in parts()])
+            rows = torch.cat([still(image.normalise(x.to(device).float() / 255)).float() for x in parts()])
         except DataError as error:  # a training forgives some unreadable images
             say(f"not judged while it trains: {error}")
             return {}

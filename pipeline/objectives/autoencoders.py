@@ -38,7 +38,6 @@ class AE(Objective):
     Nothing is pushed up: the volume of low energy is limited by the width of the latent.
     """
 
-    recipe = "image"
     outputs = 1
     """Numbers the encoder gives for each latent unit."""
 

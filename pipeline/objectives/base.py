@@ -22,7 +22,7 @@ def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of a micro-batch. ``views``: float tensors [B, ...] in the order the recipe names;
+    """This rank's share of a micro-batch. ``views``: float tensors [B, ...] as the settings' ``inputs`` say;
     ``ids``: the samples' dense ids, int64 [B]; ``progress``: share of training done, 0 to 1."""
 
     views: tuple[Tensor, ...]
@@ -69,8 +69,6 @@ class Objective(nn.Module):
     """``embed`` works sample by sample; ``score`` may look at the whole batch and at memory. Neither changes state,
     but for batch norm's running statistics."""
 
-    recipe: str
-    """"two" random views, "jigsaw": image and nine patches, the "image" itself in [0, 1], or "signals"."""
     coupled: bool = False
     """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
     blind_epochs: int = 0

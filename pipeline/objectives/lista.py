@@ -17,8 +17,6 @@ class LISTA(Objective):
     penalty on z.
     """
 
-    recipe = "signals"
-
     def __init__(self, settings: Settings, dictionary: Tensor, penalty: float):
         super().__init__()
         self.settings = settings

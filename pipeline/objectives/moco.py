@@ -25,8 +25,6 @@ class MoCo(Objective):
     the start of the next one.
     """
 
-    recipe = "two"
-
     def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
         super().__init__()
         self.settings, self.world = settings, world

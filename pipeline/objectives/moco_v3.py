@@ -20,7 +20,6 @@ class MoCoV3(Objective):
     the predictor has none. No queue: the keys of the whole global batch are the negatives.
     """
 
-    recipe = "two"
     coupled = True
 
     def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):

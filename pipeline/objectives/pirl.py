@@ -35,7 +35,6 @@ class PIRL(Objective):
         if net.kind == "vit" and settings.pretext == "jigsaw":
             raise ConfigError("net.kind vit takes images of one size, not patches; use pretext: rotation or a resnet")
         self.trunk = trunks.build(net, image, world, seed)
-        self.recipe = "jigsaw" if settings.pretext == "jigsaw" else "two"
         with seeded(seed, "init", "head"):
             self.f, self.g = (heads.build(settings.head, self.trunk.features, net.norm, world) for _ in "fg")
             if settings.pretext == "jigsaw":

@@ -15,12 +15,11 @@ from pipeline.world import World
 class SimCLR(Objective):
     """NT-Xent, eq. 1: l(i, j) = - log e^(s_ij/T) / sum_{k != i} e^(s_ik/T) over the 2B views of the global batch."""
 
-    recipe = "two"
     coupled = True
 
     def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
         super().__init__()
-        self.temperature, self.world = settings.temperature, world
+        self.settings, self.temperature, self.world = settings, settings.temperature, world
         self.trunk = trunks.build(net, image, world, seed)
         with seeded(seed, "init", "head"):
             self.head = heads.build(settings.head, self.trunk.features, net.norm, world)

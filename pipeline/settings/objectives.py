@@ -1,10 +1,36 @@
 """The objectives: an energy that goes down on data and up, or is bounded, elsewhere. Defaults are the papers'."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import Count, Fraction, Positive, Settings
+
+
+class Jigsaw(Settings):
+    """The nine patches (arXiv 1912.01991, sec. 3.3): crop, grid of cells, a jittered patch from each, shuffled."""
+
+    cells: Annotated[int, Field(ge=2, le=5)] = 3
+    """Cells on a side."""
+    cell: Count | None = None
+    """Side of a cell in pixels; none: 85 for views of 160 pixels and more, below that in proportion (10 at 32)."""
+    patch: Count | None = None
+    """Side of a patch in pixels; none: 3/4 of the cell, rounded (64 of 85)."""
+    scale: tuple[float, float] = (0.6, 1.0)
+    """Area of the crop that is cut into cells."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an objective is given of each sample. ``views``: random views; 0: the image itself, its pixels in [0, 1].
+    ``jigsaw``: its patches take the place of the second view. ``small_crops``: it also takes small crops, where the
+    views have any. ``signals``: vectors that a stage makes of images, and no image."""
+
+    views: int = 2
+    jigsaw: Jigsaw | None = None
+    small_crops: bool = False
+    signals: bool = False
 
 
 class Head(Settings):
@@ -23,6 +49,7 @@ class Head(Settings):
 class SimCLR(Settings):
     """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) over both views of the whole global batch."""
 
+    inputs: ClassVar[Inputs] = Inputs()
     kind: Literal["simclr"] = "simclr"
     temperature: Positive = 0.1
     head: Head = Head()
@@ -39,6 +66,7 @@ class Following(Settings):
 class MoCo(Following):
     """MoCo (arXiv 1911.05722, eq. 1; v2: arXiv 2003.04297): a query against a key and a queue of older keys."""
 
+    inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["moco"] = "moco"
     temperature: Positive = 0.2
     """0.2 in v2; 0.07 in v1."""
@@ -57,6 +85,7 @@ class MoCo(Following):
 class MoCoV3(Following):
     """MoCo v3 (arXiv 2104.02057, algorithm 1): predictor, no queue, the batch's keys as negatives, both directions."""
 
+    inputs: ClassVar[Inputs] = Inputs()
     kind: Literal["moco_v3"] = "moco_v3"
     temperature: Positive = 1.0
     """1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by twice it."""
@@ -67,19 +96,6 @@ class MoCoV3(Following):
     head: Head = Head(hidden=4096, dim=256, norm="all")
     predictor: Head | None = Head(hidden=4096, dim=256, norm="hidden")
     """On top of the queries' head; none: removed."""
-
-
-class Jigsaw(Settings):
-    """The nine patches (arXiv 1912.01991, sec. 3.3): crop, grid of cells, a jittered patch from each, shuffled."""
-
-    cells: Annotated[int, Field(ge=2, le=5)] = 3
-    """Cells on a side."""
-    cell: Count | None = None
-    """Side of a cell in pixels; none: 85 for views of 160 pixels and more, below that in proportion (10 at 32)."""
-    patch: Count | None = None
-    """Side of a patch in pixels; none: 3/4 of the cell, rounded (64 of 85)."""
-    scale: tuple[float, float] = (0.6, 1.0)
-    """Area of the crop that is cut into cells."""
 
 
 class PIRL(Settings):
@@ -106,6 +122,10 @@ class PIRL(Settings):
     """Of f and, per patch, of g; g then joins its patches by one more linear layer. hidden 2048: the MLP variant."""
     jigsaw: Jigsaw = Jigsaw()
 
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(jigsaw=self.jigsaw if self.pretext == "jigsaw" else None)
+
 
 class Bottleneck(Settings):
     """Shape of an encoder-decoder."""
@@ -120,6 +140,7 @@ class Bottleneck(Settings):
 class AE(Settings):
     """Autoencoder: energy of an image is its squared reconstruction error."""
 
+    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["ae"] = "ae"
     net: Bottleneck = Bottleneck()
 
@@ -127,6 +148,7 @@ class AE(Settings):
 class DAE(Settings):
     """Denoising autoencoder: || y - f(y + noise) ||^2, trained on corrupted images."""
 
+    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["dae"] = "dae"
     noise: Positive = 0.3
     """Standard deviation of the Gaussian noise on pixels between 0 and 1."""
@@ -136,6 +158,7 @@ class DAE(Settings):
 class VAE(Settings):
     """Variational autoencoder (arXiv 1312.6114): - ELBO, summed over pixels and units, mean over the batch."""
 
+    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["vae"] = "vae"
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """bernoulli: on grey pixels a continuous relaxation, not a log-likelihood; gaussian: one learned sigma."""
@@ -150,6 +173,7 @@ class VAE(Settings):
 class LISTA(Settings):
     """LISTA (Gregor & LeCun 2010): layers z <- shrink(We y + S z, theta), trained to predict sparse codes."""
 
+    inputs: ClassVar[Inputs] = Inputs(views=0, signals=True)
     kind: Literal["lista"] = "lista"
     layers: Count = 3
     tied: bool = False

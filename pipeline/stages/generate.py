@@ -15,7 +15,7 @@ from pipeline.evaluation import encoders
 from pipeline.settings.objectives import VAE
 from pipeline.settings.stages import Generate
 from pipeline.training import loop
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.world import World
 
 SHOWN = 1000  # test images of the latent plane
@@ -54,7 +54,7 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
     objective = objectives.build(settings.objective, None, image, settings.samples(shards.n), world, seed)
     feed = Feed(
         shards,
-        recipes.build(objective.recipe, None, image, None, seed),
+        transforms.build(settings.objective.inputs, (), image, seed),
         batch=settings.batch,
         accumulate=settings.accumulate,
         seed=seed,

@@ -12,7 +12,7 @@ from pipeline.image import Image
 from pipeline.objectives.base import Objective
 from pipeline.settings.stages import Pretrain
 from pipeline.training import loop
-from pipeline.views import recipes
+from pipeline.views import transforms
 from pipeline.world import World
 
 
@@ -21,11 +21,10 @@ def prepare(
 ) -> tuple[Objective, Feed, Image]:
     """What is trained, what feeds this rank, and what the encoder is for."""
     image = shards.image(settings.views.size)
-    jigsaw = getattr(settings.objective, "jigsaw", None)
     objective = objectives.build(settings.objective, settings.net, image, settings.samples(shards.n), world, seed)
     feed = Feed(
         shards,
-        recipes.build(objective.recipe, settings.views, image, jigsaw, seed),
+        transforms.build(settings.objective.inputs, (settings.views,), image, seed),
         batch=settings.batch,
         accumulate=settings.accumulate,
         seed=seed,
@@ -66,7 +65,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             world=world,
             export=export,
             judge=judge,
-            sheets=lambda views: {f"views/{objective.recipe}": sheets.views(views, image)},
+            sheets=lambda views: {"views": sheets.views(views, image)},
         )
     finally:
         feed.close()

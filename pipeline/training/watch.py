@@ -100,7 +100,7 @@ class Collapse:
     def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
         self.objective, self.name, self.do = objective, type(objective).__name__, settings.collapse
         self.from_step = PATIENCE + round((settings.warmup_epochs + objective.blind_epochs) * steps_per_epoch)
-        self.leaks = objective.recipe == "two" and norm.blocks(objective) > 1
+        self.leaks = type(objective).pair is not Objective.pair and norm.blocks(objective) > 1
         self.since: dict[str, int] = {}
 
     @property

@@ -18,7 +18,7 @@ SMALL = 64
 
 
 @dataclass(frozen=True)
-class Places:
+class Params:
     """Where to crop each of B images, whatever their sizes: ``widths`` and ``heights`` of the tries over the root of
     the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the room that is left, [B, 2]; ``flips``."""
 
@@ -32,6 +32,31 @@ class Places:
         """Top, left, height and width of the i-th crop in an image of that size."""
         return box(self.widths[i], self.heights[i], self.corners[i], height, width, *self.ratio)
 
+    def crop(self, image: Tensor, i: int, out: Tensor) -> None:
+        """Writes the i-th crop of an image, uint8 [C, H, W], resampled with antialias, mirrored or not, into ``out``,
+        uint8 [S, S, C].
+
+        Both resamplers give torchvision's pixels to the bit: linear weights of 16 bits over the source pixels that a
+        target pixel covers, along rows first.
+        """
+        _, height, width = image.shape
+        y, x, h, w = self.box(i, height, width)
+        side, flip = out.shape[0], bool(self.flips[i])
+        if fast((h, w), side):
+            resample(image.permute(1, 2, 0).numpy()[y : y + h, x : x + w], flip, out.numpy())
+            return
+        part = image[None, :, y : y + h, x : x + w]
+        crop = torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0]
+        out.permute(2, 0, 1).copy_(crop.flip(-1) if flip else crop)
+
+    def crop_rows(self, images: Tensor, rows: np.ndarray, out: Tensor) -> None:
+        """`crop` of the images [n, H, W, C] at ``rows`` [B], where it is `fast`, into ``out``, uint8 [B, S, S, C].
+
+        One call without the GIL, which the training's thread takes for each of a step's operations."""
+        _crop_rows(
+            images.numpy(), rows, self.widths, self.heights, self.corners, self.flips, *self.ratio, out.numpy()
+        )
+
 
 def draw(
     seed: int,
@@ -41,14 +66,14 @@ def draw(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     flip: float,
-) -> Places:
+) -> Params:
     """As torchvision's RandomResizedCrop: up to ten times an area U(scale) of the image and a ratio of width to height
     log-uniform in ``ratio``; then a place, and a flip of that probability."""
     u = keyed.uniform(2 * TRIES + 3, seed, epoch, ids, view, "crop")
     area = scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = np.exp(low + (high - low) * u[:, TRIES : 2 * TRIES])
-    return Places(np.sqrt(area * aspect), np.sqrt(area / aspect), u[:, -3:-1], u[:, -1] < flip, ratio)
+    return Params(np.sqrt(area * aspect), np.sqrt(area / aspect), u[:, -3:-1], u[:, -1] < flip, ratio)
 
 
 @compiled
@@ -67,35 +92,9 @@ def box(widths, heights, corner, height, width, narrowest, broadest):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def cut(image: Tensor, places: Places, i: int, out: Tensor) -> None:
-    """The i-th crop of an image, uint8 [C, H, W], resampled with antialias, mirrored or not -> out, uint8 [S, S, C].
-
-    Both resamplers give torchvision's pixels to the bit: linear weights of 16 bits over the source pixels that a
-    target pixel covers, along rows first.
-    """
-    _, height, width = image.shape
-    y, x, h, w = places.box(i, height, width)
-    side, flip = out.shape[0], bool(places.flips[i])
-    if fast((h, w), side):
-        resample(image.permute(1, 2, 0).numpy()[y : y + h, x : x + w], flip, out.numpy())
-        return
-    part = image[None, :, y : y + h, x : x + w]
-    crop = torch.ops.aten._upsample_bilinear2d_aa(part, [side, side], False)[0]
-    out.permute(2, 0, 1).copy_(crop.flip(-1) if flip else crop)
-
-
 def fast(size: Sequence[int], side: int) -> bool:
     """Whether crops of ``size`` pixels at most, to ``side``, are resampled by our own code."""
     return AVAILABLE and side < SMALL and max(size) < 8 * SMALL
-
-
-def cut_rows(images: Tensor, rows: np.ndarray, places: Places, out: Tensor) -> None:
-    """`cut` of the images [n, H, W, C] at ``rows`` [B], where it is `fast` -> out, uint8 [B, S, S, C].
-
-    One call without the GIL, which the training's thread takes for each of a step's operations."""
-    _cut_rows(
-        images.numpy(), rows, places.widths, places.heights, places.corners, places.flips, *places.ratio, out.numpy()
-    )
 
 
 @compiled
@@ -159,7 +158,7 @@ def resample(part, flip, out):
 
 
 @compiled
-def _cut_rows(images, rows, widths, heights, corners, flips, narrowest, broadest, out):
+def _crop_rows(images, rows, widths, heights, corners, flips, narrowest, broadest, out):
     height, width = images.shape[1:3]
     crop = np.empty(out.shape[1:], np.uint8)  # contiguous, as one of several crops of an image is not
     for i in range(len(rows)):

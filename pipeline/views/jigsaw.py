@@ -46,47 +46,48 @@ def cut(crop: Tensor, at: np.ndarray, order: np.ndarray, patch: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the patches of B natural images come from: ``crop``, whose side is a whole number of cells; in it
-    ``corners`` [B, P, 2]; the ``order`` in which they are shown and which of those are mirrored, [B, P]."""
+class Params:
+    """Where the patches of B natural images come from: ``within``, a crop whose ``side`` is a whole number of cells;
+    in it ``corners`` [B, P, 2]; the ``order`` in which they are shown and which of those are mirrored, [B, P]."""
 
-    crop: crops.Places
+    within: crops.Params
     corners: np.ndarray
     order: np.ndarray
     flips: np.ndarray
     side: int
 
+    def crop(self, image: Tensor, i: int, out: Tensor) -> None:
+        """Writes the patches of the i-th image, uint8 [C, H, W], into ``out``, uint8 [P, patch, patch, C]."""
+        crop = torch.empty(self.side, self.side, out.shape[-1], dtype=torch.uint8)
+        self.within.crop(image, i, crop)
+        pixels, patches, side = crop.numpy(), out.numpy(), out.shape[1]
+        for shown, (which, flip) in enumerate(zip(self.order[i], self.flips[i], strict=True)):
+            y, x = self.corners[i, which]
+            patch = pixels[y : y + side, x : x + side]
+            patches[shown] = patch[:, ::-1] if flip else patch
+
 
 def draw(
-    seed: int,
-    epoch: int,
-    ids: np.ndarray,
-    settings: Jigsaw,
-    cell: int,
-    patch: int,
-    ratio: tuple[float, float],
-    flip: float,
-) -> Places:
-    """The draws of `cut_one`; ``flip`` is each patch's own."""
-    count = settings.cells**2
-    return Places(
+    seed: int, epoch: int, ids: np.ndarray, settings: Jigsaw, side: int, ratio: tuple[float, float], flip: float
+) -> Params:
+    """Random patches beside views of ``side`` pixels; ``flip`` is the probability with which each is mirrored."""
+    cells, (cell, patch) = settings.cells, geometry(side, settings)
+    return Params(
         crops.draw(seed, epoch, ids, "patches", settings.scale, ratio, 0),
-        corners(seed, epoch, ids, settings.cells, cell, patch),
-        shuffles(seed, epoch, ids, count),
-        keyed.uniform(1, seed, epoch, ids[:, None], "patch", np.arange(count), "flip")[..., 0] < flip,
-        settings.cells * cell,
+        corners(seed, epoch, ids, cells, cell, patch),
+        shuffles(seed, epoch, ids, cells**2),
+        keyed.uniform(1, seed, epoch, ids[:, None], "patch", np.arange(cells**2), "flip")[..., 0] < flip,
+        cells * cell,
     )
 
 
-def cut_one(image: Tensor, places: Places, i: int, out: Tensor) -> None:
-    """The i-th image, uint8 [C, H, W], cropped and cut -> its patches, uint8 [P, patch, patch, C]."""
-    crop = torch.empty(places.side, places.side, out.shape[-1], dtype=torch.uint8)
-    crops.cut(image, places.crop, i, crop)
-    pixels, patches, side = crop.numpy(), out.numpy(), out.shape[1]
-    for shown, (which, flip) in enumerate(zip(places.order[i], places.flips[i], strict=True)):
-        y, x = places.corners[i, which]
-        patch = pixels[y : y + side, x : x + side]
-        patches[shown] = patch[:, ::-1] if flip else patch
+def patches(images: Tensor, settings: Jigsaw, side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:
+    """Random patches of small images, uint8 [B, C, H, W], beside views of ``side`` pixels -> float32 [B, P, C, patch,
+    patch] in [0, 1], none mirrored."""
+    cells, (cell, patch) = settings.cells, geometry(side, settings)
+    crop = enlarge(images, settings.scale, cells * cell, seed, epoch, ids)
+    at = corners(seed, epoch, ids, cells, cell, patch)
+    return cut(crop, at, shuffles(seed, epoch, ids, cells**2), patch)
 
 
 def enlarge(images: Tensor, scale: tuple[float, float], side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:

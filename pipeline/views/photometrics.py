@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed
+from pipeline.image import Image
 from pipeline.settings.data import Crops
 from pipeline.views import enhance, rows
 from pipeline.views.compiled import AVAILABLE
 
-Values = tuple[float, ...]
 FAINT = 1e-5
 """Share of a blur's weight that may be left out: a four-hundredth of a grey level."""
 GREY = (0.2989, 0.587, 0.114)
@@ -87,23 +87,21 @@ def taps(sigma: np.ndarray, reach: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def finish(images: Tensor, draws: Draws, reach: int, mean: Values, std: Values, out: Tensor | None = None) -> Tensor:
+def finish(images: Tensor, draws: Draws, reach: int, image: Image, out: Tensor | None = None) -> Tensor:
     """uint8 [N, C, H, W], C of 1 or 3 -> float32: jittered, greyed, blurred within ``reach`` pixels, solarised, and
-    (x - mean) / std. On a CPU row by row (`rows`), into ``out`` if that is given; else with whole batches."""
+    normalised. On a CPU row by row (`rows`), into ``out`` if that is given; else with whole batches."""
     images, draws = in_bytes(images, draws)
     weights = taps(draws.sigma, reach)
     if images.device.type == "cpu" and AVAILABLE:
         if out is None:
             out = torch.empty(images.shape)
-        middle, scale = np.asarray(mean, np.float32), 1 / np.asarray(std, np.float32)
+        mean, scale = np.asarray(image.mean, np.float32), 1 / np.asarray(image.std, np.float32)
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         rows.finish(
-            pixels, draws.factors, draws.order, draws.grey, weights, draws.solarise, middle, scale, out.numpy()
+            pixels, draws.factors, draws.order, draws.grey, weights, draws.solarise, mean, scale, out.numpy()
         )
         return out
-    x = apply(images, draws, weights)
-    middle, width = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (mean, std))
-    x = (x - middle) / width
+    x = image.normalise(apply(images, draws, weights))
     return x if out is None else out.copy_(x)
 
 
@@ -115,8 +113,9 @@ def in_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         draws = replace(draws, grey=none, grey_first=False)
     if draws.distortion is not None:
         jitter = replace(draws, grey=none, sigma=np.zeros(len(images)), solarise=none, distortion=None)
-        zeros, ones = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
-        images = (finish(images, jitter, 0, zeros, ones) * 255).round_().to(torch.uint8)
+        channels, side = images.shape[1:3]
+        plain = Image(channels, side, (0.0,) * channels, (1.0,) * channels)
+        images = (finish(images, jitter, 0, plain) * 255).round_().to(torch.uint8)
         images = enhance.distort(images, draws.distortion)
         draws = replace(draws, order=np.full_like(draws.order, -1), distortion=None)
     return images, draws

@@ -1,0 +1,214 @@
+"""View transforms: what a sample becomes for an objective, the image itself, random views, or a view and patches.
+
+A transform works in two steps. ``crop`` sees one decoded image and writes its crops, uint8, on a CPU thread; ``views``
+sees many samples' crops on the device and makes the views. Every random number is a function of (seed, epoch, id,
+view, operation), and of nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.image import Image
+from pipeline.settings.data import Characters, Crops, SmallCrops, Views
+from pipeline.settings.objectives import Inputs, Jigsaw
+from pipeline.views import affine, crops, jigsaw, photometrics
+
+Tensors = tuple[Tensor, ...]
+Shapes = tuple[tuple[int, ...], ...]
+VIEWS = ("one", "two")
+"""What the random numbers of the first and of the second view are keyed by."""
+
+
+@dataclass(frozen=True)
+class ViewTransform(ABC):
+    """``image``: what views are made of and normalised by."""
+
+    image: Image
+    seed: int
+
+    @property
+    def crop_shapes(self) -> Shapes:
+        """Shapes of a sample's crops, with the channels last."""
+        return ((self.image.side, self.image.side, self.image.channels),)
+
+    @property
+    @abstractmethod
+    def view_shapes(self) -> Shapes:
+        """Shapes of a sample's views."""
+
+    def params(self, epoch: int, ids: np.ndarray) -> Any:
+        """The random numbers by which `crop` crops these samples."""
+        return None
+
+    def crop(self, image: Tensor, params: Any, i: int, out: Tensors) -> None:
+        """Writes the crops of one decoded image, uint8 [C, H, W], the i-th of ``params``: uint8 of `crop_shapes`."""
+        if image.shape[1:] != (self.image.side, self.image.side):
+            raise ConfigError(
+                f"an image of {image.shape[2]} x {image.shape[1]} pixels where {self.image.side} x "
+                f"{self.image.side} were expected; pack with one size, or use views of the crops family"
+            )
+        out[0].copy_(image.permute(1, 2, 0))
+
+    def crop_rows(self, images: Tensor, rows: np.ndarray, params: Any, out: Tensors) -> None:
+        """Writes the crops [B, ...] of the images at ``rows``, int64 [B], of uint8 [n, H, W, C]."""
+        for i, row in enumerate(rows.tolist()):
+            self.crop(images[row].permute(2, 0, 1), params, i, tuple(o[i] for o in out))
+
+    @abstractmethod
+    def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        """The views of samples [B], float32 [B, ...], of their crops, uint8 [B, ...]; in ``out``, if that is given."""
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """[..., H, W, C] -> [..., C, H, W]."""
+    return images.movedim(-1, -3).contiguous()
+
+
+def copied(views: Tensors, out: Tensors | None) -> Tensors:
+    """The views, in ``out`` if that is given."""
+    return views if out is None else tuple(o.copy_(v) for o, v in zip(out, views, strict=True))
+
+
+@dataclass(frozen=True)
+class ImageTransform(ViewTransform):
+    """The image itself, in [0, 1]."""
+
+    @property
+    def view_shapes(self) -> Shapes:
+        return (self.image.shape,)
+
+    def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        return copied((channels_first(crops[0]).float() / 255,), out)
+
+
+@dataclass(frozen=True)
+class RandomTransform(ViewTransform):
+    """Random views, as many as ``settings``; with a ``jigsaw``, its patches in the place of the second."""
+
+    settings: tuple[Any, ...]
+    jigsaw: Jigsaw | None
+
+    @property
+    def view_shapes(self) -> Shapes:
+        return tuple(self.patch_shape if self.patched(i) else self.image.shape for i in range(len(self.settings)))
+
+    def patched(self, i: int) -> bool:
+        """Whether the i-th view is the jigsaw's patches."""
+        return i == 1 and self.jigsaw is not None
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        assert self.jigsaw is not None
+        _, patch = jigsaw.geometry(self.image.side, self.jigsaw)
+        return self.jigsaw.cells**2, self.image.channels, patch, patch
+
+
+@dataclass(frozen=True)
+class AffineTransform(RandomTransform):
+    """Views of characters."""
+
+    settings: tuple[Characters, ...]
+
+    def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        images = channels_first(crops[0])
+        made = (self.view(i, images, epoch, ids) for i in range(len(self.settings)))
+        return copied(tuple(self.image.normalise(view) for view in made), out)
+
+    def view(self, i: int, images: Tensor, epoch: int, ids: np.ndarray) -> Tensor:
+        """The i-th view of each image, uint8 [B, C, S, S] -> float32 [B, C, S, S], or its patches, in [0, 1]."""
+        key = (self.settings[i], self.seed, epoch, ids)
+        if self.jigsaw is not None and self.patched(i):
+            patches = jigsaw.patches(images, self.jigsaw, self.image.side, self.seed, epoch, ids)
+            return affine.contrast(patches, *key, "patches")
+        return affine.view(images, *key, VIEWS[i], self.image.side)
+
+
+@dataclass(frozen=True)
+class CropTransform(RandomTransform):
+    """Views of natural images: crops of the original, each with colours of its own. Small crops, if there are any,
+    come last, in the colours of the first view."""
+
+    settings: tuple[Crops, ...]
+
+    @property
+    def small(self) -> SmallCrops | None:
+        return self.settings[0].small
+
+    @property
+    def view_shapes(self) -> Shapes:
+        if self.small is None:
+            return super().view_shapes
+        return *super().view_shapes, (self.small.count, self.image.channels, self.small.size, self.small.size)
+
+    @property
+    def crop_shapes(self) -> Shapes:
+        return tuple((*shape[:-3], *shape[-2:], shape[-3]) for shape in self.view_shapes)
+
+    def params(self, epoch: int, ids: np.ndarray) -> list[crops.Params | jigsaw.Params]:
+        """Of each view, then of each small crop."""
+        drawn = [self.view_params(i, epoch, ids) for i in range(len(self.settings))]
+        if self.small is None:
+            return drawn
+        small, ratio, flip = self.small, self.settings[0].ratio, self.settings[0].flip
+        names = [f"small {j}" for j in range(small.count)]
+        return drawn + [crops.draw(self.seed, epoch, ids, name, small.scale, ratio, flip) for name in names]
+
+    def view_params(self, i: int, epoch: int, ids: np.ndarray) -> crops.Params | jigsaw.Params:
+        settings = self.settings[i]
+        if self.jigsaw is not None and self.patched(i):
+            side = self.image.side
+            return jigsaw.draw(self.seed, epoch, ids, self.jigsaw, side, settings.ratio, settings.flip)
+        return crops.draw(self.seed, epoch, ids, VIEWS[i], settings.scale, settings.ratio, settings.flip)
+
+    def crop(self, image: Tensor, params: Sequence[crops.Params | jigsaw.Params], i: int, out: Tensors) -> None:
+        for each, room in zip(params, self.each(out, 0), strict=True):
+            each.crop(image, i, room)
+
+    def crop_rows(self, images: Tensor, rows: np.ndarray, params: Any, out: Tensors) -> None:
+        if self.jigsaw is not None or not all(crops.fast(images.shape[1:3], o.shape[-2]) for o in out):
+            return super().crop_rows(images, rows, params, out)
+        for each, room in zip(params, self.each(out, 1), strict=True):
+            each.crop_rows(images, rows, room)
+
+    def each(self, out: Tensors, axis: int) -> Tensors:
+        """What is written by each of `params`: the small crops, one tensor along ``axis``, are apart."""
+        count = len(self.settings)
+        return *out[:count], *(one for small in out[count:] for one in small.unbind(axis))
+
+    def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        rooms = out or (None,) * len(crops)
+        each = enumerate(zip(crops, rooms, strict=True))
+        return tuple(self.colour(crop, i, self.key(i, epoch, ids), room) for i, (crop, room) in each)
+
+    def key(self, i: int, epoch: int, ids: np.ndarray) -> tuple:
+        """What the colours of the i-th view are drawn by: each patch and each small crop has its own."""
+        if self.jigsaw is not None and self.patched(i):
+            return self.seed, epoch, ids[:, None], "patch", np.arange(self.jigsaw.cells**2)
+        if self.small is not None and i == len(self.settings):
+            return self.seed, epoch, ids[:, None], "small", np.arange(self.small.count)
+        return self.seed, epoch, ids, VIEWS[i]
+
+    def colour(self, crop: Tensor, i: int, key: tuple, out: Tensor | None) -> Tensor:
+        """uint8 [B, S, S, C] or [B, P, S, S, C] -> normalised float32 with the channels before S."""
+        settings = self.settings[i] if i < len(self.settings) else self.settings[0]
+        views = crop.movedim(-1, -3)
+        images, side = views.flatten(0, -4), views.shape[-1]
+        draws, reach = photometrics.draw(settings, *key), photometrics.radius(settings, side)
+        room = None if out is None else out.view(images.shape)
+        return photometrics.finish(images, draws, reach, self.image, room).view(views.shape)
+
+
+def build(inputs: Inputs, views: Sequence[Views], image: Image, seed: int) -> ViewTransform:
+    """The transform that makes of a sample what an objective is given. ``views``: what each view is drawn from, or
+    one that is all views'."""
+    if inputs.views == 0:
+        return ImageTransform(image, seed)
+    each: Any = tuple(views) * inputs.views if len(views) == 1 else tuple(views)
+    kind = AffineTransform if isinstance(each[0], Characters) else CropTransform
+    return kind(image, seed, each, inputs.jigsaw)
