@@ -1,0 +1,44 @@
+"""Distributed self-supervised pretraining: the names for use from Python.
+
+    run            the stages of a config, in this process        load_config    a config, checked
+    load_encoder   a trained encoder: images in, features out     embed          features of any images, as Parquet
+    Shards         packed images, by id                           World          this process, or one of several ranks
+    Stream         their files in exact order, for torch          datasource     the same for Ray Data
+    Objective, Batch, Step                                        what a new objective is made of
+    PipelineError, ConfigError, DataError                         what goes wrong, in one line, with its exit code
+
+The settings, every one with its unit, default and source, are models in `pipeline.settings`. A name is imported when
+it is asked for, so that `import pipeline` imports nothing else.
+"""
+
+import importlib
+from typing import Any
+
+HOME = {
+    "run": "api",
+    "load_config": "config:load",
+    "load_encoder": "evaluation.encoders:load",
+    "embed": "evaluation.embed",
+    "Shards": "data",
+    "Stream": "data",
+    "datasource": "data",
+    "World": "world",
+    "Objective": "objectives.base",
+    "Batch": "objectives.base",
+    "Step": "objectives.base",
+    "PipelineError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+}
+"""The module of each name, and what it is called there where that is another name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = HOME[name].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOME})

@@ -46,6 +46,11 @@ class Stopped(PipelineError):
     code = 75
 
 
+def of_code(code: int) -> type[PipelineError]:
+    """The class of errors that end with an exit code."""
+    return next((kind for kind in PipelineError.__subclasses__() if kind.code == code), PipelineError)
+
+
 AGAIN = "then run the same command again"
 LIMITS = {
     numbers.ENOSPC: f"free some, {AGAIN}",

@@ -227,8 +227,7 @@ def ended_with(job: Job, what: str) -> PipelineError:
         code = int((Path(job.out) / artifact.FAILED).read_text())
     except (OSError, ValueError):
         return ClusterError(f"{job.name}: another rank is gone ({what[:160]}); the same command goes on")
-    kind = next((k for k in PipelineError.__subclasses__() if k.code == code), PipelineError)
-    return kind(f"{job.name}: another rank failed, which said why")
+    return errors.of_code(code)(f"{job.name}: another rank failed, which said why")
 
 
 def shown(path: Path) -> Path:
