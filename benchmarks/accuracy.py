@@ -181,7 +181,7 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
     found = {}
     for row, load in rows.items():
         x, x_test = (features(load(), p, world.device) for p in pictures)
-        found[row] = probe.numbers(probe.judge(chosen, data, row, x, x_test, world.device))
+        found[row] = probe.numbers(probe.evaluate(chosen, data, row, x, x_test, world.device))
         if (root / row / "row.json").exists():
             found[row] |= json.loads((root / row / "row.json").read_text())
     return found

@@ -12,7 +12,7 @@ from pipeline import objectives
 from pipeline.data.index import Shards
 from pipeline.data.loader import centre, images
 from pipeline.errors import DataError
-from pipeline.evaluation import encoders, figures, knn, linear, quality
+from pipeline.evaluation import encoders, figures, knn, linear, online, quality
 from pipeline.evaluation.features import Pictures, features
 from pipeline.evaluation.lbfgs import minimise
 from pipeline.image import Image
@@ -201,7 +201,7 @@ def test_draws_are_stratified_different_and_from_the_fit_part():
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
-def judged(y_test: np.ndarray):
+def selected(y_test: np.ndarray):
     train, y = blobs(240, 10, spread=3.0)
     test, _ = blobs(120, 10, seed=1, spread=3.0)
     parts = linear.split(y, 0.25, 0)
@@ -214,7 +214,7 @@ def judged(y_test: np.ndarray):
 def test_test_labels_choose_nothing():
     truth = np.arange(120) % 4
     shuffled = np.random.default_rng(0).permutation(truth)
-    for one, other in zip(judged(truth), judged(shuffled), strict=True):
+    for one, other in zip(selected(truth), selected(shuffled), strict=True):
         assert one.penalty == other.penalty and one.grid == other.grid
         assert (one.predicted == other.predicted).all()
         assert one.test != other.test
@@ -222,7 +222,7 @@ def test_test_labels_choose_nothing():
 
 def test_numbers_repeat_to_the_last_digit():
     truth = np.arange(120) % 4
-    for one, other in zip(judged(truth), judged(truth), strict=True):
+    for one, other in zip(selected(truth), selected(truth), strict=True):
         assert one.test == other.test and one.grid == other.grid
 
 
@@ -249,7 +249,7 @@ def test_all_labels_is_scikit_learn_refitted_at_the_chosen_penalty(monkeypatch):
 
     monkeypatch.setattr(linear, "ROUGH", 1e-7)  # else penalties are compared before all samples have settled
     truth = np.arange(120) % 4
-    every, few = judged(truth)
+    every, few = selected(truth)
     train, y = blobs(240, 10, spread=3.0)
     test, _ = blobs(120, 10, seed=1, spread=3.0)
     parts = linear.split(y, 0.25, 0)
@@ -502,7 +502,7 @@ def test_figures_are_pictures(classes):
     assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.std() > 5
     row = {"linear_top1": 0.9, "linear_few": 0.8, "linear_few_sd": 0.01, "knn_top1": 0.85}
     rows = {f"row {i}": row for i in range(classes)}
-    assert (figures.ladder(rows) == figures.ladder(rows)).all()
+    assert (figures.accuracy_chart(rows) == figures.accuracy_chart(rows)).all()
 
 
 # ------------------------------------------------------------------------------------------------- while it is trained
@@ -521,15 +521,15 @@ class Watched(nn.Module):
         return self.scale * x.flatten(1)
 
 
-def test_a_trunk_is_judged_on_normalised_images_none_of_which_it_trains_on(digits):
+def test_a_trunk_is_evaluated_on_normalised_images_none_of_which_it_trains_on(digits):
     shards = Shards.open(digits, "train")
     image, trunk = shards.image(None), Watched()
-    judge = quality.judge(shards, image, used=1000, budget=200, seed=3)
-    assert judge is not None
-    found = judge(trunk)
+    evaluate = online.evaluation(shards, image, used=1000, budget=200, seed=3)
+    assert evaluate is not None
+    found = evaluate(trunk)
     seen = torch.cat(trunk.seen)
     pixels = (seen * image.std[0] + image.mean[0]) * 255
-    assert found["learn/judged"] == len(seen) == 200
+    assert found["learn/online_images"] == len(seen) == 200
     torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
     every = {images(shards, np.array([i]), 8).numpy().tobytes(): i for i in range(shards.n)}
     ids = {every[p[None].round().byte().numpy().tobytes()] for p in pixels}

@@ -218,10 +218,10 @@ def test_the_same_bytes_again_and_after_kills(done, inputs, tmp_path, world, mon
 def test_asked_to_stop_it_stops(inputs, tmp_path, world, monkeypatch):
     """Also between two batches of the third encoder's images."""
     asked = iter([False, True])
-    monkeypatch.setattr(world, "stopping", lambda: len(list(tmp_path.glob("judged/*.json"))) == 2 and next(asked))
-    with pytest.raises(Stopped, match="judged 2 of 6"):
+    monkeypatch.setattr(world, "stopping", lambda: len(list(tmp_path.glob("scores/*.json"))) == 2 and next(asked))
+    with pytest.raises(Stopped, match="evaluated 2 of 6"):
         probe.run(Probe(data="shards", encoders=("moco", "codes"), **FEW), 0, inputs, tmp_path, world)
-    assert len(list((tmp_path / "judged").glob("*.json"))) == 2
+    assert len(list((tmp_path / "scores").glob("*.json"))) == 2
 
 
 def relabelled(digits: Path, to: Path, split: str, change) -> Path:

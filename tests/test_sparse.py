@@ -55,7 +55,7 @@ def test_orthogonal_atoms_have_a_closed_form(name):
     d = torch.linalg.qr(problem(12, 12)[1])[0]
     y = problem(12, 12)[0]
     codes = SOLVERS[name](y, d, 0.2, 1e-11)
-    torch.testing.assert_close(codes.z, solvers.shrink(y @ d, 0.2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes.z, solvers.soft_threshold(y @ d, 0.2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -201,7 +201,7 @@ def test_momentum_is_what_tells_fista_from_ista():
     z = torch.zeros_like(q)
     for _ in range(5):
         at = solvers.advance(at, gram, q, 0.05, step, momentum=False)
-        z = solvers.shrink(z + step * (y - z @ d.T) @ d, step * 0.05)
+        z = solvers.soft_threshold(z + step * (y - z @ d.T) @ d, step * 0.05)
     torch.testing.assert_close(at.z, z)
 
 
@@ -214,7 +214,7 @@ def test_fista_follows_its_equations():
         z = x = torch.zeros(d.shape[1], dtype=y.dtype)
         t = 1.0
         for _ in range(60):
-            new = solvers.shrink(x - step * d.T @ (d @ x - one), step * 0.02)
+            new = solvers.soft_threshold(x - step * d.T @ (d @ x - one), step * 0.02)
             if (x - new) @ (new - z) > 0:
                 t = 1.0
             after = (1 + (1 + 4 * t * t) ** 0.5) / 2
@@ -236,8 +236,8 @@ def test_lista_starts_as_ista_and_only_the_plus_sign_does():
     inhibit = torch.eye(len(gram), dtype=gram.dtype) - step * gram
     right = torch.zeros_like(q)
     for _ in range(3000):
-        wrong = solvers.shrink(step * q - wrong @ inhibit, step * 0.1)
-        right = solvers.shrink(step * q + right @ inhibit, step * 0.1)
+        wrong = solvers.soft_threshold(step * q - wrong @ inhibit, step * 0.1)
+        right = solvers.soft_threshold(step * q + right @ inhibit, step * 0.1)
     assert solvers.certify(y, d, right, 0.1)[0].max() < 1e-6
     assert solvers.certify(y, d, wrong, 0.1)[0].min() > 1e-3
 

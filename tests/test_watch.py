@@ -187,9 +187,9 @@ def test_healthy_runs_are_left_alone(name, seed, digits, tmp_path, world):
     optimiser = (SGD(lr=0.1, lr_batch=0), Adam(lr=1e-3), Adam(lr=5e-4), Adam(lr=2e-3))[seed]
     rows = run(digits, tmp_path / "a", world, HEALTHY[name], optimiser=optimiser, seed=seed)
     assert rows[-1]["step"] == STEPS
-    judged = [row for row in rows if "learn/rankme" in row]
-    assert [row["step"] for row in judged] == [50, 100, 150, 200]
-    assert all(1 <= row["learn/rankme"] <= 32 and 0 <= row["learn/knn_top1"] <= 1 for row in judged)
+    evaluated = [row for row in rows if "learn/rankme" in row]
+    assert [row["step"] for row in evaluated] == [50, 100, 150, 200]
+    assert all(1 <= row["learn/rankme"] <= 32 and 0 <= row["learn/knn_top1"] <= 1 for row in evaluated)
 
 
 def test_ranks_that_have_come_apart_are_named():
@@ -286,26 +286,26 @@ def test_the_first_step_that_was_not_finite_is_named(which):
 def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     from pipeline.data.index import Shards
     from pipeline.errors import DataError
-    from pipeline.evaluation import quality
+    from pipeline.evaluation import online
     from pipeline.nets import trunks
 
     shards = Shards.open(digits, "train")
     image = shards.image(None)
     trunk = trunks.build(CNN(width=8), image)
-    assert quality.judge(shards, image, 1438, 99, 0) is None
-    read = quality.judge(shards, image, 1000, 300, 0)
+    assert online.evaluation(shards, image, 1438, 99, 0) is None
+    read = online.evaluation(shards, image, 1000, 300, 0)
     assert read is not None
     found = read(trunk)
-    assert found == read(trunk) and found["learn/judged"] == 300 and trunk.training
-    monkeypatch.setattr(quality, "HELD", 0)
-    assert quality.judge(shards, image, 1000, 300, 0)(trunk) == found
+    assert found == read(trunk) and found["learn/online_images"] == 300 and trunk.training
+    monkeypatch.setattr(online, "HELD", 0)
+    assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == found
 
     def broken(*_):
         raise DataError("shard 0: torn")
 
-    monkeypatch.setattr(quality, "images", broken)
-    assert quality.judge(shards, image, 1000, 300, 0)(trunk) == {}
-    assert "not judged while it trains: shard 0: torn" in capsys.readouterr().out
+    monkeypatch.setattr(online, "images", broken)
+    assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == {}
+    assert "not evaluated while it trains: shard 0: torn" in capsys.readouterr().out
 
 
 def test_what_restarts_cost_adds_up(tmp_path):

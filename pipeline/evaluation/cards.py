@@ -111,7 +111,7 @@ def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
 
 
 def results(home: Path | None, record: dict[str, Any]) -> str:
-    """The rows of every finished probe beside the artifact that judged it, with the probe's protocol."""
+    """The rows of every finished probe beside the artifact that evaluated it, with the probe's protocol."""
     lines = []
     for path in sorted(home.parent.glob("*/artifact.json")) if home else []:
         probe = json.loads(path.read_text())
@@ -124,4 +124,4 @@ def results(home: Path | None, record: dict[str, Any]) -> str:
             lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
         protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
         lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
-    return "\n".join(lines or ["No probe has judged it yet."]) + "\n"
+    return "\n".join(lines or ["No probe has evaluated it yet."]) + "\n"

@@ -1,4 +1,4 @@
-"""Images as encoders are judged on them, and the features of a whole split."""
+"""Images as encoders are evaluated on them, and the features of a whole split."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,8 +19,8 @@ HELD = 1 << 30  # bytes of decoded images kept for the next encoder
 
 
 class Pictures:
-    """The images of a split as encoders are judged on them, decoded once where they fit in memory. ``n``: the first so
-    many of the split's ids."""
+    """The images of a split as encoders are evaluated on them, decoded once where they fit in memory. ``n``: how many
+    there are, the first ``limit`` of the split's ids."""
 
     def __init__(self, shards: Shards, side: int, limit: int | None = None):
         self.shards, self.side, self.n = shards, side, min(shards.n, limit or shards.n)

@@ -59,7 +59,7 @@ def confusion(table: np.ndarray, names: list[str], title: str) -> np.ndarray:
     return drawn(page)
 
 
-def ladder(rows: dict[str, dict[str, float]]) -> np.ndarray:
+def accuracy_chart(rows: dict[str, dict[str, float]]) -> np.ndarray:
     """Each row's three accuracies in per cent, the best at the top: all labels with the deviation of a finite test set
     (``linear_top1_sd``), few labels with that over draws -> uint8 [H, W, 3]."""
     names = sorted(rows, key=lambda name: rows[name]["linear_few"])
@@ -78,6 +78,6 @@ def ladder(rows: dict[str, dict[str, float]]) -> np.ndarray:
     plot.set_yticks(range(len(names)), names)
     plot.set(xlabel="test accuracy, %  (bars: ± one standard deviation)", ylim=(-0.5, len(names) - 0.4))
     plot.grid(axis="x", alpha=0.3)
-    figure.suptitle("Frozen features, judged by the same probe")
+    figure.suptitle("Frozen features, the same probe for all")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return drawn(page)

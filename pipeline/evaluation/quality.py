@@ -1,29 +1,10 @@
-"""What features tell without a probe, in float64; and an encoder's own, while it learns."""
+"""Measures of features that need no labels, in float64."""
 
-import copy
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
-
-from pipeline import keyed
-from pipeline.data.index import Shards
-from pipeline.data.loader import images
-from pipeline.errors import DataError
-from pipeline.evaluation.features import BATCH
-from pipeline.evaluation.knn import classify
-from pipeline.lines import say
-
-if TYPE_CHECKING:
-    from pipeline.image import Image
-
-HELD = 1 << 28  # bytes of those images that are kept decoded
-MOST, LEAST = 8192, 100
-"""Images that an encoder is judged on while it trains; under LEAST nothing is said."""
 
 
 def rankme(features: Tensor) -> float:
@@ -52,55 +33,3 @@ def uniformity(features: Tensor) -> float:
     """log mean exp(-2 ||x - y||^2) over all pairs of different unit rows of [n, D] (the same paper)."""
     distances = torch.pdist(normalize(features.double(), dim=1))
     return float(distances.square().mul(-2).logsumexp(0)) - math.log(len(distances))
-
-
-def judge(
-    shards: Shards, image: "Image", used: int, budget: int, seed: int
-) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Scalars of a trunk while it learns: RankMe of its features, and the share of a fifth of the images whose class
-    their nearest neighbours in the rest name (k 20, T 0.07).
-
-    The images are a fixed draw of the training split, at most ``budget``: those past the ``used`` ones that are
-    trained on, if there are enough. Their labels are used here and nowhere else in a training; without labels there is
-    no such share. None where there are too few images to say anything; no scalars where one cannot be read.
-    """
-    start = used if shards.n - used >= min(MOST, budget) else 0
-    count = min(MOST, budget, shards.n - start)
-    if count < LEAST:
-        return None
-    chosen = start + keyed.permute(np.arange(count), shards.n - start, seed, "judged")
-    labels = torch.from_numpy(shards.labels[chosen])
-    fits = count * image.channels * image.side**2 <= HELD
-    held: list[Tensor] = []
-
-    def parts() -> Iterator[Tensor]:
-        """The images, uint8 [<= BATCH, C, S, S] at a time; kept where they fit."""
-        for at, ids in enumerate(np.split(chosen, range(BATCH, count, BATCH))):
-            if len(held) <= at:
-                part = images(shards, ids, image.side)
-                if not fits:
-                    yield part
-                    continue
-                held.append(part)
-            yield held[at]
-
-    @torch.no_grad()
-    def scalars(trunk: nn.Module) -> dict[str, float]:
-        # A copy, so that neither its mode nor its statistics are touched.
-        still: Any = copy.deepcopy(trunk).float().eval()
-        still.to(memory_format=torch.channels_last)
-        device = next(still.parameters()).device
-        try:
-            rows = torch.cat([still(image.normalise(x.to(device).float() / 255)).float() for x in parts()])
-        except DataError as error:  # a training forgives some unreadable images
-            say(f"not judged while it trains: {error}")
-            return {}
-        found = {"learn/rankme": rankme(rows), "learn/judged": float(count)}
-        if (labels >= 0).all():
-            cut = count * 4 // 5
-            classes = labels.to(device)
-            named = classify(rows[:cut], classes[:cut], rows[cut:], 20, 0.07)
-            found["learn/knn_top1"] = float((named == classes[cut:]).double().mean())
-        return found
-
-    return scalars

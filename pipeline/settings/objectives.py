@@ -171,7 +171,7 @@ class VAE(Settings):
 
 
 class LISTA(Settings):
-    """LISTA (Gregor & LeCun 2010): layers z <- shrink(We y + S z, theta), trained to predict sparse codes."""
+    """LISTA (Gregor & LeCun 2010): layers z <- soft_threshold(We y + S z, theta), trained to predict sparse codes."""
 
     inputs: ClassVar[Inputs] = Inputs(views=0, signals=True)
     kind: Literal["lista"] = "lista"

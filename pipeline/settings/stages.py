@@ -144,12 +144,13 @@ class Codes(Stage):
     """Training steps of LISTA; 0: none."""
 
 
-TAKEN = ("raw_pixels", "random", "features", "judged", "sheets", "projector")
+TAKEN = ("raw_pixels", "random", "features", "scores", "sheets", "projector")
 """Rows and folders that every probe has."""
 
 
 class Probe(Stage):
-    """Judges encoders: linear probe on all labels and on a few, weighted kNN; raw pixels and a random net beside."""
+    """Evaluates encoders by a linear probe on all labels and on a few, and by weighted kNN; raw pixels and an
+    untrained network beside them."""
 
     kind: Literal["probe"] = "probe"
     data: ShardsRef

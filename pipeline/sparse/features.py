@@ -38,8 +38,8 @@ def unit(signals: Tensor) -> tuple[Tensor, Tensor]:
 class Coder(nn.Module):
     """Signals -> codes of the whitened signals, by one of three encoders of one dictionary.
 
-    threshold: shrink(D'x, alpha), of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista: a trained
-    network's guess at that. ``mean`` [p], ``zca`` [p, p], ``dictionary`` [p, k].
+    threshold: soft_threshold(D'x, alpha), of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista: a
+    trained network's guess at that. ``mean`` [p], ``zca`` [p, p], ``dictionary`` [p, k].
     """
 
     mean: Tensor
@@ -68,7 +68,7 @@ class Coder(nn.Module):
         chosen = self.settings
         if chosen.features == "threshold":
             folded, bias = self.filters()
-            return solvers.shrink(signals @ folded - bias, chosen.threshold)
+            return solvers.soft_threshold(signals @ folded - bias, chosen.threshold)
         ones, norm = unit(self.whiten(signals))
         if chosen.features == "lista":
             return norm * self.lista(ones)
@@ -133,7 +133,7 @@ class SparseFeatures(nn.Module):
         mean = F.conv2d(images, box)
         variance = (F.conv2d(images.square(), box) - mean.square()).clamp_min(0) * (p / (p - 1))
         maps = F.conv2d(images, kernels) / (variance + CONTRAST).sqrt() - bias.view(-1, 1, 1)
-        return solvers.shrink(maps, self.settings.threshold)
+        return solvers.soft_threshold(maps, self.settings.threshold)
 
 
 def _edges(side: int, cells: int) -> list[tuple[int, int]]:

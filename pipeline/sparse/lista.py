@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-
-def shrink(z: Tensor, theta: Tensor) -> Tensor:
-    """Soft threshold: sign(z) max(|z| - theta, 0)."""
-    return torch.sign(z) * torch.relu(z.abs() - theta)
+from pipeline.sparse.solvers import soft_threshold
 
 
 class LISTA(nn.Module):
-    """z <- shrink(We y + S z, theta), from z = 0; at first exactly ISTA on 1/2 ||y - D z||^2 + penalty ||z||_1.
+    """z <- soft_threshold(We y + S z, theta) from z = 0; at first exactly ISTA on 1/2 ||y - D z||^2 + penalty ||z||_1.
 
     We = D'/L, S = I - D'D/L, theta = penalty/L, with L the largest eigenvalue of D'D. ``dictionary``: [p, k] with the
     atoms as columns. Untied: each layer has its own We, S and theta; tied: all share one. theta stays positive as a
@@ -41,7 +38,7 @@ class LISTA(nn.Module):
             drive = signals @ self.encode[at].T
             if z is not None:
                 drive = drive + z @ self.inhibit[(i - 1) % len(self.inhibit)].T
-            z = shrink(drive, nn.functional.softplus(self.theta[at]))
+            z = soft_threshold(drive, nn.functional.softplus(self.theta[at]))
         assert z is not None
         return z
 

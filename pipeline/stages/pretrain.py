@@ -7,7 +7,7 @@ from torch import nn
 from pipeline import objectives, sheets
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
-from pipeline.evaluation import encoders, quality
+from pipeline.evaluation import encoders, online
 from pipeline.image import Image
 from pipeline.objectives.base import Objective
 from pipeline.settings.stages import Pretrain
@@ -53,7 +53,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
     total = settings.total_steps(shards.n)
     every = min(total, settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n))
     # A forward pass on so many costs a hundredth of the training between two checkpoints.
-    judge = quality.judge(shards, image, settings.samples(shards.n), every * settings.batch // 25, seed)
+    evaluate = online.evaluation(shards, image, settings.samples(shards.n), every * settings.batch // 25, seed)
     try:
         return loop.train(
             objective,
@@ -64,7 +64,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             out=out,
             world=world,
             export=export,
-            judge=judge,
+            evaluate=evaluate,
             sheets=lambda views: {"views": sheets.views(views, image)},
         )
     finally:

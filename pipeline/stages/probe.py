@@ -1,4 +1,4 @@
-"""Judges encoders: the same images, splits and label draws for all, raw pixels and an untrained net beside them."""
+"""Evaluates encoders: the same images, splits and label draws for all, raw pixels and an untrained net beside them."""
 
 import json
 import math
@@ -29,7 +29,7 @@ SMALL = 64  # pixels on a side up to which raw pixels are taken as packed; large
 
 
 class Data(NamedTuple):
-    """What every row is judged on: labels int64 [n] and [m], the parts of the training split, the label draws."""
+    """What every row is evaluated on: labels int64 [n] and [m], the parts of the training split, the label draws."""
 
     train: Shards
     test: Shards
@@ -75,7 +75,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
 
     def halt() -> None:
         if world.stopping():
-            raise Stopped(f"asked to stop: judged {done} of {total} encoders; the same command goes on from there")
+            raise Stopped(f"asked to stop: evaluated {done} of {total} encoders; the same command goes on from there")
 
     curves: dict[str, dict[int, Point]] = {}
     tests: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
         curves[name] = {}
         for entry in row:
             halt()
-            cached = out / "judged" / f"{name}-{entry.step:08d}.json"
+            cached = out / "scores" / f"{name}-{entry.step:08d}.json"
             point = known(cached)
             if point is None or entry is row[-1]:
                 encoder = entry.load()
@@ -97,7 +97,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
                 )
                 tests[name] = x_test
                 if point is None:
-                    point = judge(settings, data, name, x, x_test, world.device)
+                    point = evaluate(settings, data, name, x, x_test, world.device)
                     write(cached, asdict(point))
             curves[name][entry.step] = point
             done += 1
@@ -159,7 +159,7 @@ def along(folder: Path) -> list[Entry]:
     return [*found, Entry(max([last, 1, *(entry.step + 1 for entry in found)]), lambda: encoders.load(folder))]
 
 
-def judge(settings: Probe, data: Data, name: str, train: Tensor, test: Tensor, device: torch.device) -> Point:
+def evaluate(settings: Probe, data: Data, name: str, train: Tensor, test: Tensor, device: torch.device) -> Point:
     """All of a row's numbers, from features [n, D] and [m, D]."""
     if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
         raise DataError(f"{name}: its features are not all finite; train it again with a lower learning rate")
@@ -271,7 +271,7 @@ def show(
     board = Board(out, -1)
     count = len(data.y_test)
     rows = {n: r | {"linear_top1_sd": sampling(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
-    board.image("probe/rows", 0, figures.ladder(rows))
+    board.image("probe/rows", 0, figures.accuracy_chart(rows))
     board.text("protocol", card(metrics))
     board.close()
     shown = np.arange(min(SHOWN, count))

@@ -61,13 +61,13 @@ def train(
     world: World,
     export: Callable[[nn.Module, Path], None],
     sheets: Callable[[tuple[Tensor, ...]], Mapping[str, np.ndarray]] | None = None,
-    judge: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
 
     ``export(encoder, folder)`` writes an encoder; it is called for each snapshot along the way and at the end.
-    ``sheets``: pictures of the first step's views, uint8 [H, W, 3] by tag, asked of rank 0. ``judge``: scalars of the
-    encoder, asked of rank 0 at every checkpoint.
+    ``sheets``: pictures of the first step's views, uint8 [H, W, 3] by tag, asked of rank 0. ``evaluate``: scalars of
+    the encoder, asked of rank 0 at every checkpoint.
     Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
     that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
     """
@@ -149,9 +149,9 @@ def train(
         if done % settings.log_steps == 0 or saving:
             last = scalars(objective, result, done, norm, optimiser.param_groups[0]["lr"], world)
             finite.check()
-            if saving and judge is not None:
+            if saving and evaluate is not None:
                 network = encoder()
-                last |= judge(network) if world.main else {}
+                last |= evaluate(network) if world.main else {}
             if alarm.leaky(done):
                 with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
                     last["learn/leak"] = watch.leak(objective, batches[0], world)

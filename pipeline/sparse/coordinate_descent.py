@@ -19,9 +19,9 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
 
     Per signal: (1) c = q - G z over all k, in float64, and from it the gap (the certificate is of the code as it is
     returned, rounded to the output's dtype); (2) the coordinates that breach |c_j| <= penalty most join the working
-    set; (3) sweeps z_j <- shrink(c_j + G_jj z_j, penalty) / G_jj over the set alone, on its own copy of G, until the
-    set's own gap is small enough; and again from (1). Of a signal that is not finite, or whose square or correlations
-    are not, code, gap and violation are NaN: nothing is certified of it.
+    set; (3) sweeps z_j <- soft_threshold(c_j + G_jj z_j, penalty) / G_jj over the set alone, on its own copy of G,
+    until the set's own gap is small enough; and again from (1). Of a signal that is not finite, or whose square or
+    correlations are not, code, gap and violation are NaN: nothing is certified of it.
     """
     k = d.shape[1]
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
