@@ -26,7 +26,7 @@ from pipeline import estimate, objectives
 from pipeline.data.formats import is_image
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.objectives.base import Batch
+from pipeline.objectives.base import Batch, Setup
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Inputs, MoCo
@@ -125,7 +125,7 @@ class Bench:
     def step(self, precision: str, mode: str, side: int = 0) -> dict[str, Any]:
         """The pure step from synthetic input: images a second, and FLOP/s by a count of the forward pass."""
         settings, image, views = self.given(precision, side)
-        objective: Any = objectives.build(settings.objective, settings.net, image, 10_000, self.world, 0)
+        objective: Any = objectives.build(settings.objective, Setup(image, 10_000, settings.net, self.world, 0))
         objective.to(self.device).to(memory_format=torch.channels_last).train()
         optimiser, at = optim.build(objective, settings), itertools.count()
         batch = Batch(views, torch.arange(len(views[0]), device=self.device))

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline import objectives
 from pipeline.board import Board
 from pipeline.image import Image
-from pipeline.objectives.base import Batch
+from pipeline.objectives.base import Batch, Setup
 from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
@@ -55,7 +55,7 @@ def batch() -> Batch:
 
 def ours(precision: str = "fp32", compiled: bool = False) -> Callable[[], None]:
     """One step of the loop, channels_last: forward, backward, optimiser, commit."""
-    objective = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
+    objective = objectives.build(SETTINGS, Setup(IMAGE, 50_000, ResNet(), World(THREADS), 0)).train()
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         compile_networks(objective)
@@ -74,7 +74,7 @@ def ours(precision: str = "fp32", compiled: bool = False) -> Callable[[], None]:
 
 def bare() -> Callable[[], None]:
     """The passes that no implementation can do without: query forward and backward, key forward."""
-    objective: Any = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, World(THREADS), 0).train()
+    objective: Any = objectives.build(SETTINGS, Setup(IMAGE, 50_000, ResNet(), World(THREADS), 0)).train()
     objective.to(memory_format=torch.channels_last)
     first, second = batch().views
 
@@ -186,7 +186,7 @@ def watching() -> dict[str, Any]:
     tenth (`log_steps` as it stands by itself), with the step of `moco_step`."""
     torch.set_num_threads(THREADS)
     chosen, world = Training(), World(THREADS)
-    objective = objectives.build(SETTINGS, ResNet(), IMAGE, 50_000, world, 0).train()
+    objective = objectives.build(SETTINGS, Setup(IMAGE, 50_000, ResNet(), world, 0)).train()
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     finite, at, given = watch.Finite("MoCo"), itertools.count(), batch()
     with TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ The objective is built, and one micro-batch sent through it, on torch's meta dev
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pipeline import objectives
 from pipeline.data.sources import digits
 from pipeline.data.splits import halves
 from pipeline.image import Image
-from pipeline.objectives.base import Batch, Objective
+from pipeline.objectives.base import Batch, Objective, Setup
 from pipeline.settings.stages import Generate, Pack, Pretrain
 from pipeline.views import transforms
 
@@ -58,10 +59,11 @@ def build(settings: Pretrain | Generate, data: Packed | None, seed: int) -> tupl
         return None
     channels = data.channels if data else 3
     image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
-    net, world = getattr(settings, "net", None), Alone()
+    net: Any = getattr(settings, "net", None)
+    world: Any = Alone()
     samples = settings.samples(data.images) if data else settings.train_examples or 1
     with torch.device("meta"):
-        return objectives.build(settings.objective, net, image, samples, world, seed), image  # type: ignore[arg-type]
+        return objectives.build(settings.objective, Setup(image, samples, net, world, seed)), image
 
 
 def parameters(objective: Objective) -> int:
@@ -102,7 +104,5 @@ def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> i
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
     bytes_kept = sum(size for at, size in storages.items() if at not in weights)
     del result
-    others = {"moco": "queue", "pirl": "negatives"}.get(settings.objective.kind)
-    columns = getattr(settings.objective, others) if others else 2 * settings.batch
-    energies = 8 * rows * columns if isinstance(settings, Pretrain) else 0
+    energies = 8 * objective.energy_count(rows, settings.batch)  # themselves and their gradient
     return energies + (bytes_kept // 2 if settings.precision == "bf16" else bytes_kept)

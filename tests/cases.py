@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pipeline import keyed, objectives
 from pipeline.image import Image
-from pipeline.objectives.base import Batch, Objective
-from pipeline.objectives.lista import LISTA
+from pipeline.objectives.base import Batch, Lasso, Objective, Setup
+from pipeline.objectives.contrastive import Contrastive
 from pipeline.settings.nets import CNN, Norm
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
@@ -50,7 +50,7 @@ CASES = {
 }
 CROPPED = {"moco_crops"}
 """Those that see three small crops of each image as well."""
-CONTRASTIVE = [name for name in CASES if name.startswith(("simclr", "moco", "pirl"))]
+CONTRASTIVE = [name for name in CASES if issubclass(objectives.OBJECTIVES[CASES[name].kind], Contrastive)]
 
 
 def dictionary() -> Tensor:
@@ -70,13 +70,14 @@ def random(*shape: int, seed: int | str = 0) -> Tensor:
 
 def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
     """The named objective in training mode."""
-    settings = CASES[name]
-    if isinstance(settings, LISTASettings):
-        return LISTA(settings, dictionary().to(dtype), 0.2).train()
-    net = CNN(width=8, depth=2, norm=norm)
-    made = objectives.build(settings, net, IMAGE, SAMPLES, world, seed).to(dtype).train()
+    made = objectives.build(CASES[name], setup(world, norm, seed, dtype)).to(dtype).train()
     made.cropped = name in CROPPED  # type: ignore[assignment]
     return made
+
+
+def setup(world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Setup:
+    """The same for every objective."""
+    return Setup(IMAGE, SAMPLES, CNN(width=8, depth=2, norm=norm), world, seed, Lasso(dictionary().to(dtype), 0.2))
 
 
 def batch(
@@ -100,7 +101,7 @@ def batch(
     if getattr(objective, "cropped", False):
         views = *views, each(3, 1, 4, 4, first=-1, stride=-1)
     views = tuple(view.to(dtype) for view in views)
-    return Batch(views, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress)
+    return Batch(views, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress, dtype=dtype)
 
 
 def warm(objective: Objective, steps: int = 3, dtype: torch.dtype = torch.float64) -> Objective:

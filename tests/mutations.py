@@ -21,7 +21,7 @@ MUTATIONS = (
       "optim.rate(settings, max(0, step - 1), total", LOOP),
     M("learning rate never scheduled", "training/loop.py",
       'group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)', "pass", LOOP),
-    M("epoch always 0", "training/loop.py", "x.ids, step, epoch, seed,", "x.ids, step, 0, seed,", LOOP),
+    M("epoch always 0", "training/loop.py", "loaded.ids, step, epoch, seed,", "loaded.ids, step, 0, seed,", LOOP),
     M("progress always 1", "training/loop.py", "seed, step / total) for", "seed, 1.0) for", LOOP),
     M("progress dropped at commit", "training/loop.py", "step, (step + 1) / total)", "step)", LOOP),
     # ---- objectives

@@ -17,6 +17,7 @@ from pipeline.evaluation.features import Pictures, features
 from pipeline.evaluation.lbfgs import minimise
 from pipeline.image import Image
 from pipeline.nets import trunks
+from pipeline.objectives.base import Setup
 from pipeline.settings.nets import CNN
 from pipeline.settings.objectives import VAE, Bottleneck
 from pipeline.settings.stages import Codes
@@ -401,7 +402,7 @@ def trunk(folder):
 
 def autoencoder(folder):
     settings = VAE(net=Bottleneck(latent=4, width=16))
-    module = objectives.build(settings, None, IMAGE, 10, None, 5).encoder  # type: ignore[arg-type]
+    module = objectives.build(settings, Setup(IMAGE, 10, CNN(), None, 5)).encoder  # type: ignore[arg-type]
     spec = {"objective": settings.model_dump(mode="json"), "image": encoders.describe(IMAGE)}
     encoders.save(folder, "autoencoder", module, spec)
     return module.eval(), PIXELS.float() / 255

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.objectives.base import Batch
-from pipeline.objectives.energies import binary_nce, infonce, nce, watch
+from pipeline.objectives.energies import binary_nce, infonce, nce
 from pipeline.settings.objectives import VAE, MoCo
 from tests.cases import CASES, IMAGE, SAMPLES, batch, dictionary, make, random, warm
 
@@ -159,7 +159,7 @@ def test_pirl_is_eq_3_to_5(name, world):
     objective = warm(make(name, world), 2)
     settings = CASES[name]
     b = batch(objective, IDS, 2)
-    drawn = objective.negatives(b)
+    drawn = objective.negative_ids(b)
     noise = range(SAMPLES) if drawn is None else drawn.tolist()
     assert len(set(noise)) == (settings.negatives or SAMPLES)
 
@@ -185,16 +185,16 @@ def test_pirl_is_eq_3_to_5(name, world):
 
 def test_pirl_draws_its_negatives_anew_each_step(world):
     objective = make("pirl", world)
-    drawn = [objective.negatives(batch(objective, IDS, step)).tolist() for step in range(4)]
+    drawn = [objective.negative_ids(batch(objective, IDS, step)).tolist() for step in range(4)]
     assert len({tuple(sorted(d)) for d in drawn}) == 4 and all(len(set(d)) == 16 for d in drawn)
-    assert drawn[1] == objective.negatives(batch(objective, [7, 8], 1)).tolist()  # of the step, whoever asks
+    assert drawn[1] == objective.negative_ids(batch(objective, [7, 8], 1)).tolist()  # of the step, whoever asks
 
 
 def test_binary_nce_fixes_its_partition_on_the_first_batch(world):
     objective = make("pirl_binary_nce", world)
     b = batch(objective, IDS)
     (rows,) = objective.embed(b)
-    noise = objective.negatives(b).tolist()
+    noise = objective.negative_ids(b).tolist()
     expected = []
     for view in (0, 1):
         seen = []
@@ -351,13 +351,13 @@ def test_sigma_has_a_floor_and_a_gradient_everywhere(raw, world):
     sigma = math.exp(-6) * (1 + math.exp(raw + 6))
     assert sigma >= math.exp(-6)
     slope = sum(1 - e / sigma**2 for e in errors) / (1 + math.exp(-(raw + 6)))
-    objective.surprise(images, z).sum().backward()
+    objective.negative_log_likelihood(images, z).sum().backward()
     assert float(objective.log_sigma.grad) == pytest.approx(slope, rel=1e-9) != 0
     if raw < -6:
         optimiser = torch.optim.Adam([objective.log_sigma], lr=0.5)
         for _ in range(150):
             optimiser.zero_grad()
-            objective.surprise(images, z).sum().backward()
+            objective.negative_log_likelihood(images, z).sum().backward()
             optimiser.step()
         assert objective.log_deviation().item() > -5
 
@@ -460,7 +460,7 @@ def test_diagnostics_by_hand(world):
     q, n = queries[:, 0], len(IDS)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     uniform = math.log(sum(float(exp(-2 * (q[i] - q[j]).square().sum())) for i, j in pairs) / len(pairs))
-    seen = watch(result) | objective.watched(4)
+    seen = objective.diagnostics(result, b)
     assert float(seen["learn/uniformity"]) == pytest.approx(uniform, rel=1e-9)
     align = float((q - keys[:, 0]).square().sum(1).mean())
     assert float(seen["learn/alignment"]) == pytest.approx(align, rel=1e-9)
@@ -469,4 +469,4 @@ def test_diagnostics_by_hand(world):
     assert float(seen["learn/std"]) == pytest.approx(float(q.std(0, correction=0).mean()))
     assert float(seen["learn/queue_age"]) == pytest.approx((8 * 1 + 8 * 2 + 4 * 3) / 20)
     collapsed = replace(b, views=tuple(torch.zeros_like(v) for v in b.views))
-    assert float(watch(objective(collapsed))["learn/std"]) < 1e-6
+    assert float(objective.diagnostics(objective(collapsed), collapsed)["learn/std"]) < 1e-6

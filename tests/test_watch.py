@@ -11,7 +11,8 @@ from pipeline import objectives
 from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.objectives import energies
-from pipeline.objectives.base import Objective, Step
+from pipeline.objectives.base import PATIENCE_STEPS, Objective
+from pipeline.objectives.contrastive import pair_statistics, ranking
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm
@@ -107,7 +108,7 @@ def noted(objective, reads, **settings) -> list[str]:
     said: list[str] = []
     for i, read in enumerate(reads):
         try:
-            alarm.note(10 * (i + 1), read, Step(torch.zeros(()), torch.zeros(1), torch.zeros(1, 0)))
+            alarm.note(10 * (i + 1), read)
         except NoProgressError as error:
             said.append(str(error))
     return said
@@ -149,14 +150,14 @@ def test_an_objective_without_a_sign_says_so(world):
     assert "Plain has no sign by which a collapse is seen" in line
     assert not list(watch.beforehand(Plain(), Training(collapse="ignore"), world))
     for made in set(objectives.OBJECTIVES.values()):
-        assert made.collapsed is not Objective.collapsed
+        assert made.collapse_signs is not Objective.collapse_signs
 
 
 def test_directions_and_the_ratio_by_hand(world):
     """Participation ratio of the eigenvalues; squared distances to the own positive, over those to all others'."""
     for spread in (1.0, 1e-4):
         rows, others = (torch.nn.functional.normalize(1 + spread * random(9, 5, seed=s), dim=1) for s in "ab")
-        read = energies.watch(Step(torch.zeros(()), -torch.ones(9).double(), torch.empty(9, 0), {}, {}, rows, others))
+        read = pair_statistics(torch.stack([rows, others], 1))
         values = torch.linalg.eigvalsh(torch.cov(rows.T))
         assert float(read["learn/directions"]) == pytest.approx(float(values.sum() ** 2 / (values**2).sum()), rel=1e-6)
         apart = [[float((a - b).square().sum()) for b in others] for a in rows]
@@ -176,8 +177,8 @@ def test_shuffled_batch_norm_does_not_tell(digits, tmp_path, world):
     net = CNN(width=16, norm=Norm(kind="shuffle", splits=32))
     objective = HEALTHY["moco"].model_copy(update={"temperature": 0.07})
     rows = run(digits, tmp_path / "a", world, objective, net=net)
-    seen = [row["learn/leak"] for row in rows if "learn/leak" in row]
-    assert len(seen) == STEPS // watch.PATIENCE and max(map(abs, seen)) < 0.05
+    seen = [row["learn/batchnorm_leakage"] for row in rows if "learn/batchnorm_leakage" in row]
+    assert len(seen) == STEPS // PATIENCE_STEPS and max(map(abs, seen)) < 0.05
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
@@ -222,8 +223,9 @@ def test_a_checksum_sees_every_bit_and_place(x):
 def test_what_is_read_of_a_step(name, world):
     """auroc, effective negatives and the positive's share, as loops over the step's energies."""
     objective = warm(make(name, world))
-    step = objective(batch(objective, [3, 1, 12, 25, 9, 30, 17, 6], 3))
-    read = energies.watch(step)
+    b = batch(objective, IDS, 3)
+    step = objective(b)
+    read = objective.diagnostics(step, b)
     auroc: list[float] = []
     effective, share = [], []
     for low, high in zip(step.low.tolist(), step.high.tolist(), strict=True):
@@ -251,7 +253,7 @@ def test_a_collapsed_encoder_is_as_good_as_chance(name, dtype, world):
     step = objective.score(tuple(r.to(dtype) for r in rows), batch(objective, IDS, 3, dtype))
     seen = torch.isfinite(step.high)
     assert step.low.dtype == dtype and len(step.high[seen].unique()) > 1  # rounding has parted them
-    read = energies.watch(step)
+    read = ranking(step.low, step.high, 6)
     assert float(read["learn/auroc"]) == 0.5
     chance = sum(1 / (1 + int(row.sum())) for row in seen) / len(seen)
     assert float(read["learn/accuracy"]) == pytest.approx(chance, rel=1e-6)
@@ -259,17 +261,14 @@ def test_a_collapsed_encoder_is_as_good_as_chance(name, dtype, world):
 
 def test_ties_count_half_and_rounding_is_a_tie():
     """Low 0, and of four negatives one below, one above, one the same and one that is none."""
-    rows = torch.nn.functional.normalize(random(2, 4), dim=1)
     low, high = torch.tensor([-1.0, -1.0]), torch.tensor([[-2.0, 1.0, -1.0, torch.inf], [0.5, 1.0, -1 - 1e-7, 2.0]])
-    read = energies.watch(Step(torch.zeros(()), low, high, rows=rows.float(), positives=rows.float()))
+    read = ranking(low, high, 4)
     assert float(read["learn/auroc"]) == pytest.approx(((1 + 0.5) / 3 + 3.5 / 4) / 2)
     assert float(read["learn/accuracy"]) == pytest.approx((0 + 1 / 2) / 2)
 
 
 def test_nothing_is_read_of_negatives_that_are_not_there():
-    rows = torch.nn.functional.normalize(random(4, 3), dim=1)
-    read = energies.watch(Step(torch.zeros(()), -torch.ones(4).double(), torch.empty(4, 0), rows=rows, positives=rows))
-    assert "learn/auroc" not in read and all(torch.isfinite(v) for v in read.values())
+    assert ranking(-torch.ones(4).double(), torch.empty(4, 0), 3) == {}
 
 
 @pytest.mark.parametrize("which", ["loss", "gradient"])

@@ -15,6 +15,7 @@ from pipeline import objectives, tensors
 from pipeline.errors import DataError
 from pipeline.image import Image
 from pipeline.nets import trunks
+from pipeline.objectives.base import Setup
 from pipeline.settings.nets import Net, Norm
 from pipeline.settings.objectives import Generative
 from pipeline.settings.stages import Codes
@@ -82,8 +83,8 @@ def rebuild(spec: dict[str, Any], image: Image, seed: int = 0) -> tuple[nn.Modul
         return trunks.build(settings(spec), image, None, seed), True
     if spec["kind"] == "autoencoder":
         chosen = TypeAdapter(Generative).validate_python(spec["objective"])
-        made: Any = objectives.OBJECTIVES[chosen.kind]
-        return made(chosen, None, image, 0, None, seed).encoder, False
+        setup: Any = Setup(image, 0, Norm(), None, seed)  # type: ignore[arg-type]
+        return objectives.build(chosen, setup).encoder, False
     if spec["kind"] == "sparse":
         codes = Codes.model_validate(spec["codes"])
         if codes.encoder is None:

@@ -1,6 +1,7 @@
 """Autoencoders: the energy of an image is what its way through a narrow latent loses."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pipeline import keyed
-from pipeline.image import Image
 from pipeline.nets import decoders, seeded
-from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import NARROW, directions, full
 from pipeline.settings import objectives as chosen
-from pipeline.settings.nets import Net
-from pipeline.world import World
 
 SILENT = 0.05  # nats of KL, over all units
+ACTIVE = 0.01  # variance of a unit's mean over images
 FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 
 
@@ -38,18 +37,18 @@ class AE(Objective):
     Nothing is pushed up: the volume of low energy is limited by the width of the latent.
     """
 
+    Settings = chosen.AE
+    normalised = False
     outputs = 1
     """Numbers the encoder gives for each latent unit."""
 
-    def __init__(
-        self, settings: chosen.Generative, net: Net | None, image: Image, samples: int, world: World, seed: int
-    ):
+    def __init__(self, settings: Any, setup: Setup):
         super().__init__()
-        self.settings, self.world, self.image = settings, world, image
+        self.settings, self.world, self.image = settings, setup.world, setup.image
         self.latent = settings.net.latent
-        with seeded(seed, "init", "autoencoder"):
-            encoder = decoders.encoder(settings.net, image, self.outputs * self.latent)
-            self.decoder = decoders.decoder(settings.net, image)
+        with seeded(setup.seed, "init", "autoencoder"):
+            encoder = decoders.encoder(settings.net, setup.image, self.outputs * self.latent)
+            self.decoder = decoders.decoder(settings.net, setup.image)
         self.mean = Mean(encoder, self.latent)
 
     def code(self, images: Tensor) -> Tensor:
@@ -75,12 +74,16 @@ class AE(Objective):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         low, z = embedded
-        return Step(low.mean(), low, low.new_empty(len(low), 0), {"energy/volume": directions(z.detach())})
+        return Step(low.mean(), low, low.new_empty(len(low), 0), per_sample={"codes": z.detach()})
 
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        return {"energy/volume": directions(self.world.gather(step.per_sample["codes"]))}
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """Codes that are one point or, of several units, one line."""
-        filled, least = read["energy/volume"], min(NARROW, self.latent)
-        return {"narrow": f"the codes fill {filled:.2g} directions of {self.latent}"} if filled < 0.99 * least else {}
+        filled, least = scalars["energy/volume"], min(NARROW, self.latent)
+        text = f"the codes fill {filled:.2g} directions of {self.latent}"
+        return {"narrow": Sign(text, 4 * PATIENCE_STEPS)} if filled < 0.99 * least else {}
 
     @property
     def encoder(self) -> nn.Module:
@@ -93,6 +96,7 @@ class DAE(AE):
     Pulled back from everywhere around the data, whatever the width of the latent.
     """
 
+    Settings = chosen.DAE
     settings: chosen.DAE
 
     def corrupt(self, batch: Batch) -> Tensor:
@@ -108,11 +112,12 @@ class VAE(AE):
     al. 2016, arXiv 1606.04934, eq. 15); the energies in ``low`` have beta 1 and all of the KL.
     """
 
+    Settings = chosen.VAE
     settings: chosen.VAE
     outputs = 2
 
-    def __init__(self, settings: chosen.VAE, net: Net | None, image: Image, samples: int, world: World, seed: int):
-        super().__init__(settings, net, image, samples, world, seed)
+    def __init__(self, settings: chosen.VAE, setup: Setup):
+        super().__init__(settings, setup)
         self.coupled = settings.free_bits > 0  # they look at the mean over the batch
         if settings.likelihood == "gaussian":
             self.log_sigma = nn.Parameter(torch.zeros(()))
@@ -138,7 +143,7 @@ class VAE(AE):
         arXiv 2006.13202, whose code clips softly at the same floor). Without one a constant image has no bound."""
         return FLOOR + softplus(self.log_sigma - FLOOR)
 
-    def surprise(self, images: Tensor, z: Tensor) -> Tensor:
+    def negative_log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
         """- log p(x|z), summed over pixels -> [B], at least fp32."""
         out = full(self.decoder(z))
         if self.settings.likelihood == "bernoulli":
@@ -153,7 +158,7 @@ class VAE(AE):
         """-> - log p(x|z) [B], mean and log variance [B, latent]."""
         mean, logvar = self.encode(batch.views[0])
         z = mean + torch.exp(0.5 * logvar) * batch.normal("epsilon", self.latent)
-        return self.surprise(batch.views[0], z), mean, logvar
+        return self.negative_log_likelihood(batch.views[0], z), mean, logvar
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         recon, mean, logvar = embedded
@@ -169,12 +174,17 @@ class VAE(AE):
             "vae/elbo": -low.detach().mean(),
             "vae/recon": recon.detach().mean(),
             "vae/kl": kl.detach().sum(1).mean(),
-            "vae/active_units": (mean.detach().var(0, correction=0) > 0.01).to(low.dtype).sum(),
             "energy/volume": kl.detach().sum(1).mean(),
         }
-        return Step(recon.mean() + beta * pressed.sum(), low, low.new_empty(len(low), 0), scalars)
+        loss = recon.mean() + beta * pressed.sum()
+        return Step(loss, low, low.new_empty(len(low), 0), scalars, per_sample={"means": mean.detach()})
 
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """The units whose mean varies with the image by more than 0.01 (Burda et al. 2016, arXiv 1509.00519)."""
+        means = self.world.gather(step.per_sample["means"])
+        return {"vae/active_units": (means.var(0, correction=0) > ACTIVE).to(means.dtype).sum()}
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """Posterior collapse (Bowman et al. 2016, arXiv 1511.06349): q(z|x) is the prior whatever the image."""
-        told = read["vae/kl"]
-        return {"silent": f"the latent says nothing of the image (KL {told:.2g} nats)"} if told < SILENT else {}
+        text = f"the latent says nothing of the image (KL {scalars['vae/kl']:.2g} nats)"
+        return {"silent": Sign(text, 4 * PATIENCE_STEPS)} if scalars["vae/kl"] < SILENT else {}

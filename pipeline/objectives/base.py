@@ -4,26 +4,56 @@ Energies: p is proportional to exp(-E), lower is more compatible. For InfoNCE lo
 loss = mean(low + logsumexp(-[low, high])).
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
+from pipeline.image import Image
+from pipeline.settings.base import Settings
+from pipeline.settings.nets import Net
+from pipeline.world import World
+
+PATIENCE_STEPS = 50
+"""Steps that a sign of collapse has to stay before it is one."""
 
 
-def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+def send(numbers: np.ndarray, device: torch.device) -> Tensor:
     """A tensor of the numbers on a device, which a step does not wait for."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+class Lasso(NamedTuple):
+    """The problem whose solutions are sparse codes: 1/2 ||y - D z||^2 + penalty ||z||_1."""
+
+    dictionary: Tensor
+    """Unit atoms as columns, [p, k]."""
+    penalty: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an objective is built for, the same for all of them. ``samples``: how many ids there are, for memories with
+    a row each; ``net``: the network that is trained; ``lasso``: for an objective that predicts sparse codes."""
+
+    image: Image
+    samples: int
+    net: Net
+    world: World
+    seed: int
+    lasso: Lasso | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of a micro-batch. ``views``: float tensors [B, ...] as the settings' ``inputs`` say;
-    ``ids``: the samples' dense ids, int64 [B]; ``progress``: share of training done, 0 to 1."""
+    ``ids``: the samples' dense ids, int64 [B]; ``progress``: share of training done, 0 to 1; ``dtype``: of the views,
+    and of what is drawn."""
 
     views: tuple[Tensor, ...]
     ids: Tensor
@@ -31,13 +61,12 @@ class Batch:
     epoch: int = 0
     seed: int = 0
     progress: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     def _draw(self, draw, op: str, shape: tuple[int, ...]) -> Tensor:
-        count = 1
-        for side in shape:
-            count *= side
-        numbers = draw(count, self.seed, self.epoch, self.ids.cpu().numpy(), op)
-        return sent(numbers, self.ids.device).to(self.views[0]).reshape(len(self.ids), *shape)
+        numbers = draw(math.prod(shape), self.seed, self.epoch, self.ids.cpu().numpy(), op)
+        device = self.views[0].device if self.views else self.ids.device  # ids of a dry run are real, its views not
+        return send(numbers, device).to(self.dtype).reshape(len(self.ids), *shape)
 
     def uniform(self, op: str, *shape: int) -> Tensor:
         """Numbers in [0, 1) that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
@@ -53,26 +82,40 @@ class Step:
     """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
     more, a multiple, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no
     negative of the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``:
-    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. Contrastive: ``rows`` and
-    ``positives`` [B, dim], detached unit rows of the first view and of what it is to be near, for what is watched."""
+    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. ``per_sample``: detached
+    tensors [B, ...] by name, which `Objective.diagnostics` reads."""
 
     loss: Tensor
     low: Tensor
     high: Tensor
     scalars: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[str, Tensor] = field(default_factory=dict)
-    rows: Tensor | None = None
-    positives: Tensor | None = None
+    per_sample: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Sign(NamedTuple):
+    """Something by which a collapse is seen, in words, and the steps that it has to stay until it counts."""
+
+    text: str
+    patience_steps: int = PATIENCE_STEPS
 
 
 class Objective(nn.Module):
     """``embed`` works sample by sample; ``score`` may look at the whole batch and at memory. Neither changes state,
-    but for batch norm's running statistics."""
+    but for batch norm's running statistics. Every constructor takes (settings, setup)."""
 
+    Settings: ClassVar[type[Settings]]
+    """Its settings model, whose ``kind`` is the name in a config."""
     coupled: bool = False
     """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
-    blind_epochs: int = 0
+    commit_changes: ClassVar[tuple[str, ...]] = ()
+    """Starts of the names of the state that `commit` may change."""
+    training_state: ClassVar[tuple[str, ...]] = ()
+    """Starts of the names of the state that only training needs: a finished model is written without it."""
+    monitor_warmup_epochs: ClassVar[int] = 0
     """Epochs before its energies tell anything."""
+    normalised: ClassVar[bool] = True
+    """Whether its encoder takes pixels less their mean over their deviation, or as they are, in [0, 1]."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Rows per sample, [B, ...] each, from the batch's views."""
@@ -91,24 +134,35 @@ class Objective(nn.Module):
         """Once after each applied optimiser step, with the pending rows of the whole global batch; ``progress``: share
         of training that is then done."""
 
-    def watched(self, step: int) -> dict[str, Tensor]:
-        """Scalars of its state by tag, 0-d, read where they are logged. Called on all ranks together."""
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """Scalars by tag, 0-d, of a step that is logged, after its commit: what is too dear for every step, or is a
+        property of the global batch or of memory. Averaged over ranks, which all call it together."""
         return {}
 
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
-        """The signs by name, in words, by which the scalars logged of a step say that nothing is learned any more. One
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        """The signs by name by which the scalars logged of a step say that nothing is learned any more. An objective
         that does not say which signs it has is not watched, which its training then says."""
         return {}
+
+    def negative_ids(self, batch: Batch) -> Tensor | None:
+        """Ids of the samples that the columns of ``high`` are of, int64 [K], -1 where of none; None: they are of no
+        samples."""
+        return None
+
+    def energy_count(self, share: int, batch: int) -> int:
+        """Entries of ``high`` for a share of a global batch."""
+        return 0
 
     def replicated(self) -> dict[str, Tensor]:
         """Weights and memory that every rank holds alike."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
-    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor] | None:
-        """Of `embed`'s rows, those of the first view and of the second that is its positive, [B, dim] each."""
-        return None
+    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, tuple[Tensor, int]]:
+        """What a trained one draws of test images in [0, 1], [n, C, H, W]: images in [0, 1] by tag, and how many of
+        them stand in a row."""
+        return {}
 
     @property
     def encoder(self) -> nn.Module:
-        """What is probed and exported: normalised images [B, C, H, W] -> features [B, D]."""
+        """What is probed and exported: images [B, C, H, W] -> features [B, features]."""
         raise TypeError(f"{type(self).__name__} has no encoder")

@@ -1,10 +1,9 @@
 """LISTA as an objective: a network that predicts the sparse code of a signal (Gregor & LeCun, ICML 2010)."""
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import full
+from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
+from pipeline.objectives.energies import full, full_precision
 from pipeline.settings.objectives import LISTA as Settings
 from pipeline.sparse import lista
 
@@ -17,15 +16,20 @@ class LISTA(Objective):
     penalty on z.
     """
 
-    def __init__(self, settings: Settings, dictionary: Tensor, penalty: float):
+    Settings = Settings
+    normalised = False
+
+    def __init__(self, settings: Settings, setup: Setup):
         super().__init__()
+        if setup.lasso is None:
+            raise TypeError("LISTA needs the lasso whose codes it predicts")
         self.settings = settings
-        self.net = lista.LISTA(dictionary, penalty, settings.layers, settings.tied)
+        self.net = lista.LISTA(*setup.lasso, settings.layers, settings.tied)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> energies [B], codes [B, k] and, for the code loss, their squared distance to the exact ones [B]."""
         codes = full(self.net(batch.views[0]))
-        with torch.autocast(codes.device.type, enabled=False):
+        with full_precision(codes):
             low = self.net.energy(full(batch.views[0]), codes)
             if self.settings.loss == "energy":
                 return low, codes
@@ -42,8 +46,8 @@ class LISTA(Objective):
         loss = distance[0].mean() if distance else low.mean()
         return Step(loss, low, low.new_empty(len(low), 0), scalars)
 
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
-        return {"zero": "all codes are zero"} if read["codes/nonzero"] == 0 else {}
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        return {"zero": Sign("all codes are zero")} if scalars["codes/nonzero"] == 0 else {}
 
     @property
     def encoder(self) -> nn.Module:

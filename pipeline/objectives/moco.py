@@ -6,18 +6,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.image import Image
 from pipeline.nets import heads, norm, seeded, trunks
-from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import collapsed, infonce, unit
+from pipeline.objectives.base import Batch, Setup, Step
+from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.energies import full_precision, infonce, unit
 from pipeline.objectives.memory import Queue
 from pipeline.settings.nets import Net
 from pipeline.settings.objectives import Following
 from pipeline.settings.objectives import MoCo as Settings
-from pipeline.world import World
 
 
-class MoCo(Objective):
+class MoCo(Contrastive):
     """Eq. 1: L = - log e^(q k+/T) / (e^(q k+/T) + sum_queue e^(q k/T)); eq. 2: key <- m key + (1 - m) query.
 
     Keys come from the slow copy of the encoder, whose batch norm keeps statistics of its own batches. The copy moves
@@ -25,14 +24,16 @@ class MoCo(Objective):
     the start of the next one.
     """
 
-    def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
-        super().__init__()
-        self.settings, self.world = settings, world
-        self.trunk = trunks.build(net, image, world, seed)
-        with seeded(seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, net.norm, world)
-        self.key_trunk, self.key_head = slow_copy(net, self.trunk, self.head)
-        self.queue = Queue(settings.queue, settings.head.dim, seed)
+    Settings = Settings
+    commit_changes = training_state = ("key_trunk.", "key_head.", "queue.")
+
+    def __init__(self, settings: Settings, setup: Setup):
+        super().__init__(settings, setup)
+        self.dim = settings.head.dim
+        with seeded(setup.seed, "init", "head"):
+            self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
+        self.key_trunk, self.key_head = slow_copy(setup.net, self.trunk, self.head)
+        self.queue = Queue(settings.queue, settings.head.dim, setup.seed)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit queries [B, A, dim] and keys [B, V, dim]: V = 1, view 1 asking for view 2; symmetric, V = 2, also
@@ -50,16 +51,17 @@ class MoCo(Objective):
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [A B], high [A B, queue]: infinite for slots that are no negatives."""
         q, k = embedded
-        with torch.autocast(q.device.type, enabled=False):
+        with full_precision(q):
             low = -(q * k.repeat(1, q.shape[1] // k.shape[1], 1)).sum(2).flatten() / self.settings.temperature
             high = -(q.flatten(0, 1) @ self.queue.keys.T) / self.settings.temperature
             own = batch.ids.repeat_interleave(q.shape[1])
             if self.settings.mask_own:
                 high = high.masked_fill(self.queue.hidden(own), torch.inf)
-            scalars = {"learn/own_share": (own[:, None] == self.queue.ids).to(low.dtype).mean()}
+            share = false_negatives(own, self.queue.ids).to(low.dtype).mean()
             pending = {"keys": self.world.gather(k), "ids": self.world.gather(batch.ids)}
             loss = infonce(low, high).mean() * (k.shape[1] if self.settings.reduction == "sum" else 1)
-            return Step(loss, low, high, scalars, pending, q.detach()[:, 0], k.detach()[:, 0])
+            pair = self.pair((q, k)).detach()
+            return Step(loss, low, high, {"learn/false_negative_share": share}, pending, {"pair": pair})
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -70,19 +72,19 @@ class MoCo(Objective):
         keys, ids = pending["keys"], pending["ids"]
         self.queue.write(keys.transpose(0, 1).flatten(0, 1), ids.repeat(keys.shape[1]), batch_step)
 
-    def watched(self, step: int) -> dict[str, Tensor]:
-        ages = self.queue.age(step)
-        return {"learn/queue_age": ages, "learn/key_distance": distance(self.trunk, self.key_trunk)}
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        memory = {"learn/queue_age": self.queue.age(batch.step)}
+        return super().diagnostics(step, batch) | memory | {"learn/key_distance": distance(self.trunk, self.key_trunk)}
 
-    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return embedded[0][:, 0], embedded[1][:, 0]
+    def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
+        """The first view's query and the key it asks for."""
+        return torch.stack([embedded[0][:, 0], embedded[1][:, 0]], 1)
 
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
-        return collapsed(read, step)
+    def negative_ids(self, batch: Batch) -> Tensor:
+        return self.queue.ids
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.trunk
+    def energy_count(self, share: int, batch: int) -> int:
+        return share * self.settings.queue * (2 if self.settings.symmetric else 1)
 
 
 def slow_copy(net: Net, trunk: nn.Module, head: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -3,35 +3,35 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.image import Image
-from pipeline.nets import heads, seeded, trunks
-from pipeline.objectives.base import Batch, Objective, Step
-from pipeline.objectives.energies import collapsed, infonce, unit
+from pipeline.nets import heads, seeded
+from pipeline.objectives.base import Batch, Setup, Step
+from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.energies import full_precision, infonce, unit
 from pipeline.objectives.moco import distance, follow, momentum, slow_copy
-from pipeline.settings.nets import Net
 from pipeline.settings.objectives import MoCoV3 as Settings
-from pipeline.world import World
 
 
-class MoCoV3(Objective):
+class MoCoV3(Contrastive):
     """Algorithm 1: L = 2 T (ctr(q1, k2) + ctr(q2, k1)), ctr(q, k) = - log e^(q k+/T) / sum_batch e^(q k/T).
 
     Each direction is a mean over the global batch, the two are added. Keys come from the slow copy of trunk and head;
     the predictor has none. No queue: the keys of the whole global batch are the negatives.
     """
 
+    Settings = Settings
     coupled = True
+    commit_changes = training_state = ("key_trunk.", "key_head.")
 
-    def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
-        super().__init__()
-        self.settings, self.world = settings, world
-        self.trunk = trunks.build(net, image, world, seed)
-        with seeded(seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, net.norm, world)
+    def __init__(self, settings: Settings, setup: Setup):
+        super().__init__(settings, setup)
+        self.dim = (settings.predictor or settings.head).dim
+        norms, world = setup.net.norm, setup.world
+        with seeded(setup.seed, "init", "head"):
+            self.head = heads.build(settings.head, self.trunk.features, norms, world)
             self.predictor: nn.Module = nn.Identity()
             if settings.predictor is not None:
-                self.predictor = heads.build(settings.predictor, settings.head.dim, net.norm, world)
-        self.key_trunk, self.key_head = slow_copy(net, self.trunk, self.head)
+                self.predictor = heads.build(settings.predictor, settings.head.dim, norms, world)
+        self.key_trunk, self.key_head = slow_copy(setup.net, self.trunk, self.head)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit queries of both views and, in the same places, the unit keys they ask for: [B, 2, dim] each."""
@@ -44,19 +44,29 @@ class MoCoV3(Objective):
         """low [2B], high [2B, B global]: a row for each view; infinite where it is no negative of the row."""
         q, k = embedded[0], embedded[1].detach()
         t = self.settings.temperature
-        with torch.autocast(q.device.type, enabled=False):
-            everyone, ids = self.world.gather(k), self.world.gather(batch.ids)
+        with full_precision(q):
+            everyone, ids = self.world.gather(k), self.negative_ids(batch)
             low = -(q * k).sum(2).flatten() / t
             high = (-torch.einsum("bvd,gvd->bvg", q, everyone) / t).flatten(0, 1)
             if self.settings.mask_own:
-                own = batch.ids[:, None] == ids
+                own = false_negatives(batch.ids, ids)
             else:  # only the positive itself, which stands in low
-                places = self.world.rank * len(q) + torch.arange(len(q), device=q.device)
-                own = places[:, None] == torch.arange(len(ids), device=q.device)
+                positions = torch.arange(len(ids), device=q.device)
+                own = false_negatives(self.world.rank * len(q) + positions[: len(q)], positions)
             high = high.masked_fill(own.repeat_interleave(2, 0), torch.inf)
-            scalars = {"learn/own_share": own.to(low.dtype).mean() - 1 / len(ids)}
+            scalars = {"learn/false_negative_share": own.to(low.dtype).mean() - 1 / len(ids)}
             loss = 2 * t * 2 * infonce(low, high).mean()
-            return Step(loss, low, high, scalars, {}, q.detach()[:, 0], k[:, 0])
+            return Step(loss, low, high, scalars, per_sample={"pair": self.pair((q, k)).detach()})
+
+    def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
+        """The first view's query and the key it asks for."""
+        return torch.stack([embedded[0][:, 0], embedded[1][:, 0]], 1)
+
+    def negative_ids(self, batch: Batch) -> Tensor:
+        return self.world.gather(batch.ids)
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return 2 * share * batch
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -64,15 +74,5 @@ class MoCoV3(Objective):
         for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
             follow(slow, fast, momentum(self.settings, progress))
 
-    def watched(self, step: int) -> dict[str, Tensor]:
-        return {"learn/key_distance": distance(self.trunk, self.key_trunk)}
-
-    def pair(self, embedded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return embedded[0][:, 0], embedded[1][:, 0]
-
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
-        return collapsed(read, step)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.trunk
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        return super().diagnostics(step, batch) | {"learn/key_distance": distance(self.trunk, self.key_trunk)}

@@ -4,21 +4,19 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import keyed
 from pipeline.errors import ConfigError
-from pipeline.image import Image
 from pipeline.nets import heads, seeded, trunks
-from pipeline.objectives.base import Batch, Objective, Step, sent
-from pipeline.objectives.energies import binary_nce, collapsed, infonce, nce, unit
+from pipeline.objectives.base import Batch, Setup, Step, send
+from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.energies import binary_nce, full_precision, infonce, nce, unit
 from pipeline.objectives.memory import Bank
-from pipeline.settings.nets import Net
 from pipeline.settings.objectives import PIRL as Settings
-from pipeline.world import World
 
 
-class PIRL(Objective):
+class PIRL(Contrastive):
     """Eq. 5: L = weight L(m_I, g(patches)) + (1 - weight) L(m_I, f(image)), with m_I the image's row in the bank.
 
     L is by default the noise contrastive estimator of eq. 3-4 over rows drawn once a step for the whole batch. Both
@@ -26,20 +24,24 @@ class PIRL(Objective):
     term sees the other view, turned by a quarter as often as drawn, through a head like f.
     """
 
-    blind_epochs = 2  # in the first, rows are random
+    Settings = Settings
+    monitor_warmup_epochs = 2  # in the first, rows are random
+    leaks = False
+    commit_changes = ("bank.", "log_partition")
+    training_state = ("bank.",)
     log_partition: Tensor
 
-    def __init__(self, settings: Settings, net: Net, image: Image, samples: int, world: World, seed: int):
-        super().__init__()
-        self.settings, self.world, self.samples = settings, world, samples
-        if net.kind == "vit" and settings.pretext == "jigsaw":
+    def __init__(self, settings: Settings, setup: Setup):
+        if setup.net.kind == "vit" and settings.pretext == "jigsaw":
             raise ConfigError("net.kind vit takes images of one size, not patches; use pretext: rotation or a resnet")
-        self.trunk = trunks.build(net, image, world, seed)
-        with seeded(seed, "init", "head"):
-            self.f, self.g = (heads.build(settings.head, self.trunk.features, net.norm, world) for _ in "fg")
+        super().__init__(settings, setup)
+        self.dim, self.samples = settings.head.dim, setup.samples
+        norms, world = setup.net.norm, setup.world
+        with seeded(setup.seed, "init", "head"):
+            self.f, self.g = (heads.build(settings.head, self.trunk.features, norms, world) for _ in "fg")
             if settings.pretext == "jigsaw":
                 self.g = heads.PatchHead(self.g, settings.head.dim, settings.jigsaw.cells**2)
-        self.bank = Bank(samples, settings.head.dim, seed, world, settings.bank == "sharded")
+        self.bank = Bank(setup.samples, settings.head.dim, setup.seed, world, settings.bank == "sharded")
         if settings.loss == "binary_nce":  # of image and patches; not a number until the first commit
             self.register_buffer("log_partition", torch.full((2,), torch.nan))
 
@@ -58,15 +60,14 @@ class PIRL(Objective):
         """low [2B], high [2B, K]: a row for each image, then one for its patches; infinite for the own row."""
         (rows,) = embedded
         chosen = self.settings
-        with torch.autocast(rows.device.type, enabled=False):
-            drawn = self.negatives(batch)
-            columns = torch.arange(self.samples, device=batch.ids.device) if drawn is None else drawn
-            whole = drawn is None and chosen.bank == "replicated"
-            others = self.bank.rows if whole else self.bank.read(columns)
+        with full_precision(rows):
+            columns = self.negative_ids(batch)
+            every = len(columns) == self.samples and chosen.bank == "replicated"
+            others = self.bank.rows if every else self.bank.read(columns)
             memory = self.bank.read_own(batch.ids)
             low = -(rows * memory[:, None]).sum(2).flatten() / chosen.temperature
             high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
-            own = batch.ids.repeat_interleave(2)[:, None] == columns
+            own = false_negatives(batch.ids.repeat_interleave(2), columns)
             if chosen.mask_own:
                 high = high.masked_fill(own, torch.inf)
             pending = {"rows": self.world.gather(rows.detach()[:, 0]), "ids": self.world.gather(batch.ids)}
@@ -78,18 +79,20 @@ class PIRL(Objective):
             else:
                 losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
             of_image, of_patches = losses.view(-1, 2).unbind(1)
-            apart = (rows.detach()[:, 0] - rows.detach()[:, 1]).square().sum(1).mean()
-            scalars = {"learn/own_share": own.to(low.dtype).mean(), "learn/invariance": apart}
+            scalars = {"learn/false_negative_share": own.to(low.dtype).mean()}
             loss = ((1 - chosen.weight) * of_image + chosen.weight * of_patches).mean()
-            return Step(loss, low, high, scalars, pending, rows.detach()[:, 0], memory)
+            return Step(loss, low, high, scalars, pending, {"pair": rows.detach()})
 
-    def negatives(self, batch: Batch) -> Tensor | None:
-        """Ids of the rows that a step's whole global batch is held against, without repetition; none: all rows."""
+    def negative_ids(self, batch: Batch) -> Tensor:
+        """The rows that a step's whole global batch is held against: drawn without repetition, or all in order."""
         count = self.settings.negatives
         if count == 0 or count >= self.samples:
-            return None
+            return torch.arange(self.samples, device=batch.ids.device)
         drawn = keyed.permute(np.arange(count), self.samples, batch.seed, batch.step, "negatives")
-        return sent(drawn, batch.ids.device)
+        return send(drawn, batch.ids.device)
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return 2 * share * min(self.settings.negatives or self.samples, self.samples)
 
     def _estimate(self, low: Tensor, high: Tensor) -> Tensor:
         """log(samples x mean e^-E) over the global batch's positives and negatives, of image and patches -> [1, 2]."""
@@ -107,19 +110,12 @@ class PIRL(Objective):
             mean = estimates.logsumexp(0) - math.log(len(estimates))
             self.log_partition.copy_(torch.where(self.log_partition.isnan(), mean, self.log_partition))
 
-    def watched(self, step: int) -> dict[str, Tensor]:
-        return {"learn/queue_age": self.bank.age(step)}
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        return super().diagnostics(step, batch) | {"learn/queue_age": self.bank.age(batch.step)}
 
     def replicated(self) -> dict[str, Tensor]:
         owned = ("bank.rows", "bank.last_step") if self.bank.size > 1 else ()
         return {k: v for k, v in super().replicated().items() if k not in owned}
-
-    def collapsed(self, read: dict[str, float], step: Step) -> dict[str, str]:
-        return collapsed(read, step)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.trunk
 
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:

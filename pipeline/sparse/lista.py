@@ -18,7 +18,7 @@ class LISTA(nn.Module):
 
     def __init__(self, dictionary: Tensor, penalty: float, layers: int = 3, tied: bool = False):
         super().__init__()
-        self.penalty, self.layers = penalty, layers
+        self.penalty, self.layers, self.features = penalty, layers, dictionary.shape[1]
         own = 1 if tied else layers
         gram = dictionary.double().T @ dictionary.double()
         bound = torch.linalg.eigvalsh(gram)[-1]

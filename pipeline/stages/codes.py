@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import progress, sheets
+from pipeline import objectives, progress, sheets
 from pipeline.board import Board
 from pipeline.data.index import Shards
 from pipeline.data.patches import Patches
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
-from pipeline.objectives.lista import LISTA
+from pipeline.objectives.base import Lasso, Setup
+from pipeline.settings.nets import CNN
 from pipeline.settings.stages import Codes
 from pipeline.settings.training import Adam, Training
 from pipeline.sparse import dictionary, features, solvers
@@ -172,7 +173,8 @@ def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: P
     training = Training(
         batch=settings.lista_batch, steps=steps, optimiser=Adam(lr=LISTA_LR), clip=LISTA_CLIP, snapshots=0
     )
-    objective = LISTA(settings.lista, coder.dictionary, settings.penalty)
+    setup = Setup(train.image, train.patches.n, CNN(), world, seed, Lasso(coder.dictionary, settings.penalty))
+    objective = objectives.build(settings.lista, setup)
     feed = SignalFeed(settings, train, coder, settings.lista_batch, world)
     loop.train(
         objective, feed, training, total=steps, seed=seed, out=out, world=world,

@@ -12,6 +12,8 @@ from pipeline.board import Board
 from pipeline.data.index import Shards
 from pipeline.data.loader import Feed, images
 from pipeline.evaluation import encoders
+from pipeline.objectives.base import Setup
+from pipeline.settings.nets import CNN
 from pipeline.settings.objectives import VAE
 from pipeline.settings.stages import Generate
 from pipeline.training import loop
@@ -51,7 +53,8 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
     shards = Shards.open(folder, "train")
     image = shards.image(None)
     total = settings.total_steps(shards.n)
-    objective = objectives.build(settings.objective, None, image, settings.samples(shards.n), world, seed)
+    setup = Setup(image, settings.samples(shards.n), CNN(), world, seed)
+    objective = objectives.build(settings.objective, setup)
     feed = Feed(
         shards,
         transforms.build(settings.objective.inputs, (), image, seed),

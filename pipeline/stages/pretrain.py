@@ -9,7 +9,7 @@ from pipeline.data.index import Shards
 from pipeline.data.loader import Feed
 from pipeline.evaluation import encoders, online
 from pipeline.image import Image
-from pipeline.objectives.base import Objective
+from pipeline.objectives.base import Objective, Setup
 from pipeline.settings.stages import Pretrain
 from pipeline.training import loop
 from pipeline.views import transforms
@@ -21,7 +21,8 @@ def prepare(
 ) -> tuple[Objective, Feed, Image]:
     """What is trained, what feeds this rank, and what the encoder is for."""
     image = shards.image(settings.views.size)
-    objective = objectives.build(settings.objective, settings.net, image, settings.samples(shards.n), world, seed)
+    setup = Setup(image, settings.samples(shards.n), settings.net, world, seed)
+    objective = objectives.build(settings.objective, setup)
     feed = Feed(
         shards,
         transforms.build(settings.objective.inputs, (settings.views,), image, seed),

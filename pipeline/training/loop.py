@@ -22,7 +22,6 @@ from pipeline.board import Board
 from pipeline.errors import ConfigError, Stopped
 from pipeline.lines import say
 from pipeline.nets.norm import untracked
-from pipeline.objectives import energies
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
 from pipeline.training import checkpoint, optim, sharded, watch
@@ -132,7 +131,7 @@ def train(
             group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)
         if settings.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
-        batches = [Batch(views(x, settings), x.ids, step, epoch, seed, step / total) for x in loaded]
+        batches = [micro_batch(x, settings, step, epoch, seed, step / total) for x in loaded]
         with autocast(world, settings):
             result = backward(model, objective, batches)
         norm = clip(objective, settings.clip)
@@ -147,19 +146,17 @@ def train(
         if settings.check_steps and done % settings.check_steps == 0:
             watch.compare_ranks(objective, done, world)
         if done % settings.log_steps == 0 or saving:
-            last = scalars(objective, result, done, norm, optimiser.param_groups[0]["lr"], world)
+            with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+                last = scalars(objective, result, batches[0], norm, optimiser.param_groups[0]["lr"], world)
             finite.check()
             if saving and evaluate is not None:
                 network = encoder()
                 last |= evaluate(network) if world.main else {}
-            if alarm.leaky(done):
-                with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
-                    last["learn/leak"] = watch.leak(objective, batches[0], world)
             board.scalars(done, last)
             board.timings(done, meter.read(done))
             if world.main:
                 progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
-            alarm.note(done, last, result)
+            alarm.note(done, last)
         if done in marks:
             network = encoder()
             if world.main:
@@ -229,14 +226,8 @@ def detached(results: list[Step]) -> Step:
         high=torch.cat([r.high.detach() for r in results]),
         scalars={k: torch.stack([r.scalars[k].detach() for r in results]).mean() for k in first.scalars},
         pending={k: torch.cat([r.pending[k] for r in results]) for k in first.pending},
-        rows=joined([r.rows for r in results]),
-        positives=joined([r.positives for r in results]),
+        per_sample={k: torch.cat([r.per_sample[k] for r in results]) for k in first.per_sample},
     )
-
-
-def joined(rows: list[Tensor | None]) -> Tensor | None:
-    found = [r for r in rows if r is not None]
-    return torch.cat(found) if found else None
 
 
 def unsynced(model: nn.Module, quiet: bool) -> Any:
@@ -244,8 +235,9 @@ def unsynced(model: nn.Module, quiet: bool) -> Any:
     return model.no_sync() if quiet and hasattr(model, "no_sync") else nullcontext()  # type: ignore[operator]
 
 
-def views(loaded: Loaded, settings: Training) -> tuple[Tensor, ...]:
-    return tuple(v.double() for v in loaded.views) if settings.precision == "fp64" else tuple(loaded.views)
+def micro_batch(loaded: Loaded, settings: Training, step: int, epoch: int, seed: int, progress: float) -> Batch:
+    dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+    return Batch(tuple(v.to(dtype) for v in loaded.views), loaded.ids, step, epoch, seed, progress, dtype)
 
 
 def autocast(world: World, settings: Training) -> torch.autocast:
@@ -271,7 +263,7 @@ def follow(average: nn.Module, encoder: nn.Module, decay: float) -> None:
 
 
 def scalars(
-    objective: Objective, result: Step, step: int, norm: Tensor, lr: float, world: World
+    objective: Objective, result: Step, batch: Batch, norm: Tensor, lr: float, world: World
 ) -> dict[str, float]:
     """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
     values = {"train/loss": result.loss, "energy/low": result.low.mean()}
@@ -280,11 +272,7 @@ def scalars(
         own = torch.where(seen, result.high, 0).sum(1) / seen.sum(1).clamp(min=1)  # each row's mean of those it has
         values["energy/high"] = own.mean()
         values["energy/gap"] = values["energy/high"] - values["energy/low"]
-    values |= result.scalars | objective.watched(step - 1)
-    if result.rows is not None and result.positives is not None:
-        # Spread is a property of the batch, not of a rank's share of it.
-        rows, positives = world.gather(result.rows.detach()), world.gather(result.positives.detach())
-        values |= energies.watch(replace(result, rows=rows, positives=positives))
+    values |= result.scalars | objective.diagnostics(result, batch)
     column = torch.stack([sharded.whole(v.detach()).double().reshape(()) for v in values.values()])
     table = world.sum(column) / world.size
     return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.lines import say
 from pipeline.nets import norm
-from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.objectives.base import PATIENCE_STEPS, Objective, Step
 from pipeline.settings.training import Training
 from pipeline.training import sharded
 from pipeline.world import World
@@ -21,8 +20,6 @@ from pipeline.world import World
 if TYPE_CHECKING:
     from pipeline.training.loop import Feed
 
-PATIENCE = 50  # steps
-LEAK, SLOW = 0.08, ("narrow", "far", "silent")
 PICTURED = 1 << 16  # negatives' energies in a histogram
 
 
@@ -37,7 +34,7 @@ def beforehand(objective: Objective, settings: Training, world: World) -> Iterat
         )
     if settings.precision == "bf16" and not world.fast_bf16():
         yield "precision bf16: this CPU has no bf16 arithmetic, so it is slower than fp32 here"
-    if settings.collapse != "ignore" and type(objective).collapsed is Objective.collapsed:
+    if settings.collapse != "ignore" and type(objective).collapse_signs is Objective.collapse_signs:
         yield f"{type(objective).__name__} has no sign by which a collapse is seen: look at its own scalars"
 
 
@@ -66,20 +63,6 @@ def checksum(x: Tensor) -> Tensor:
     return (numbers * (2 * (torch.arange(len(numbers), device=x.device) % 32749) + 1)).sum()
 
 
-def leak(objective: Objective, batch: Batch, world: World) -> float:
-    """How much nearer, in cosine, an image's views are for having been normalised beside the same companions: the
-    second view is embedded again with its batch's halves interleaved. 0 but for noise unless batch norm tells."""
-    first, second = batch.views[:2]
-    n = len(batch.ids)
-    order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2)]).argsort().to(second.device)
-    with norm.untracked(objective):
-        told = objective.pair(objective.embed(batch))
-        mixed = objective.pair(objective.embed(replace(batch, views=(first, second[order]))))
-    assert told is not None and mixed is not None
-    near, far = (told[0] * told[1]).sum(1), (told[0] * mixed[1][order.argsort()]).sum(1)
-    return float(world.sum((near - far).mean()) / world.size)
-
-
 def histograms(board: Board, step: int, result: Step) -> None:
     """Energies of positives and of some negatives, one over the other on the board."""
     board.histogram("energy/low", step, result.low.float().cpu().numpy())
@@ -89,18 +72,14 @@ def histograms(board: Board, step: int, result: Step) -> None:
 
 
 class Collapse:
-    """Reads what is logged; where it says for long that nothing is learned any more, names it.
-
-    The signs are the objective's own (`Objective.collapsed`), and one of the loop's: a positive is nearer by LEAK in
-    cosine for sharing its companions in batch norm. A sign has to stay for PATIENCE steps; one of SLOW, which a
-    healthy training has in its first epochs, four times as long. Nothing is read in the first PATIENCE steps, in
-    warm-up, nor while an objective is blind.
-    """
+    """Reads what is logged; where a sign of the objective's own (`Objective.collapse_signs`) has stayed for as long as
+    it has to, names it. Nothing is read in the first PATIENCE_STEPS steps, in warm-up, nor in the epochs whose
+    energies tell nothing yet."""
 
     def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
         self.objective, self.name, self.do = objective, type(objective).__name__, settings.collapse
-        self.from_step = PATIENCE + round((settings.warmup_epochs + objective.blind_epochs) * steps_per_epoch)
-        self.leaks = type(objective).pair is not Objective.pair and norm.blocks(objective) > 1
+        epochs = settings.warmup_epochs + objective.monitor_warmup_epochs
+        self.from_step = PATIENCE_STEPS + round(epochs * steps_per_epoch)
         self.since: dict[str, int] = {}
 
     @property
@@ -108,24 +87,17 @@ class Collapse:
         """Whether the last reading was healthy."""
         return not self.since
 
-    def leaky(self, step: int) -> bool:
-        """Whether batch norm's companions are to be looked at: rarely, since it takes two forward passes."""
-        return self.leaks and step % PATIENCE == 0
-
-    def note(self, step: int, read: dict[str, float], result: Step) -> None:
+    def note(self, step: int, scalars: dict[str, float]) -> None:
         """Raises NoProgressError, or says a line, as the settings ask."""
         if self.do == "ignore" or step < self.from_step:
             return
-        found = dict(self.objective.collapsed(read, result))
-        if (leak := read.get("learn/leak", 0.0)) > LEAK:
-            found["leak"] = f"batch norm tells an image's views by their companions (leak {leak:.2g})"
-        self.since = {name: self.since.get(name, step) for name in found}
-        last = {name: PATIENCE * (4 if name in SLOW else 1) for name in found} | {"leak": 0}
-        due = [name for name, first in self.since.items() if step - first >= last[name]]
+        signs = self.objective.collapse_signs(scalars)
+        self.since = {name: self.since.get(name, step) for name in signs}
+        due = [name for name, first in self.since.items() if step - first >= signs[name].patience_steps]
         if not due:
             return
         first = min(self.since[name] for name in due)
-        text = f"{self.name}: collapsed at step {first}: {'; '.join(found[name] for name in due)}"
+        text = f"{self.name}: collapsed at step {first}: {'; '.join(signs[name].text for name in due)}"
         if self.do == "stop":
             raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
                                   f"rate, or set norm.kind global or shuffle; collapse: ignore goes on")  # fmt: skip

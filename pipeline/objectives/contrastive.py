@@ -1,0 +1,144 @@
+"""What contrastive objectives share: a trunk, positive pairs, and what is watched of them."""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.nets import norm, trunks
+from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
+from pipeline.objectives.energies import NARROW, directions, infonce
+
+POINT, FAR, FLAT, LEAKAGE = 0.17, 0.9, 0.02, 0.08
+PAIRS = 256
+"""Images between which all distances are taken: these grow with the square."""
+
+
+class Contrastive(Objective):
+    """An objective that pulls the two embeddings of an image together and pushes others' away from them.
+
+    Its `score` gives ``per_sample["pair"]``, the unit rows of an image's two embeddings [B, 2, dim], of which
+    alignment, spread and directions are taken for all of them alike; ``low`` and ``high`` are cosines over -T.
+    """
+
+    dim: int
+    """Of the embeddings."""
+    leaks: ClassVar[bool] = True
+    """Whether both embeddings are of whole images, whose companions in batch norm may tell them apart."""
+
+    def __init__(self, settings: Any, setup: Setup):
+        super().__init__()
+        self.settings, self.world = settings, setup.world
+        self.trunk = trunks.build(setup.net, setup.image, setup.world, setup.seed)
+
+    def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """`pair_statistics` over the global batch, `ranking`; every PATIENCE_STEPS steps the leakage of batch norm."""
+        pair = self.world.gather(step.per_sample["pair"])  # spread is a property of the batch, not of a rank's share
+        scalars = pair_statistics(pair) | ranking(step.low.detach(), step.high.detach(), pair.shape[2])
+        if self.leaks and (batch.step + 1) % PATIENCE_STEPS == 0 and norm.blocks(self) > 1:
+            scalars["learn/batchnorm_leakage"] = self.batchnorm_leakage(batch)
+        return scalars
+
+    def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
+        """Of `embed`'s rows, the two embeddings of each image [B, 2, dim]."""
+        return embedded[0]
+
+    @torch.no_grad()
+    def batchnorm_leakage(self, batch: Batch) -> Tensor:
+        """How much nearer, in cosine, an image's views are for having been normalised beside the same companions, 0-d:
+        the second view is embedded again with its batch's halves interleaved. 0 but for noise unless batch norm tells
+        an image by its companions (arXiv 1911.05722, sec. 3.3)."""
+        first, second, *rest = batch.views
+        n = len(batch.ids)
+        order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2)]).argsort().to(second.device)
+        with norm.untracked(self):
+            pair = self.pair(self.embed(batch))
+            mixed = self.pair(self.embed(replace(batch, views=(first, second[order], *rest))))
+        near, far = (pair[:, 0] * pair[:, 1]).sum(1), (pair[:, 0] * mixed[order.argsort(), 1]).sum(1)
+        return (near - far).mean()
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        """point: the embeddings' deviation is under POINT of that of a sphere. narrow: they fill fewer directions than
+        NARROW. far: an image's embeddings are nearly as far as two images' (FAR). flat: positives lie less than FLAT
+        nats under negatives, so that no sample is told from another (a temperature without end). leakage: a positive
+        is nearer by LEAKAGE for its companions in batch norm. A healthy training may be narrow or far in its first
+        epochs: these have to stay longer."""
+        std, filled, spread = scalars["learn/std"], scalars["learn/directions"], self.dim**-0.5
+        ratio, gap = scalars["learn/alignment_ratio"], scalars.get("energy/gap", 1.0)
+        leakage = scalars.get("learn/batchnorm_leakage", 0.0)
+        every = {
+            "point": (std < POINT * spread, PATIENCE_STEPS,
+                      f"the embeddings are nearly one point (std {std:.2g}, spread {spread:.2g})"),
+            "narrow": (filled < NARROW and self.dim > 1, 4 * PATIENCE_STEPS,
+                       f"the embeddings fill {filled:.2g} directions of {self.dim}"),
+            "far": (ratio > FAR, 4 * PATIENCE_STEPS,
+                    f"positives are as far as other images (squared distances, {ratio:.2g} to 1)"),
+            "flat": (gap < FLAT, PATIENCE_STEPS, f"negatives are not pushed above positives (gap {gap:.2g} nats)"),
+            "leakage": (leakage > LEAKAGE, 0,
+                        f"batch norm tells an image's views by their companions (leakage {leakage:.2g})"),
+        }  # fmt: skip
+        return {name: Sign(text, steps) for name, (bad, steps, text) in every.items() if bad}
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.trunk
+
+
+def false_negatives(ids: Tensor, columns: Tensor) -> Tensor:
+    """Which columns are of the row's own sample: ids [R], columns [K] -> bool [R, K]."""
+    return ids[:, None] == columns
+
+
+@torch.no_grad()
+def pair_statistics(pair: Tensor) -> dict[str, Tensor]:
+    """Scalars of the unit rows of positive pairs, [B, 2, d].
+
+    alignment: mean squared distance between the two of an image; alignment_ratio: that over the mean squared distance
+    between two images, 1 where a positive is as far as any; uniformity: log of the mean of e^(-2 squared distance)
+    over pairs of images (Wang & Isola, arXiv 2005.10242); std: mean deviation over dimensions, 1/sqrt(d) if spread
+    over the sphere, 0 if collapsed; directions: how many the rows fill, (tr C)^2 / tr C^2 of their covariance.
+    """
+    rows, positives = pair.unbind(1)
+    n, some = len(rows), rows[:PAIRS]
+    distances = 2 - 2 * some @ some.T
+    distances.fill_diagonal_(torch.inf)
+    count = max(1, len(some) * (len(some) - 1))
+    alignment = (rows - positives).square().sum(1).mean()
+    # All pairs at once, by means and variances about them: nothing cancels where rows are nearly one point.
+    means = pair.mean(0)
+    every = (pair - means).square().sum(2).mean(0).sum() + (means[0] - means[1]).square().sum()
+    others = (n * every - alignment) / max(1, n - 1)
+    return {
+        "learn/alignment": alignment,
+        "learn/alignment_ratio": alignment / others.clamp(min=torch.finfo(rows.dtype).tiny),
+        "learn/uniformity": (-2 * distances).flatten().logsumexp(0) - torch.log(distances.new_tensor(count)),
+        "learn/std": rows.std(0, correction=0).mean(),
+        "learn/directions": directions(rows),
+    }
+
+
+@torch.no_grad()
+def ranking(low: Tensor, high: Tensor, dim: int) -> dict[str, Tensor]:
+    """Scalars of the energies low [R] and high [R, K] of cosines between rows of ``dim`` numbers; empty where K is 0.
+
+    accuracy: positives ranked first; auroc: mean over rows of the share of a row's negatives above its positive.
+    Energies that rounding alone parts are ties, and ties are chance: half a negative in auroc, one of so many that
+    share the first place in accuracy (a collapsed encoder: 1/2 and 1 / (1 + K)). positive_share: of the positive in
+    the softmax; effective_negatives: 1 / sum of the squared shares of the negatives, K where all weigh the same.
+    """
+    if not high.numel():
+        return {}
+    real = torch.isfinite(high)
+    # A cosine is a sum of d products: its rounding is at most about d eps, of an energy in proportion.
+    margin = dim * torch.finfo(low.dtype).eps * low.abs()[:, None]
+    above, below = high - low[:, None] > margin, high - low[:, None] < -margin
+    ties, count = (~above & ~below).sum(1), real.sum(1)
+    won = (above & real).sum(1).to(low.dtype) + 0.5 * ties.to(low.dtype)
+    share = high.neg().softmax(1).nan_to_num()  # a row may have none
+    return {
+        "learn/accuracy": (~below.any(1) / (1 + ties)).to(low.dtype).mean(),
+        "learn/auroc": torch.where(count > 0, won / count.clamp(min=1), 0.5).mean(),
+        "learn/positive_share": (-infonce(low, high)).exp().mean(),
+        "learn/effective_negatives": (1 / share.square().sum(1).clamp(min=1e-30)).mul(real.any(1)).mean(),
+    }
