@@ -1,4 +1,4 @@
-"""The quick start over several seeds, and every encoder's lead over raw pixels and the random encoder.
+"""The quick start over several seeds, and every encoder's lead over raw pixels and an untrained network.
 
 A lead is the mean paired difference in test accuracy at ten labels a class, over seeds x label draws: the draws of one
 seed are the same for every row. Its interval is over seeds, whose draws share split and encoder, with the variance of
@@ -39,10 +39,12 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 def main(root: str = "runs/seeds", config: str = "configs/quickstart.yaml") -> None:
     runs = [draws(Path(root), config, seed) for seed in SEEDS]
     table = {name: np.array([run[name] for run in runs]) for name in runs[0]}
-    print(f"{'row':<12}{'mean':>7}{'sd draws':>10}{'sd seeds':>10}   lead over raw pixels   lead over random")
+    print(f"{'row':<12}{'mean':>7}{'sd draws':>10}{'sd seeds':>10}   lead over raw pixels      lead over untrained")
     for name, row in table.items():
-        leads = [interval(row - table[base]) for base in ("raw_pixels", "random")]
-        text = "   ".join(f"[{100 * low:+6.2f}, {100 * high:+6.2f}]" for low, high in leads)
+        untrained = f"random_{name}" if f"random_{name}" in table else "random"  # its own network, or the first row's
+        leads = [row - table[base] for base in ("raw_pixels", untrained)]
+        text = "   ".join(f"{100 * lead.mean():+6.2f} [{low:+6.2f}, {high:+6.2f}]"
+                          for lead in leads for low, high in [interval(100 * lead)])  # fmt: skip
         spread = 100 * row.std(1, ddof=1).mean(), 100 * row.mean(1).std(ddof=1)
         print(f"{name:<12}{100 * row.mean():7.2f}{spread[0]:10.2f}{spread[1]:10.2f}   {text}")
         print(json.dumps({"figure": f"seeds_{name}", "mean": row.mean(), "n": row.size}), file=sys.stderr)
