@@ -32,14 +32,14 @@ from benchmarks.data import need
 from pipeline.data.index import Shards
 from pipeline.data.loader import images
 from pipeline.errors import DataError
-from pipeline.evaluation import encoders
+from pipeline.evaluation import encoders, scores
 from pipeline.evaluation.features import Pictures, features
 from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.objectives.base import Batch
 from pipeline.settings.nets import Net
 from pipeline.settings.stages import Pretrain, Probe
-from pipeline.stages import pretrain, probe
+from pipeline.stages import pretrain
 from pipeline.training import checkpoint
 from pipeline.world import World
 
@@ -168,7 +168,7 @@ def job(name: str, method: str, seed: int, shards: Path, out: Path) -> None:
 def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str, float]]:
     """Every row of a seed, and PIRL's along its epochs: the numbers of the probe by name."""
     chosen = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
-    data, world, root = probe.load(chosen, seed, shards), World(2), out / name / str(seed)
+    data, world, root = scores.load(chosen, seed, shards), World(2), out / name / str(seed)
     rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in OURS + PEERS}
     for at in sorted((root / "pirl/snapshots").glob("[0-9]*")):
         rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
@@ -181,7 +181,7 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
     found = {}
     for row, load in rows.items():
         x, x_test = (features(load(), p, world.device) for p in pictures)
-        found[row] = probe.numbers(probe.evaluate(chosen, data, row, x, x_test, world.device))
+        found[row] = scores.evaluate(chosen, data, row, x, x_test, world.device).row()
         if (root / row / "row.json").exists():
             found[row] |= json.loads((root / row / "row.json").read_text())
     return found

@@ -54,7 +54,7 @@ MUTATIONS = (
     M("affine: scale not inverted", "views/affine.py", "shrink = 1 / between(", "shrink = between(",
       "test_affine.py::test_a_scale_above_one_enlarges"),
     # ---- evaluation
-    M("few labels from validation too", "stages/probe.py", "linear.draw(y, parts.fit,",
+    M("few labels from validation too", "evaluation/scores.py", "linear.draw(y, parts.fit,",
       "linear.draw(y, np.arange(len(y)),", "test_probe.py::test_labels_are_drawn_from_the_fit_part_alone"),
     M("evaluated on unnormalised images", "evaluation/online.py", "image.normalise(x.to(device).float() / 255)",
       "(x.to(device).float() / 255)",
@@ -225,8 +225,8 @@ MUTATIONS = (
       "(cosines - cosines[:, :1]).exp()", "test_evaluation.py::test_neighbours_vote_as_scikit_learns_do"),
     M("uniformity of half the distance", "evaluation/quality.py", "mul(-2)", "mul(-1)",
       "test_evaluation.py::test_alignment_uniformity_and_spread_by_their_formulas"),
-    M("confusion transposed", "stages/probe.py", "(data.y_test, every.predicted), 1)",
-      "(every.predicted, data.y_test), 1)", "test_probe.py::test_the_confusion_table_has_true_classes_down"),
+    M("confusion transposed", "evaluation/scores.py", "(truth, predicted), 1)",
+      "(predicted, truth), 1)", "test_probe.py::test_the_confusion_table_has_true_classes_down"),
     M("pixels not normalised", "evaluation/encoders.py", "            x = self.image.normalise(x)",
       "            pass", "test_evaluation.py::test_encoders_come_back_as_they_were"),
     # ---- runner, artifact, config

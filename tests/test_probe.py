@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from pipeline import board
 from pipeline.data.index import Shards
 from pipeline.errors import DataError, Stopped
-from pipeline.evaluation import encoders
+from pipeline.evaluation import encoders, report, scores
 from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.settings.nets import CNN, Net, Norm, ResNet
@@ -69,7 +69,7 @@ def test_rows_of_any_number_of_labels_have_the_same_names(inputs, tmp_path, worl
     metrics = probe.run(settings, 0, inputs, tmp_path, world)
     assert set(metrics["rows"]["codes"]) == set(done[1]["rows"]["codes"])
     assert metrics["protocol"]["n_train"] == 400 and metrics["protocol"]["per_class"] == 3
-    assert "linear, 3 a class" in probe.card(metrics)
+    assert "linear, 3 a class" in report.card(metrics)
 
 
 def saved(folder: Path, spec: dict) -> Path:
@@ -100,7 +100,7 @@ def test_the_untrained_row_is_the_encoders_own_network(digits, tmp_path, world):
     settings = Probe(data="shards", encoders=tuple(inputs))
     rows = probe.untrained(settings, inputs)
     assert rows == {"random": ["moco", "pirl"], "random_small": ["small", "coded"], "random_vae": ["vae"]}
-    lined = probe.line_up(settings, 3, inputs | {"shards": digits}, probe.load(settings, 3, digits))
+    lined = probe.line_up(settings, 3, inputs | {"shards": digits}, scores.load(settings, 3, digits))
     assert list(lined) == [*inputs, "raw_pixels", *rows]
     pictures = torch.randint(0, 256, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
     for row, owners in rows.items():
@@ -116,7 +116,7 @@ def test_the_untrained_row_is_the_encoders_own_network(digits, tmp_path, world):
 def test_the_untrained_row_is_named_in_protocol_and_card(done):
     _, metrics, _ = done
     assert metrics["protocol"]["untrained"] == {"random": "the network of moco, codes"}
-    assert "- untrained: random: the network of moco, codes" in probe.card(metrics)
+    assert "- untrained: random: the network of moco, codes" in report.card(metrics)
 
 
 def test_results_hold_every_draw_and_the_grid(done, inputs):
@@ -149,7 +149,7 @@ def test_the_confusion_table_has_true_classes_down(done, inputs):
 
 
 def test_labels_are_drawn_from_the_fit_part_alone(inputs):
-    data = probe.load(Probe(data="shards", encoders=("moco",), draws=20), 0, inputs["shards"])
+    data = scores.load(Probe(data="shards", encoders=("moco",), draws=20), 0, inputs["shards"])
     drawn = np.unique(np.concatenate(data.draws))
     assert len(drawn) > 700 and not np.intersect1d(drawn, data.parts.validation).size
     assert np.isin(drawn, data.parts.fit).all()
@@ -177,7 +177,7 @@ def test_rows_overlay_in_one_card(done):
 
 def test_the_card_tells_the_protocol(done):
     _, metrics, _ = done
-    card = probe.card(metrics)
+    card = report.card(metrics)
     for key in metrics["protocol"]:
         assert f"- {key}: " in card
     row = metrics["rows"]["moco"]

@@ -1,5 +1,6 @@
 """What a probe requires of the shards it will read, known as soon as they are there: before anything is trained."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,39 @@ def check(settings: Probe, folder: Path) -> list[str]:
     """What will lower the probe's numbers, in words. Raises DataError where it could not work at all: an empty split,
     images without a label, fewer images of a class than labels are drawn, no class in both splits."""
     train, test = Shards.open(folder, "train", check=False), Shards.open(folder, "test", check=False)
-    labels, tested = train.labels[: settings.train_examples], test.labels
-    for split, found in (("training", labels), ("test", tested)):
-        if not len(found):
+    y, y_test = labels(settings, folder, train, test)
+    names = train.classes or [str(c) for c in range(int(max(y.max(), y_test.max())) + 1)]
+    counts = np.bincount(y, minlength=len(names))
+    enough(settings, folder, counts, names)
+    absent = np.flatnonzero(np.bincount(y_test, minlength=len(names)).astype(bool) & (counts == 0))
+    if np.isin(y_test, absent).all():
+        raise DataError(
+            f"{folder}: no class of the test split ({some(names[c] for c in absent)}) is in the training split; "
+            f"splits and classes of the stage that packs say how a folder is read"
+        )
+    return list(doubts(settings, counts, y_test, absent, names))
+
+
+def labels(settings: Probe, folder: Path, train: Shards, test: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the training images that a probe uses, and of the test images. Raises DataError where a split is
+    empty, or an image has none."""
+    found = train.labels[: settings.train_examples], test.labels
+    for split, each in zip(("training", "test"), found, strict=True):
+        if not len(each):
             raise DataError(
                 f"{folder}: the {split} split is empty; a probe needs labelled images in it, at least two of a class"
             )
-        if (found < 0).any():
+        if (each < 0).any():
             raise DataError(
-                f"{folder}: {(found < 0).sum():,} of {len(found):,} images of the {split} split have no label; a "
+                f"{folder}: {(each < 0).sum():,} of {len(each):,} images of the {split} split have no label; a "
                 f"probe needs one for each: pack folders named by class, or leave the probe out"
             )
-    names = train.classes or [str(c) for c in range(int(max(labels.max(), tested.max())) + 1)]
-    counts = np.bincount(labels, minlength=len(names))
+    return found
+
+
+def enough(settings: Probe, folder: Path, counts: np.ndarray, names: list[str]) -> None:
+    """Raises DataError where ``counts``, training images by class, leave nothing to validate on, or fewer of a class
+    than ``per_class`` draws."""
     validation = np.round(settings.validation * counts).astype(int)
     fit = counts - validation
     if not validation.any():
@@ -43,23 +64,24 @@ def check(settings: Probe, folder: Path) -> list[str]:
             f"validate; lower per_class to {fit[least]}, or pack more" if fit[least] else
             f"{folder}: {names[least]} has no image that is not held out to validate; pack more, or leave it out"
         )  # fmt: skip
-    absent = np.flatnonzero(np.bincount(tested, minlength=len(names)).astype(bool) & (counts == 0))
-    unseen = int(np.isin(tested, absent).sum())
-    if unseen == len(tested):
-        raise DataError(
-            f"{folder}: no class of the test split ({some(names[c] for c in absent)}) is in the training split; "
-            f"splits and classes of the stage that packs say how a folder is read"
+
+
+def doubts(
+    settings: Probe, counts: np.ndarray, y_test: np.ndarray, absent: np.ndarray, names: list[str]
+) -> Iterator[str]:
+    """What makes a probe of these images say less than it seems to. ``absent``: classes of the test split alone."""
+    classes, images = np.flatnonzero(counts), int(counts.sum())
+    if len(classes) == 1:
+        yield f"one class alone ({names[classes[0]]}): whatever an encoder does, every answer is right"
+    if settings.neighbours > images:
+        yield (
+            f"neighbours {settings.neighbours} of {images:,} training images: all of them vote; at most {images} is "
+            f"meant"
         )
-    said = []
-    if len(seen := np.flatnonzero(counts)) == 1:
-        said.append(f"one class alone ({names[seen[0]]}): whatever an encoder does, every answer is right")
-    if settings.neighbours > len(labels):
-        count = f"{len(labels):,} training images"
-        said.append(f"neighbours {settings.neighbours} of {count}: all of them vote; at most {len(labels)} is meant")
-    if unseen:
-        told = some(names[c] for c in absent)
-        said.append(f"{unseen:,} of {len(tested):,} test images are of classes never trained on ({told}): all wrong")
-    lone = [names[c] for c in np.setdiff1d(np.flatnonzero(counts), tested)]
-    if lone:
-        said.append(f"{plural(len(lone), 'class')} without a test image: {some(lone)}")
-    return said
+    if unseen := int(np.isin(y_test, absent).sum()):
+        yield (
+            f"{unseen:,} of {len(y_test):,} test images are of classes never trained on "
+            f"({some(names[c] for c in absent)}): all wrong"
+        )
+    if len(lone := np.setdiff1d(classes, y_test)):
+        yield f"{plural(len(lone), 'class')} without a test image: {some([names[c] for c in lone])}"
