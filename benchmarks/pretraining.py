@@ -23,8 +23,9 @@ from pipeline.objectives.memory import Bank
 from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
 from pipeline.settings.training import Training
-from pipeline.training import watch
-from pipeline.training.loop import backward, clip, compile_networks, scalars
+from pipeline.training import monitor
+from pipeline.training.gradients import backward, clip
+from pipeline.training.state import compile_networks
 from pipeline.world import World
 
 BATCH = int(os.environ.get("BENCH_BATCH", "256"))
@@ -188,7 +189,7 @@ def watching() -> dict[str, Any]:
     chosen, world = Training(), World(THREADS)
     objective = objectives.build(SETTINGS, Setup(IMAGE, 50_000, ResNet(), world, 0)).train()
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    finite, at, given = watch.Finite("MoCo"), itertools.count(), batch()
+    finite, at, given = monitor.FiniteCheck("MoCo"), itertools.count(), batch()
     with TemporaryDirectory() as folder:
         board = Board(Path(folder), 0)
 
@@ -200,7 +201,7 @@ def watching() -> dict[str, Any]:
             finite.note(next(at), result.loss, clip(objective, 0.0))
 
         def tenth() -> None:
-            board.scalars(next(at), scalars(objective, result, 1, result.loss, 0.1, world))
+            board.scalars(next(at), monitor.step_scalars(objective, result, given, result.loss, 0.1, world))
             finite.check()
 
         result: Any = None

@@ -14,7 +14,7 @@ from pipeline.data.index import Shards
 from pipeline.data.reader import BadSample, read
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
-from pipeline.training import loop, optim
+from pipeline.training import gradients, loop, optim
 from pipeline.world import World
 
 IMAGES, STEPS = 384, 3
@@ -57,12 +57,12 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Found:
             pass
         seconds = {k: (v - before[k]) / (begun * settings.batch) for k, v in feed.seconds.items() if k != "wait"}
         optimiser = optim.build(objective, settings)
-        batches = [loop.Batch(loop.views(x, settings), x.ids, 0, epoch, seed, 0.0) for x in loaded]
+        batches = [loop.batch(x, settings, 0, epoch, seed, 0.0) for x in loaded]
         best = np.inf
         for _ in range(STEPS + 1):
             at = time.perf_counter()
-            with loop.autocast(world, settings):
-                result = loop.backward(objective, objective, batches)
+            with loop.precision(settings, world):
+                result = gradients.backward(objective, objective, batches)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             float(result.loss)  # waits for the device

@@ -8,20 +8,20 @@ VIEWS, DRAWS, RUNNER = "test_views.py::test_", "test_draws.py::test_", "test_run
 OUTSIDE = "test_outside.py::test_"
 MUTATIONS = (
     # ---- the loop
-    M("EMA: decay and 1 - decay exchanged", "training/loop.py", "a.lerp_(p, 1 - decay)", "a.lerp_(p, decay)", LOOP),
-    M("EMA: statistics not copied", "training/loop.py", "            a.copy_(b)", "            pass", LOOP),
-    M("gradients never clipped", "training/loop.py", "    if limit:\n", "    if False:\n", LOOP),
-    M("commit before the step", "training/loop.py", "        optimiser.step()\n"
-      "        optimiser.zero_grad(set_to_none=True)\n"
+    M("EMA: decay and 1 - decay exchanged", "training/state.py", "a.lerp_(p, 1 - decay)", "a.lerp_(p, decay)", LOOP),
+    M("EMA: statistics not copied", "training/state.py", "            a.copy_(b)", "            pass", LOOP),
+    M("gradients never clipped", "training/gradients.py", "    if limit:\n", "    if False:\n", LOOP),
+    M("commit before the step", "training/loop.py", "        now.optimiser.step()\n"
+      "        now.optimiser.zero_grad(set_to_none=True)\n"
       "        objective.commit(result.pending, step, (step + 1) / total)\n",
       "        objective.commit(result.pending, step, (step + 1) / total)\n"
-      "        optimiser.step()\n"
-      "        optimiser.zero_grad(set_to_none=True)\n", LOOP),
-    M("learning rate a step late", "training/loop.py", "optim.rate(settings, step, total",
-      "optim.rate(settings, max(0, step - 1), total", LOOP),
-    M("learning rate never scheduled", "training/loop.py",
-      'group["lr"] = optim.rate(settings, step, total, feed.steps_per_epoch)', "pass", LOOP),
-    M("epoch always 0", "training/loop.py", "loaded.ids, step, epoch, seed,", "loaded.ids, step, 0, seed,", LOOP),
+      "        now.optimiser.step()\n"
+      "        now.optimiser.zero_grad(set_to_none=True)\n", LOOP),
+    M("learning rate a step late", "training/loop.py", "settings, step, total, loader",
+      "settings, max(0, step - 1), total, loader", LOOP),
+    M("learning rate never scheduled", "training/optim.py",
+      'group["lr"] = lr', "pass", LOOP),
+    M("epoch always 0", "training/loop.py", "batch(x, settings, step, epoch,", "batch(x, settings, step, 0,", LOOP),
     M("progress always 1", "training/loop.py", "seed, step / total) for", "seed, 1.0) for", LOOP),
     M("progress dropped at commit", "training/loop.py", "step, (step + 1) / total)", "step)", LOOP),
     # ---- objectives
@@ -192,19 +192,19 @@ MUTATIONS = (
       "test_training.py::test_lars_by_hand"),
     M("biases and norms decayed", "training/optim.py", '"weight_decay": 0.0},\n    ]',
       '"weight_decay": chosen.weight_decay},\n    ]', "test_training.py::test_biases_and_norms_are_decayed_if_so_set"),
-    M("accumulated gradients add up", "training/loop.py", "(results[-1].loss / len(batches)).backward()",
+    M("accumulated gradients add up", "training/gradients.py", "(results[-1].loss / len(batches)).backward()",
       "results[-1].loss.backward()", "test_objectives.py::test_accumulation_equals_the_big_batch"),
-    M("gap upside down", "training/loop.py", 'values["energy/high"] - values["energy/low"]',
+    M("gap upside down", "training/monitor.py", 'values["energy/high"] - values["energy/low"]',
       'values["energy/low"] - values["energy/high"]', LOOP + "::test_what_is_logged_of_a_step"),
     M("one checkpoint too many", "training/checkpoint.py", "[:-keep]", "[: -keep - 1]",
       "test_checkpoint.py::test_round_trip_and_keep"),
     M("the oldest checkpoint for the newest", "training/checkpoint.py", "for step in reversed(steps(folder)):",
       "for step in steps(folder):", "test_checkpoint.py::test_a_damaged_checkpoint_is_passed_over"),
-    M("the wrong step is named", "training/watch.py", "steps[int(good.long().argmin())]", "steps[0]",
-      "test_watch.py::test_the_first_step_that_was_not_finite_is_named"),
-    M("a checksum blind to places", "training/watch.py",
+    M("the wrong step is named", "training/monitor.py", "steps[int(finite.long().argmin())]", "steps[0]",
+      "test_monitor.py::test_the_first_step_that_was_not_finite_is_named"),
+    M("a checksum blind to positions", "training/monitor.py",
       "(2 * (torch.arange(len(numbers), device=x.device) % 32749) + 1)", "1",
-      "test_watch.py::test_a_checksum_sees_every_bit_and_place"),
+      "test_monitor.py::test_a_checksum_sees_every_bit_and_place"),
     # ---- sparse
     M("the lecture's penalty not halved", "sparse/solvers.py", "return lecture / 2", "return lecture",
       "test_sparse.py::test_the_lectures_energy_is_twice_ours_at_half_its_penalty"),

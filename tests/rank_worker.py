@@ -9,7 +9,7 @@ import torch
 
 from pipeline import process
 from pipeline.settings.nets import Norm
-from pipeline.training import loop, sharded, watch
+from pipeline.training import gradients, monitor, sharded
 from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
 
@@ -35,7 +35,7 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     },
 }
 CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "pirl", "moco_fp32", "simclr_cut")
-RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # in pieces over the ranks
+RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
 WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32")
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "moco_symmetric_weights")
 FEW = [name for name in (*WIDE, *SOME) if name in RUNS]
@@ -47,7 +47,7 @@ def train(run: str, world: World) -> dict[str, Any]:
     name, norm, pieces, dtype = RUNS[run]
     objective = make(name, world, NORMS[norm], dtype=dtype)
     if run.endswith("_weights") and world.size > 1:
-        sharded.cut(objective.children(), world)
+        sharded.shard_modules(objective.children(), world)
         model: torch.nn.Module = objective
     else:
         model = world.wrap(objective)
@@ -57,15 +57,17 @@ def train(run: str, world: World) -> dict[str, Any]:
         size, share = GLOBAL // pieces, GLOBAL // pieces // world.size
         starts = [piece * size + world.rank * share for piece in range(pieces)]
         ids = [(5 * step + i) % SAMPLES for i in range(GLOBAL)]
-        result = loop.backward(model, objective, [batch(objective, ids[s : s + share], step, dtype) for s in starts])
+        batches = [batch(objective, ids[s : s + share], step, dtype) for s in starts]
+        result = gradients.backward(model, objective, batches)
         losses.append(float(world.sum(result.loss) / world.size))
         if step == 0:
-            first = {k: sharded.whole(p.grad).clone() for k, p in objective.named_parameters() if p.grad is not None}
+            grads = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
+            first = {k: sharded.full_tensor(g).clone() for k, g in grads.items()}
         optimiser.step()
         optimiser.zero_grad()
         objective.commit(result.pending, step, (step + 1) / STEPS)
-    watch.compare_ranks(objective, STEPS, world)
-    state = {k: sharded.whole(v).clone() for k, v in objective.state_dict().items()}
+    monitor.compare_ranks(objective, STEPS, world)
+    state = {k: sharded.full_tensor(v).clone() for k, v in objective.state_dict().items()}
     return {"losses": losses, "gradient": first, "state": state}
 
 

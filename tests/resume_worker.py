@@ -14,7 +14,7 @@ from pipeline.settings.objectives import PIRL, Head, MoCo
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import LARS, SGD
 from pipeline.stages import pretrain
-from pipeline.training import loop
+from pipeline.training import gradients
 from pipeline.world import World
 
 HEAD = Head(hidden=16, dim=8)
@@ -22,14 +22,14 @@ OBJECTIVES = {
     "moco": MoCo(queue=100, momentum=0.9, head=HEAD),
     "pirl": PIRL(head=HEAD, negatives=64, temperature=0.2, bank="sharded"),
 }
-PIECES = "pieces"  # weights in pieces over the ranks
+SHARDED = "sharded"  # weights sharded over the ranks
 STEPS, BATCH, EXAMPLES = 40, 32, 256  # five epochs of eight steps
 
 
 def main(shards: Path, out: Path, threads: int, name: str) -> int:
     world = World(threads)
     changes: dict[str, Any] = {"net": CNN(width=8), "optimiser": SGD(lr=0.05, lr_batch=0)}
-    if name == PIECES:
+    if name == SHARDED:
         trunk = ViT(patch=2, width=16, depth=2, heads=2, frozen_patches=False)
         changes = {"net": trunk, "optimiser": LARS(lr=5.0, lr_batch=0), "weights": "sharded", "ema": 0.9, "clip": 1.0}
     settings = Pretrain(
@@ -38,7 +38,7 @@ def main(shards: Path, out: Path, threads: int, name: str) -> int:
         threads=threads, **changes,
     )  # fmt: skip
     seen = (out.parent / f"ids-{world.rank}.jsonl").open("a")
-    plain = loop.backward
+    plain = gradients.backward
 
     def noted(model, objective, batches):
         ids = [i for b in batches for i in b.ids.tolist()]
@@ -46,7 +46,7 @@ def main(shards: Path, out: Path, threads: int, name: str) -> int:
         seen.flush()
         return plain(model, objective, batches)
 
-    loop.backward = noted
+    gradients.backward = noted
     out.mkdir(exist_ok=True)
     pretrain.run(settings, 0, {"shards": shards}, out, world)
     world.close()

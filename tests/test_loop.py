@@ -11,7 +11,7 @@ from pipeline.nets.norm import BatchNorm
 from pipeline.objectives.base import Objective, Step
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import SGD
-from pipeline.training import loop
+from pipeline.training import loop, monitor
 from tests.cases import random
 
 PER_EPOCH, EPOCHS, BATCH = 5, 4, 6
@@ -116,7 +116,7 @@ def test_what_is_logged_of_a_step(world):
     """Energies as means over rows, each of the negatives it has; the gap is how far they lie above the positives."""
     low, high = torch.tensor([1.0, 3.0]), torch.tensor([[4.0, 6.0], [torch.inf, 9.0]])
     step = Step(torch.tensor(0.5), low, high, {"learn/own": torch.tensor(0.25)})
-    read = loop.scalars(Regression(), step, 7, torch.tensor(2.0), 0.1, world)
+    read = monitor.step_scalars(Regression(), step, 7, torch.tensor(2.0), 0.1, world)
     assert read == {
         "train/loss": 0.5, "energy/low": 2.0, "energy/high": (5 + 9) / 2, "energy/gap": 5.0, "learn/own": 0.25,
         "train/grad_norm": 2.0, "train/lr": 0.1,

@@ -15,7 +15,8 @@ from pipeline.objectives.base import Batch, Lasso
 from pipeline.settings.nets import Norm
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
-from pipeline.training import loop, optim
+from pipeline.training import optim
+from pipeline.training.gradients import backward
 from tests.cases import CASES, CONTRASTIVE, CROPPED, IMAGE, batch, make, setup, warm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -107,8 +108,8 @@ def test_accumulation_equals_the_big_batch(name, pieces, world):
     """Without batch norm: the same gradient and pending rows from one batch or several, whatever is coupled."""
     whole, cut = (warm(make(name, world, norm=Norm(kind="none"))) for _ in range(2))
     size = len(IDS) // pieces
-    one = loop.backward(whole, whole, [batch(whole, IDS, 3)])
-    many = loop.backward(cut, cut, [batch(cut, IDS[i : i + size], 3) for i in range(0, len(IDS), size)])
+    one = backward(whole, whole, [batch(whole, IDS, 3)])
+    many = backward(cut, cut, [batch(cut, IDS[i : i + size], 3) for i in range(0, len(IDS), size)])
     torch.testing.assert_close(many.loss, one.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients(cut), gradients(whole), rtol=1e-9, atol=1e-13)
     for o, r in ((whole, one), (cut, many)):

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.training import checkpoint
-from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, PIECES, STEPS
+from tests.resume_worker import BATCH, EXAMPLES, OBJECTIVES, SHARDED, STEPS
 
 pytestmark = pytest.mark.cluster
 
@@ -109,15 +109,15 @@ def kill(started: list[subprocess.Popen], out: Path, moment: int) -> None:
 
 
 @pytest.mark.slow
-def test_weights_in_pieces_are_the_whole_ones(digits, tmp_path):
+def test_sharded_weights_are_the_replicated_ones(digits, tmp_path):
     """Two ranks that hold half of everything, one that goes on with what they left, and two again."""
     (tmp_path / "cut").mkdir()
     whole, cut = tmp_path / "whole", tmp_path / "cut/run"
-    finish(begin(digits, whole, 1, 1, PIECES))
-    kill(begin(digits, cut, 1, 2, PIECES), cut, 12)
-    kill(begin(digits, cut, 1, 1, PIECES), cut, 25)
+    finish(begin(digits, whole, 1, 1, SHARDED))
+    kill(begin(digits, cut, 1, 2, SHARDED), cut, 12)
+    kill(begin(digits, cut, 1, 1, SHARDED), cut, 25)
     assert len(list(cut.parent.glob("ids-*.jsonl"))) == 2
-    finish(begin(digits, cut, 1, 2, PIECES))
+    finish(begin(digits, cut, 1, 2, SHARDED))
     compare(whole, tmp_path / "cut", exact=False)
     for name in ("encoder.safetensors", f"snapshots/{STEPS // 2:08d}/encoder.safetensors"):
         one, two = load_file(whole / name), load_file(cut / name)

@@ -114,4 +114,4 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
     for parameter, values in optimiser.state.items():  # in the parameter's own memory layout, as they were
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = sharded.like(parameter, value)
+                values[name] = sharded.shard_like(parameter, value)

@@ -55,7 +55,8 @@ def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
         groups[1]["adapt"] = False
     groups = [g for g in groups if g["params"]]
     lr = settings.peak_lr()
-    fused = trained[0].is_cuda and not sharded.piece(trained[0])  # on a CPU worth nothing; torch has none for pieces
+    # On a CPU fused steps gain nothing, and torch has none for shards.
+    fused = trained[0].is_cuda and not sharded.is_sharded(trained[0])
     if isinstance(chosen, LARSSettings):
         return eager(LARS)(groups, lr, chosen.momentum, chosen.trust)
     if isinstance(chosen, SGD):
@@ -71,6 +72,16 @@ def eager(kind: Any) -> Any:
     marked = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in marked}
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+def set_rate(
+    optimiser: torch.optim.Optimizer, settings: Training, step: int, total: int, steps_per_epoch: int
+) -> float:
+    """Gives the optimiser the learning rate of a step, which it returns."""
+    lr = rate(settings, step, total, steps_per_epoch)
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    return lr
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:

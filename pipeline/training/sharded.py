@@ -1,7 +1,7 @@
-"""Weights, gradients and the optimiser's state in pieces over the ranks, by torch's FSDP (arXiv 2304.11277).
+"""Weights, gradients and the optimiser's state in shards over the ranks, by torch's FSDP (arXiv 2304.11277).
 
-A network's blocks are made whole one at a time, when they are used. Whatever leaves the ranks, a checkpoint, an
-encoder or a scalar, is made whole first, so that it does not tell how many there were.
+A network's blocks are gathered one at a time, when they are used. Whatever leaves the ranks (a checkpoint, an encoder,
+a scalar) is a full tensor first, so that nothing written depends on how many ranks there were.
 """
 
 import warnings
@@ -14,44 +14,46 @@ from torch import Tensor, nn
 from pipeline.world import World
 
 
-def cut(networks: Iterable[nn.Module], world: World) -> None:
-    """Leaves each rank its piece of every weight of ``networks``, block by block; gradients come out averaged."""
+def shard_modules(modules: Iterable[nn.Module], world: World) -> None:
+    """Leaves each rank its shard of every weight of the modules, block by block; gradients come out averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Of heads that end in a norm. Nothing is done in place to what they return.
+    # FSDP warns of a module whose output is a view (a head that ends in a norm), because writing into it in place
+    # would lose its backward hook. Nothing here writes into a head's output.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for network in networks:
-        rows = [part for part in network.modules() if isinstance(part, nn.Sequential)]
-        blocks = [block for row in rows for block in row if any(True for _ in block.children())]
-        for part in [*reversed(blocks), network]:  # the innermost first
+    for module in modules:
+        sequences = [part for part in module.modules() if isinstance(part, nn.Sequential)]
+        blocks = [block for sequence in sequences for block in sequence if any(True for _ in block.children())]
+        for part in [*reversed(blocks), module]:  # the innermost first
             if any(True for _ in part.parameters()):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
-def piece(x: object) -> bool:
-    """Whether it is a rank's piece of a tensor."""
+def is_sharded(x: object) -> bool:
+    """Whether this rank holds only a shard of the tensor."""
     return hasattr(x, "full_tensor")
 
 
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor that ranks hold pieces of, from all of them together; any other as it is."""
-    return x.full_tensor() if piece(x) else x  # type: ignore[operator]
+def full_tensor(x: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks, which call it together; any other as it is."""
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[operator]
 
 
-def like(held: Tensor, x: Tensor) -> Tensor:
-    """This rank's piece of a whole x, cut as ``held`` is and laid out in memory as it is."""
-    if not piece(held):
-        return torch.empty_like(held).copy_(x)
+def shard_like(example: Tensor, x: Tensor) -> Tensor:
+    """The full tensor x in the layout of ``example``: this rank's shard where that is sharded, and in its memory
+    format."""
+    if not is_sharded(example):
+        return torch.empty_like(example).copy_(x)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(x, held.device_mesh, held.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(x, example.device_mesh, example.placements)  # type: ignore[attr-defined]
 
 
-def filled(shape: nn.Module, network: nn.Module) -> nn.Module:
-    """A copy of ``shape``, the network as it was before it was cut, on the meta device, with all of its weights.
-    Called on all ranks together."""
-    copy = deepcopy(shape)
-    copy.load_state_dict({name: whole(x) for name, x in network.state_dict().items()}, assign=True)
+def unsharded_copy(skeleton: nn.Module, module: nn.Module) -> nn.Module:
+    """A copy of a sharded module with full tensors, which all ranks make together. ``skeleton``: the module on the
+    meta device, as it was before it was sharded."""
+    copy = deepcopy(skeleton)
+    copy.load_state_dict({name: full_tensor(x) for name, x in module.state_dict().items()}, assign=True)
     return copy

@@ -1,4 +1,4 @@
-"""What is watched: collapses that were put in are named within 200 steps, healthy runs are left alone."""
+"""What is monitored: collapses that were put in are named within 200 steps, healthy runs are left alone."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ from pipeline.settings.nets import CNN, Norm
 from pipeline.settings.stages import Generate, Pretrain
 from pipeline.settings.training import SGD, Adam, Training
 from pipeline.stages import generate, pretrain
-from pipeline.training import checkpoint, watch
+from pipeline.training import checkpoint, monitor
 from tests.cases import CONTRASTIVE, batch, make, random, warm
 
 HEAD = chosen.Head(hidden=64, dim=16)
@@ -104,7 +104,7 @@ def test_collapses_that_are_neither_a_point_nor_flat(made, words, digits, tmp_pa
 
 def noted(objective, reads, **settings) -> list[str]:
     """What an alarm says of these readings, ten steps apart."""
-    alarm = watch.Collapse(objective, Training(**settings), 10)
+    alarm = monitor.CollapseAlarm(objective, Training(**settings), 10)
     said: list[str] = []
     for i, read in enumerate(reads):
         try:
@@ -146,9 +146,9 @@ def test_an_objective_without_a_sign_says_so(world):
     class Plain(Objective):
         pass
 
-    (line,) = watch.beforehand(Plain(), Training(), world)
+    (line,) = monitor.caveats(Plain(), Training(), world)
     assert "Plain has no sign by which a collapse is seen" in line
-    assert not list(watch.beforehand(Plain(), Training(collapse="ignore"), world))
+    assert not list(monitor.caveats(Plain(), Training(collapse="ignore"), world))
     for made in set(objectives.OBJECTIVES.values()):
         assert made.collapse_signs is not Objective.collapse_signs
 
@@ -205,18 +205,18 @@ def test_ranks_that_have_come_apart_are_named():
     objective = torch.nn.Linear(3, 2)
     objective.replicated = lambda: {"weight": objective.weight, "bias": objective.bias, "queue": torch.arange(4)}
     with pytest.raises(NoProgressError, match=r"queue .* of rank 1 .* at step 12"):
-        watch.compare_ranks(objective, 12, Apart())
+        monitor.compare_ranks(objective, 12, Apart())
 
 
 @pytest.mark.parametrize("x", [torch.arange(5), random(3, 3), random(7).float(), torch.tensor(True), random(2, 0)])
 def test_a_checksum_sees_every_bit_and_place(x):
-    whole = watch.checksum(x)
-    assert whole.dtype == torch.int64 and whole == watch.checksum(x.clone())
+    whole = monitor.checksum(x)
+    assert whole.dtype == torch.int64 and whole == monitor.checksum(x.clone())
     if x.numel() > 1:
-        assert whole != watch.checksum(x.flip(0))
+        assert whole != monitor.checksum(x.flip(0))
         other = x.clone()
         other.view(-1)[1] = torch.nextafter(x.view(-1)[1], x.new_tensor(9.0)) if x.is_floating_point() else 77
-        assert whole != watch.checksum(other)
+        assert whole != monitor.checksum(other)
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE)
@@ -273,7 +273,7 @@ def test_nothing_is_read_of_negatives_that_are_not_there():
 
 @pytest.mark.parametrize("which", ["loss", "gradient"])
 def test_the_first_step_that_was_not_finite_is_named(which):
-    finite = watch.Finite("MoCo")
+    finite = monitor.FiniteCheck("MoCo")
     for step in range(10, 20):
         bad = torch.tensor(float("nan") if step in (14, 16) else 1.0)
         finite.note(step, *((bad, torch.ones(())) if which == "loss" else (torch.ones(()), bad)))
@@ -312,7 +312,7 @@ def test_what_restarts_cost_adds_up(tmp_path):
     told = []
     for start, end in ((0, 5), (3, 6), (4, 4), (4, 8)):
         board = Board(tmp_path, start)
-        found = watch.lost(board, start, 20)
+        found = monitor.restart_cost(board, start, 20)
         told.append(tuple(found.values()))
         if found:
             board.timings(start, found)

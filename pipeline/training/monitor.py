@@ -1,4 +1,4 @@
-"""What is watched while training: that numbers are finite, ranks alike, embeddings spread; and how fast it goes."""
+"""What is read of a training: its scalars, whether they are finite, ranks alike, embeddings spread, and its speed."""
 
 import math
 import time
@@ -12,19 +12,19 @@ from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.lines import say
 from pipeline.nets import norm
-from pipeline.objectives.base import PATIENCE_STEPS, Objective, Step
+from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Step
 from pipeline.settings.training import Training
 from pipeline.training import sharded
 from pipeline.world import World
 
 if TYPE_CHECKING:
-    from pipeline.training.loop import Feed
+    from pipeline.training.loop import Loader
 
 PICTURED = 1 << 16  # negatives' energies in a histogram
 
 
-def beforehand(objective: Objective, settings: Training, world: World) -> Iterator[str]:
-    """The lines that a training begins with: what is not as its reader may think."""
+def caveats(objective: Objective, settings: Training, world: World) -> Iterator[str]:
+    """Lines to be said before the first step: settings that do not do what a reader may expect of them."""
     norms = sum(isinstance(part, norm.BatchNorm) for part in objective.modules())
     if settings.accumulate > 1 and norms:
         yield (
@@ -40,13 +40,13 @@ def beforehand(objective: Objective, settings: Training, world: World) -> Iterat
 
 def compare_ranks(objective: Objective, step: int, world: World) -> None:
     """Raises NoProgressError, on all ranks, where weights or memory that all should hold alike differ in a bit."""
-    held = {name: x for name, x in objective.replicated().items() if not sharded.piece(x)}
-    if world.size == 1 or not held:
+    replicated = {name: x for name, x in objective.replicated().items() if not sharded.is_sharded(x)}
+    if world.size == 1 or not replicated:
         return
-    table = world.gather(torch.stack([checksum(t.detach()) for t in held.values()])[None])
+    table = world.gather(torch.stack([checksum(x.detach()) for x in replicated.values()])[None])
     differs = (table != table[0]).any(0).tolist()
     if any(differs):
-        name = next(n for n, d in zip(held, differs, strict=True) if d)
+        name = next(n for n, d in zip(replicated, differs, strict=True) if d)
         ranks = [r for r in range(world.size) if (table[r] != table[0]).any()]
         raise NoProgressError(
             f"{type(objective).__name__}: {name} and {sum(differs) - 1} other tensors of rank {ranks[0]} are not "
@@ -56,11 +56,27 @@ def compare_ranks(objective: Objective, step: int, world: World) -> None:
 
 
 def checksum(x: Tensor) -> Tensor:
-    """A sum over the bits of x, each word weighted by its place: int64, 0-d."""
+    """A sum over the bits of x, each word weighted by its position: int64, 0-d."""
     words = x.contiguous().view(-1).view(torch.uint8)
     width = next(w for w in (8, 4, 2, 1) if words.numel() % w == 0)
     numbers = words.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[width]).to(torch.int64)
     return (numbers * (2 * (torch.arange(len(numbers), device=x.device) % 32749) + 1)).sum()
+
+
+def step_scalars(
+    objective: Objective, result: Step, batch: Batch, norm: Tensor, lr: float, world: World
+) -> dict[str, float]:
+    """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
+    values = {"train/loss": result.loss, "energy/low": result.low.mean()}
+    if result.high.numel():
+        finite = torch.isfinite(result.high)  # each row's mean is over the negatives that it has
+        means = torch.where(finite, result.high, 0).sum(1) / finite.sum(1).clamp(min=1)
+        values["energy/high"] = means.mean()
+        values["energy/gap"] = values["energy/high"] - values["energy/low"]
+    values |= result.scalars | objective.diagnostics(result, batch)
+    column = torch.stack([sharded.full_tensor(v.detach()).double().reshape(()) for v in values.values()])
+    table = world.sum(column) / world.size
+    return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
 
 
 def histograms(board: Board, step: int, result: Step) -> None:
@@ -71,7 +87,7 @@ def histograms(board: Board, step: int, result: Step) -> None:
         board.histogram("energy/high", step, some[torch.isfinite(some)].numpy())
 
 
-class Collapse:
+class CollapseAlarm:
     """Reads what is logged; where a sign of the objective's own (`Objective.collapse_signs`) has stayed for as long as
     it has to, names it. Nothing is read in the first PATIENCE_STEPS steps, in warm-up, nor in the epochs whose
     energies tell nothing yet."""
@@ -105,76 +121,84 @@ class Collapse:
         self.since, self.do = {}, "ignore"  # once
 
 
-class Finite:
-    """Keeps each step's loss and gradient norm, 0-d, and names the first that was not finite when it is asked: the
-    step itself neither waits nor computes for it."""
+class FiniteCheck:
+    """Notes each step's loss and gradient norm, 0-d, and names the first that was not finite when it is asked, so that
+    a step neither waits nor computes for it."""
 
     def __init__(self, name: str):
         self.name = name
-        self.kept: list[tuple[int, Tensor, Tensor]] = []
+        self.notes: list[tuple[int, Tensor, Tensor]] = []
 
     def note(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        self.kept.append((step, loss, norm))
+        self.notes.append((step, loss, norm))
 
     def check(self) -> None:
-        if not self.kept:
+        """Raises NoProgressError for what was noted since the last check."""
+        if not self.notes:
             return
-        steps, *columns = zip(*self.kept, strict=True)
-        self.kept = []
+        steps, *columns = zip(*self.notes, strict=True)
+        self.notes = []
         for quantity, column in zip(("loss", "gradient"), columns, strict=True):
-            good = torch.isfinite(torch.stack(column))
-            if not good.all():
+            finite = torch.isfinite(torch.stack(column))
+            if not finite.all():
+                first = steps[int(finite.long().argmin())]
                 raise NoProgressError(
-                    f"{self.name}: the {quantity} is not finite at step {steps[int(good.long().argmin())]}; the last "
-                    f"good checkpoint is kept: lower the learning rate or raise the temperature"
+                    f"{self.name}: the {quantity} is not finite at step {first}; the last good checkpoint is "
+                    f"kept: lower the learning rate or raise the temperature"
                 )
 
 
-def lost(board: Board, start: int, batch: int) -> dict[str, float]:
-    """What starts before this one came to, as far as they logged: how often the training was started again, and over
-    all of it the steps that were computed twice and the seconds they had taken. Empty at the first start."""
+def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
+    """What the starts before this one cost, as far as they logged: how often the training was started again, and over
+    all of it the steps that were computed twice and the seconds they took. Empty at the first start."""
     kept, dropped = board.before
     if not kept and not dropped:
         return {}
-    found = {"ops/restarts": 1.0, "ops/lost_steps": 0.0, "ops/lost_s": 0.0}
+    cost = {"ops/restarts": 1.0, "ops/lost_steps": 0.0, "ops/lost_s": 0.0}
     for row in kept:
-        found |= {key: row[key] + (key == "ops/restarts") for key in found if key in row}
-    at = start
+        cost |= {key: row[key] + (key == "ops/restarts") for key in cost if key in row}
+    last = start
     for row in dropped:
-        found["ops/lost_steps"] += row["step"] - at
-        found["ops/lost_s"] += (row["step"] - at) * batch / row.get("feed/images_per_s", math.inf)
-        at = row["step"]
-    return found
+        cost["ops/lost_steps"] += row["step"] - last
+        cost["ops/lost_s"] += (row["step"] - last) * batch / row.get("feed/images_per_s", math.inf)
+        last = row["step"]
+    return cost
 
 
-class Meter:
-    """Seconds and images since the last reading: how fast, and what the step waited for."""
+class Throughput:
+    """Images a second since the last reading, and seconds a step that the loader's stages took or made it wait."""
 
-    def __init__(self, feed: "Feed", batch: int, model: torch.nn.Module, world: World):
-        self.feed, self.batch, self.model, self.world = feed, batch, model, world
-        self.seconds, self.step, self.time = dict(feed.seconds), None, time.perf_counter()
+    def __init__(self, loader: "Loader", batch: int, model: torch.nn.Module, world: World):
+        self.loader, self.batch, self.model, self.world = loader, batch, model, world
+        self.seconds, self.step, self.time = dict(loader.seconds), None, time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
-        now, seconds = time.perf_counter(), dict(self.feed.seconds)
+        """Called on all ranks together."""
+        now, seconds = time.perf_counter(), dict(self.loader.seconds)
         steps = step - self.step if self.step is not None else 0
         rates = {f"feed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
-        rates["feed/bad"] = float(self.feed.bad)
+        rates["feed/bad"] = float(self.loader.bad)
         if steps:
             rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
-        if self.world.size > 1:  # all go at the pace of the one whose feed, or whose device, is the slowest
-            own = {"feed/wait": rates.get("feed/wait", 0.0)} | self.computing()
-            table = self.world.gather(torch.tensor([[*own.values()]], dtype=torch.float64, device=self.world.device))
-            for name, column in zip(own, table.T.tolist(), strict=True):
-                rates |= {f"{name}_most": max(column), f"{name}_rank": float(column.index(max(column)))}
-                rates |= {"ops/compute_least": min(column)} if name == "ops/compute" else {}
+        if self.world.size > 1:
+            rates |= self.slowest({"feed/wait": rates.get("feed/wait", 0.0)} | self.compute_seconds())
         self.seconds, self.step, self.time = seconds, step, now
         return rates
 
-    def computing(self) -> dict[str, float]:
+    def slowest(self, own: dict[str, float]) -> dict[str, float]:
+        """The most of each over ranks, and whose it is: all go at the pace of the slowest loader or device."""
+        table = self.world.gather(torch.tensor([[*own.values()]], dtype=torch.float64, device=self.world.device))
+        rates = {}
+        for name, column in zip(own, table.T.tolist(), strict=True):
+            rates |= {f"{name}_most": max(column), f"{name}_rank": float(column.index(max(column)))}
+            rates |= {"ops/compute_least": min(column)} if name == "ops/compute" else {}
+        return rates
+
+    def compute_seconds(self) -> dict[str, float]:
         """Seconds a step of this rank's own forward and backward pass without the waiting for others, by DDP's clocks:
-        a mean of the first steps and of some since. Empty where weights are in pieces."""
+        a mean of the first steps and of some since. Empty where weights are sharded."""
         if not hasattr(self.model, "_get_ddp_logging_data"):
             return {}
         clocks = self.model._get_ddp_logging_data()  # type: ignore[operator]
-        spent = sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward"))
-        return {"ops/compute": spent / 1e9}
+        nanoseconds = sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward"))
+        return {"ops/compute": nanoseconds / 1e9}

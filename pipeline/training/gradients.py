@@ -1,0 +1,85 @@
+"""The gradient of the global batch's loss, from this rank's micro-batches in one pass or two, and its norm."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.nets.norm import untracked
+from pipeline.objectives.base import Batch, Objective, Step
+from pipeline.training import sharded
+
+
+def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
+    """Adds the gradient of the mean loss over the whole global batch; returns the step, detached.
+
+    ``model`` is the objective itself, or what averages its gradients over ranks.
+    """
+    if len(batches) == 1:
+        result: Step = model(batches[0])
+        result.loss.backward()
+        return detached(result)
+    return two_passes(model, objective, batches) if objective.coupled else one_pass(model, batches)
+
+
+def one_pass(model: nn.Module, batches: list[Batch]) -> Step:
+    """Each micro-batch's gradient after the other: where samples are not coupled, losses average."""
+    results = []
+    for i, batch in enumerate(batches):
+        with unsynced(model, i < len(batches) - 1):
+            results.append(model(batch))
+            (results[-1].loss / len(batches)).backward()
+    return mean(results)
+
+
+def two_passes(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
+    """Where samples are coupled (GradCache, arXiv 2101.06983): embeds all without gradient, scores once, then embeds
+    each micro-batch again and pushes the cached gradient through it."""
+    with untracked(objective):  # the second pass moves the running statistics, once
+        parts = [model(batch, "embed") for batch in batches]
+    rows = tuple(torch.cat(column).requires_grad_() for column in zip(*parts, strict=True))
+    result = objective.score(rows, replace(batches[0], views=(), ids=torch.cat([b.ids for b in batches])))
+    cached = torch.autograd.grad(result.loss, rows, allow_unused=True)
+    start = 0
+    for i, batch in enumerate(batches):
+        end = start + len(batch.ids)
+        with unsynced(model, i < len(batches) - 1):
+            again = model(batch, "embed")
+            used = [(row, g[start:end]) for row, g in zip(again, cached, strict=True) if g is not None]
+            torch.autograd.backward([row for row, _ in used], [g for _, g in used])
+        start = end
+    return detached(result)
+
+
+def detached(step: Step) -> Step:
+    """The step without its graph, and without a copy of its energies."""
+    scalars = {k: v.detach() for k, v in step.scalars.items()}
+    return replace(step, loss=step.loss.detach(), low=step.low.detach(), high=step.high.detach(), scalars=scalars)
+
+
+def mean(steps: list[Step]) -> Step:
+    """One step of its micro-batches': the mean loss and scalars; energies and pending rows in order; detached."""
+    return Step(
+        loss=torch.stack([s.loss.detach() for s in steps]).mean(),
+        low=torch.cat([s.low.detach() for s in steps]),
+        high=torch.cat([s.high.detach() for s in steps]),
+        scalars={k: torch.stack([s.scalars[k].detach() for s in steps]).mean() for k in steps[0].scalars},
+        pending={k: torch.cat([s.pending[k] for s in steps]) for k in steps[0].pending},
+        per_sample={k: torch.cat([s.per_sample[k] for s in steps]) for k in steps[0].per_sample},
+    )
+
+
+def unsynced(model: nn.Module, quiet: bool) -> Any:
+    """DDP's no_sync, for all but the last micro-batch."""
+    return model.no_sync() if quiet and hasattr(model, "no_sync") else nullcontext()  # type: ignore[operator]
+
+
+def clip(objective: nn.Module, limit: float) -> Tensor:
+    """Scales the gradient down to the norm ``limit`` if that is above 0 -> its norm before, over all ranks, 0-d."""
+    grads = [p.grad for p in objective.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(objective.parameters(), limit, norm)
+    return sharded.full_tensor(norm)

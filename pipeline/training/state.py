@@ -1,0 +1,114 @@
+"""What a training is between two steps: objective, moving average and optimiser, from checkpoints and to them."""
+
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.objectives.base import Objective
+from pipeline.settings.training import Training
+from pipeline.training import checkpoint, optim, sharded
+from pipeline.world import World
+
+
+@dataclass(frozen=True)
+class State:
+    """``model``: what is called in training, the objective itself or, on several ranks, what averages its gradients.
+    ``average``: of the encoder's weights, where one is asked for. ``skeleton``: the encoder on the meta device, where
+    weights are sharded. ``step``: steps done when this process started; ``folder``: of its checkpoints."""
+
+    objective: Objective
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: nn.Module | None
+    skeleton: nn.Module | None
+    step: int
+    folder: Path
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """average <- decay average + (1 - decay) encoder; statistics are copied."""
+        if self.average is None:
+            return
+        for a, p in zip(self.average.parameters(), self.objective.encoder.parameters(), strict=True):
+            a.lerp_(p, 1 - decay)
+        for a, b in zip(self.average.buffers(), self.objective.encoder.buffers(), strict=True):
+            a.copy_(b)
+
+    def encoder(self) -> nn.Module:
+        """The encoder that is exported, with full tensors. Called on all ranks together."""
+        encoder = self.average or self.objective.encoder
+        return sharded.unsharded_copy(self.skeleton, encoder) if self.skeleton else encoder
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All full tensors that the rest of the training depends on, and the optimiser's numbers. Called on all ranks
+        together."""
+        tensors = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        moments, numbers = checkpoint.pack_optimiser(self.optimiser)
+        return {k: sharded.full_tensor(v) for k, v in (tensors | moments).items()}, numbers
+
+
+def begin(objective: Objective, settings: Training, folder: Path, world: World) -> State:
+    """The objective on its device and in its precision, as the newest checkpoint in ``folder`` has it, if there is
+    one; sharded or wrapped for several ranks, with its average and its optimiser."""
+    objective.to(world.device)
+    if settings.precision == "fp64":
+        objective.double()
+    if settings.channels_last:
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        compile_networks(objective, settings.compile)
+    average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
+    found = checkpoint.newest(folder)
+    if found is not None:
+        load(found[0], objective, average)
+    skeleton = None
+    if settings.weights == "sharded" and world.size > 1:
+        skeleton = deepcopy(average or objective.encoder).to("meta")
+        sharded.shard_modules([*objective.children(), *([average] if average else [])], world)
+    model = (world.wrap(objective) if skeleton is None else objective).train()
+    optimiser = optim.build(objective, settings)
+    if found is not None:
+        checkpoint.unpack_optimiser(optimiser, found[0], found[1]["optimiser"])
+    return State(objective, model, optimiser, average, skeleton, int(found[1]["step"]) if found else 0, folder)
+
+
+def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) -> None:
+    """Has each network compiled to machine code at its first call; "graphs": on CUDA its kernels are also started by
+    one call. Names and weights stay as they are."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError("compile: true needs a C++ compiler, g++ or what CXX names: install one, or leave it out")
+    for part in objective.children():
+        part.compile(mode="reduce-overhead" if how == "graphs" else None)
+
+
+def load(tensors: dict[str, Tensor], objective: nn.Module, average: nn.Module | None) -> None:
+    """Loads a checkpoint's tensors into the objective and its average."""
+    for prefix, module in (("objective.", objective), ("average.", average)):
+        if module is not None:
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def save(state: State, step: int, settings: Training, seed: int, world: World, prune: bool = True) -> None:
+    """Writes a checkpoint after ``step`` steps; with ``prune`` only the settings' number of them is kept. Called on
+    all ranks together; none goes on before it is written."""
+    tensors, numbers = state.tensors()
+    if world.main:
+        record = {
+            "seed": seed,
+            "position": step * settings.batch,
+            "optimiser": numbers,
+            "settings": settings.model_dump(mode="json", exclude={"place"}),
+            "torch": str(torch.__version__),
+        }
+        keep = settings.keep if prune else len(checkpoint.steps(state.folder)) + 1
+        checkpoint.save(state.folder, step, tensors, record, keep)
+    world.barrier()
