@@ -29,8 +29,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.data import need
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import encoders, scores
 from pipeline.evaluation.features import Pictures, features
@@ -190,8 +190,8 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
 def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
     """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
     chosen, world, root = settings(name, "pirl"), World(2), out / name / str(seed) / "pirl"
-    objective, feed, _ = pretrain.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
-    step, epoch, (loaded,) = next(iter(feed.steps(0)))
+    objective, loader, _ = pretrain.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
+    step, epoch, (loaded,) = next(iter(loader.steps(0)))
     batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)
     found = {}
     for at in [0, *checkpoint.steps(root / "checkpoints")]:
@@ -205,7 +205,7 @@ def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple
         own = distances.diagonal().mean()
         others = (distances.sum() - distances.diagonal().sum()) / (len(distances) * (len(distances) - 1))
         found[round(at * BATCH / IMAGES)] = (float(own), float(others))
-    feed.close()
+    loader.close()
     return found
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pipeline import objectives, show
-from pipeline.data.index import shard_table, table_bytes
-from pipeline.data.order import Order, Plan
+from pipeline.data.order import BatchSampler, Sampler
+from pipeline.data.shards import shard_table, table_bytes
 from pipeline.data.store import OPEN
 from pipeline.estimate import Alone
 from pipeline.image import Image
@@ -29,8 +29,8 @@ IMAGE = Image(3, 224, (0.5,) * 3, (0.25,) * 3)
 def plan(path: Path, rank: int) -> np.ndarray:
     """From nothing to the ids of a step in the middle of an epoch, as a rank that was just started does it."""
     counts = np.load(path, allow_pickle=False)["images"].astype(np.int64)
-    epoch, (positions,) = Plan(IMAGES, BATCH, 1, rank, RANKS).at(STEP)
-    return Order(counts, 0, WINDOW).ids(epoch, positions)
+    epoch, (positions,) = BatchSampler(IMAGES, BATCH, 1, rank, RANKS).at(STEP)
+    return Sampler(counts, 0, WINDOW).ids(epoch, positions)
 
 
 def plans() -> list[list[object]]:
@@ -46,9 +46,9 @@ def plans() -> list[list[object]]:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         counts = np.load(path)["images"].astype(np.int64)
-        order, parts = Order(counts, 0, WINDOW), []
+        order, parts = Sampler(counts, 0, WINDOW), []
         for rank in range(RANKS):
-            epoch, (positions,) = Plan(IMAGES, BATCH, 1, rank, RANKS).at(STEP)
+            epoch, (positions,) = BatchSampler(IMAGES, BATCH, 1, rank, RANKS).at(STEP)
             parts.append(order.ids(epoch, positions))
     ids = np.concatenate(parts)
     assert len(np.unique(ids)) == BATCH

@@ -17,11 +17,11 @@ import webdataset
 from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
 from pipeline import keyed
-from pipeline.data.index import MANIFEST, Shards, shard_table, table_bytes
 from pipeline.data.loader import PLANNED
-from pipeline.data.order import Order
+from pipeline.data.order import Sampler
 from pipeline.data.pack import describe, split_table, store, write
 from pipeline.data.reader import read, read_many
+from pipeline.data.shards import MANIFEST, Shards, shard_table, table_bytes
 from pipeline.data.sources import open_source
 from pipeline.settings.stages import Pack
 from pipeline.world import World
@@ -45,7 +45,7 @@ def packed(folder: Path, count: int, shard_images: int) -> Iterator[Path]:
         yield out
 
 
-def ours(shards: Shards, order: Order, at_once: int = BATCH) -> int:
+def ours(shards: Shards, order: Sampler, at_once: int = BATCH) -> int:
     """One epoch in the order of training, planned as a feed does, ``at_once`` images a call, every byte checked ->
     bytes."""
     total = 0
@@ -56,7 +56,7 @@ def ours(shards: Shards, order: Order, at_once: int = BATCH) -> int:
     return total
 
 
-def one_by_one(shards: Shards, order: Order) -> int:
+def one_by_one(shards: Shards, order: Sampler) -> int:
     ids = order.ids(0, np.arange(order.n)).tolist()
     return sum(len(read(shards, sample)) for sample in ids)
 
@@ -77,7 +77,7 @@ def webdataset_stream(folder: Path, shuffle: int = 0) -> int:
 def reading(source: Path, count: int, shard_images: int, at_once: int) -> dict:
     with packed(source, count, shard_images) as folder:
         shards = Shards.open(folder)
-        anywhere, window = Order(shards.counts, 0), Order(shards.counts, 0, 4)
+        anywhere, window = Sampler(shards.counts, 0), Sampler(shards.counts, 0, 4)
         best = f"ours, {at_once} a call, four shards at a time"
         files = []
         for k in range(len(shards.counts)):
@@ -140,7 +140,7 @@ def order_1e9() -> dict:
 
         def begin(window: int | None) -> np.ndarray:
             counts = np.load(path, allow_pickle=False)["images"].astype(np.int64)
-            return Order(counts, 0, window).ids(0, np.arange(900_000_000, 900_000_000 + BATCH))
+            return Sampler(counts, 0, window).ids(0, np.arange(900_000_000, 900_000_000 + BATCH))
 
         work = {
             "ours, no window": lambda: begin(None),
@@ -158,7 +158,7 @@ def order_1e9() -> dict:
             tracemalloc.stop()
             print(f"  {name:<34}{1e3 * min(seconds[name]):>9.1f} ms{peak:>9.1f} MB")
     for window, count in ((None, 1 << 20), (64, 1 << 16)):
-        order = Order(np.full(100_000, 10_000), 0, window)
+        order = Sampler(np.full(100_000, 10_000), 0, window)
         places = np.random.default_rng(0).integers(0, order.n, count) if window is None else np.arange(count)
         order.ids(0, places[:1])
         begun = time.process_time()

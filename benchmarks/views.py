@@ -14,8 +14,8 @@ from PIL import Image as Picture
 
 from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
-from pipeline.data.index import Shards
-from pipeline.data.loader import Feed
+from pipeline.data.loader import Loader
+from pipeline.data.shards import Shards
 from pipeline.image import Image
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.objectives import Inputs
@@ -126,8 +126,8 @@ def feed(side: int) -> dict:
         transform = transforms.build(Inputs(), (MoCoV2(size=side),), Image(3, side, MEAN, STD), 0)
         batch, steps = (32, 24) if side == 224 else (256, 60)
 
-        def make() -> Feed:
-            return Feed(shards, transform, batch=batch, seed=0, total_steps=steps, held=0)
+        def make() -> Loader:
+            return Loader(shards, transform, batch=batch, seed=0, total_steps=steps, held=0)
 
         rates, shares, waits = [], [], []
         for _ in range(3):

@@ -3,7 +3,7 @@
     pipeline run CONFIG [stage.key=value ...] [--only STAGE ...] [--dry-run] [--here]
     pipeline show [RUNS]
     pipeline index TARS [--test TARS] [--out FOLDER]
-    pipeline check SHARDS [--quarantine] [--ledger FILE ...]
+    pipeline check SHARDS [--quarantine] [--bad-samples FILE ...]
     pipeline parity CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
     pipeline embed ENCODER IMAGES OUT.parquet
     pipeline export ENCODER FOLDER

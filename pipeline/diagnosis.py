@@ -1,4 +1,4 @@
-"""What limits a training: a few hundred images through the feed, a few steps without it, and what follows."""
+"""What limits a training: a few hundred images through the loader, a few steps without it, and what follows."""
 
 import io
 import time
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pictures
 
-from pipeline.data.index import Shards
 from pipeline.data.reader import BadSample, read
+from pipeline.data.shards import Shards
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
 from pipeline.training import gradients, loop, optim
@@ -25,7 +25,7 @@ FAR = 2.0
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds an image: ``stages`` of the feed, in one thread; ``step`` of the model, which waits for nothing.
+    """Seconds an image: ``stages`` of the loader, in one thread; ``step`` of the model, which waits for nothing.
     ``threads``: those that feed it; ``side``: median short side of the files; ``neighbours``: share of images whose
     next one in the shards is of their class, and ``chance`` that it is in a random order (none: no labels)."""
 
@@ -46,16 +46,16 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Found:
     """Measures the stage's own feed and objective on its own shards; writes nothing."""
     shards = Shards.open(folder, "train")
     one = settings.model_copy(update={"threads": 1})
-    objective, feed, _ = pretrain.prepare(one, seed, shards, world, None)
+    objective, loader, _ = pretrain.prepare(one, seed, shards, world, None)
     objective.to(world.device)
     count = -(-IMAGES // settings.batch)
-    steps = islice(feed.steps(0), count + 1)
+    steps = islice(loader.steps(0), count + 1)
     try:
         _, epoch, loaded = next(steps)  # threads start, and a small set is decoded once
-        before, begun = dict(feed.seconds), count
+        before, begun = dict(loader.seconds), count
         for _ in steps:
             pass
-        seconds = {k: (v - before[k]) / (begun * settings.batch) for k, v in feed.seconds.items() if k != "wait"}
+        seconds = {k: (v - before[k]) / (begun * settings.batch) for k, v in loader.seconds.items() if k != "wait"}
         optimiser = optim.build(objective, settings)
         batches = [loop.batch(x, settings, 0, epoch, seed, 0.0) for x in loaded]
         best = np.inf
@@ -68,7 +68,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Found:
             float(result.loss)  # waits for the device
             best = min(best, time.perf_counter() - at)
     finally:
-        feed.close()
+        loader.close()
     labels = shards.labels
     told = len(labels) > 1 and labels.min() >= 0
     shares = np.bincount(labels) / len(labels) if told else np.zeros(0)

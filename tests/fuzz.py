@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from pipeline import config, runner
-from pipeline.data.index import Shards
 from pipeline.data.reader import BadSample, read
+from pipeline.data.shards import Shards
 from pipeline.errors import PipelineError
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack

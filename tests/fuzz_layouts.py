@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.formats import IMAGES
-from pipeline.data.index import Shards
 from pipeline.data.layout import Ambiguous
 from pipeline.data.pack import pack
 from pipeline.data.reader import read
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.settings.stages import Pack
 from pipeline.world import World

@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.data import tar
 from pipeline.data.faults import ATTEMPTS
-from pipeline.data.index import Shards
-from pipeline.data.order import Order
+from pipeline.data.order import Sampler
 from pipeline.data.reader import BadSample, read_many
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.views.decode import decode
 
@@ -53,7 +53,7 @@ def account(folder: Path, truth: list[bytes], draw: random.Random, counts: Count
     except DataError:
         counts["refused at the start"] += 1  # and a shard that changed while it was in use:
     shards = Shards.open(folder, check=False)
-    order = Order(shards.counts, 0, draw.choice([None, 2]))
+    order = Sampler(shards.counts, 0, draw.choice([None, 2]))
     ids = order.ids(0, np.arange(order.n))
     for position, (sample, data) in enumerate(zip(ids.tolist(), read_many(shards, ids), strict=True)):
         attempt = 0

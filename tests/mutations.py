@@ -93,9 +93,9 @@ MUTATIONS = (
       "                pass", "test_faults.py::test_a_resumed_training_keeps_its_log_and_its_limit"),
     M("packed in the source's order", "data/splits.py", 'np.argsort(named(items, seed, "pack"), kind="stable")',
       "np.arange(len(items))", "test_pack.py::test_shuffled_over_all_shards"),
-    M("an altered manifest passes", "data/index.py", 'if fingerprint(manifest) != manifest["fingerprint"]:',
+    M("an altered manifest passes", "data/shards.py", 'if fingerprint(manifest) != manifest["fingerprint"]:',
       "if False:", "test_faults.py::test_refused_at_the_start"),
-    M("quarantine: labels of those left out stay", "data/index.py", 'parts = [self._table(k)["label"]',
+    M("quarantine: labels of those left out stay", "data/shards.py", 'parts = [self._table(k)["label"]',
       'parts = [self._index(k)[0]["label"]', "test_faults.py::test_quarantine_leaves_out_and_changes_the_fingerprint"),
     # ---- keyed
     M("arrays hashed unlike integers", "keyed.py", "w.astype(np.uint64) + _GOLDEN)", "w.astype(np.uint64))",

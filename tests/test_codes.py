@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
 from pipeline.data.patches import Patches
+from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
 from pipeline.nets import trunks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from pipeline.data.order import Plan
+from pipeline.data.order import BatchSampler
 from pipeline.errors import ConfigError
 from pipeline.objectives.memory import Queue, unit_rows
 from pipeline.settings.nets import Norm
@@ -117,8 +117,8 @@ def test_08_energies_are_not_halved_by_autocast(name, world):
 
 def test_09_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ConfigError, match="batch 7 cannot be shared by 2 ranks"):
-        Plan(n=100, batch=7, size=2)
-    shares = [Plan(n=100, batch=8, rank=r, size=2).at(3)[1][0] for r in range(2)]
+        BatchSampler(n=100, batch=7, size=2)
+    shares = [BatchSampler(n=100, batch=8, rank=r, size=2).at(3)[1][0] for r in range(2)]
     assert len(shares[0]) == len(shares[1]) == 4
 
 

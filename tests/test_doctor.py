@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import cli, diagnosis
-from pipeline.data.index import Shards
+from pipeline.data.shards import Shards
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.nets import CNN
 from pipeline.settings.stages import Pretrain

@@ -14,8 +14,8 @@ from PIL import Image as Picture
 from pyarrow import parquet
 
 from pipeline import cli
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 from pipeline.data.sources import png
 from pipeline.evaluation import embed, encoders
 from pipeline.image import Image
@@ -107,10 +107,10 @@ def test_unreadable_images_are_left_out_and_listed(encoder, tmp_path, capsys):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(b"none")
     assert written(tmp_path)["name"] == ["a/0.png", "a/2.png", "a/3.png"]
-    said, ledger = capsys.readouterr().out, tmp_path / "f.bad.jsonl"
-    assert f"left out, and listed in {ledger}: 2 unreadable images, the first a/1.png" in said
+    said, bad_samples = capsys.readouterr().out, tmp_path / "f.bad.jsonl"
+    assert f"left out, and listed in {bad_samples}: 2 unreadable images, the first a/1.png" in said
     assert "features of 3 images" in said
-    listed = [json.loads(line) for line in ledger.read_text().splitlines()]
+    listed = [json.loads(line) for line in bad_samples.read_text().splitlines()]
     assert listed == [{"image": name, "reason": "not an image"} for name in ("a/1.png", "b/none.jpg")]
     (tmp_path / "f.parquet").unlink()
     words = ["embed", str(tmp_path / "run"), str(tmp_path / "photos"), str(tmp_path / "f.parquet")]
@@ -119,7 +119,7 @@ def test_unreadable_images_are_left_out_and_listed(encoder, tmp_path, capsys):
     shutil.rmtree(tmp_path / "photos/b")
     photos(tmp_path / "photos", "a/1.png")
     written(tmp_path)
-    assert not ledger.exists()
+    assert not bad_samples.exists()
     for path in (tmp_path / "photos/a").iterdir():
         path.write_bytes(b"")
     assert cli.main(words) == 65 and "none of 4 images can be read" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pipeline import objectives
-from pipeline.data.index import Shards
 from pipeline.data.loader import centre, images
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import encoders, figures, knn, linear, online, quality
 from pipeline.evaluation.features import Pictures, features
@@ -470,8 +470,8 @@ class Counted(nn.Module):
 
 
 def test_features_are_in_order_kept_and_reused(digits, tmp_path):
-    from pipeline.data.index import Shards
     from pipeline.data.loader import images
+    from pipeline.data.shards import Shards
 
     shards, encoder, keep = Shards.open(digits, "test"), Counted(), tmp_path / "a" / "x.safetensors"
     pictures, device = Pictures(shards, 8), torch.device("cpu")
@@ -485,7 +485,7 @@ def test_features_are_in_order_kept_and_reused(digits, tmp_path):
 
 
 def test_pictures_that_do_not_fit_are_the_same(digits, monkeypatch):
-    from pipeline.data.index import Shards
+    from pipeline.data.shards import Shards
     from pipeline.evaluation import features as module
 
     shards = Shards.open(digits, "test")

@@ -115,7 +115,7 @@ def test_timm_refuses_what_it_cannot_build_in_a_line(tmp_path):
 @pytest.mark.parametrize("packed, crop", [(32, 1.0), (40, 0.875)])
 def test_crop_pct_is_what_the_probe_does_to_the_packed_images(packed, crop, tmp_path, world):
     """The probe takes images of the view's side as they are, and others by their centre."""
-    from pipeline.data.index import Shards
+    from pipeline.data.shards import Shards
     from pipeline.settings.stages import Pack
     from pipeline.stages import pack
 

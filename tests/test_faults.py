@@ -19,11 +19,11 @@ from PIL import Image
 
 from pipeline import cli
 from pipeline.data import faults, reader
-from pipeline.data.faults import FORGIVEN, Ledger, await_batch, fault
-from pipeline.data.index import Shards, fingerprint
-from pipeline.data.loader import Feed, images
-from pipeline.data.pack import check
+from pipeline.data.faults import FORGIVEN, BadSampleLog, await_batch, fault
+from pipeline.data.loader import Loader, images
+from pipeline.data.pack import examine
 from pipeline.data.reader import BadSample, read, read_many
+from pipeline.data.shards import Shards, fingerprint
 from pipeline.data.sources import Item
 from pipeline.errors import DataError, NoProgressError, Stopped
 from pipeline.settings.data import CifarViews
@@ -257,7 +257,7 @@ BROKEN_IMAGES = {
 
 @pytest.mark.parametrize("name", BROKEN_IMAGES)
 def test_broken_images_are_listed_with_a_word(name):
-    found = check(Item("x", None, -1, lambda: BROKEN_IMAGES[name]), None)
+    found = examine(Item("x", None, -1, lambda: BROKEN_IMAGES[name]), None)
     assert isinstance(found, str) and 0 < len(found) < 200 and "\n" not in found
 
 
@@ -278,20 +278,20 @@ WHOLE_IMAGES = {
 
 @pytest.mark.parametrize("name", WHOLE_IMAGES)
 def test_unusual_images_are_read(name):
-    found = check(Item("x", None, -1, lambda: WHOLE_IMAGES[name]), None)
+    found = examine(Item("x", None, -1, lambda: WHOLE_IMAGES[name]), None)
     assert not isinstance(found, str), found
 
 
 # ----------------------------------------------------------------------------------------------------------- training
-def feed(folder: Path, *, steps: int = 6, size: int = 1, rank: int = 0, **changes) -> Feed:
+def loader(folder: Path, *, steps: int = 6, size: int = 1, rank: int = 0, **changes) -> Loader:
     changes = {"max_bad_share": 0.2} | changes
     shards = Shards.open(folder, check=False)
     settings = CifarViews(size=16)
     transform = transforms.build(Inputs(), (settings,), shards.image(16), 3)
-    return Feed(shards, transform, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
+    return Loader(shards, transform, batch=48, seed=3, total_steps=steps, rank=rank, size=size, **changes)
 
 
-def samples(ranks: list[Feed], start: int, stop: int) -> list[bytes]:
+def samples(ranks: list[Loader], start: int, stop: int) -> list[bytes]:
     """SHA-256 of (position, id, parameters, views) of every sample of steps start to stop, in order of position."""
     streams = [one.steps(start) for one in ranks]
     found = []
@@ -323,14 +323,14 @@ def damaged(packed, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=[None, 2])
 def truth(damaged, request) -> tuple[int | None, list[bytes]]:
     """Three epochs by one rank and one thread; with a window of two shards and without."""
-    return request.param, samples([feed(damaged, window=request.param)], 0, 6)
+    return request.param, samples([loader(damaged, window=request.param)], 0, 6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 def test_the_same_samples_for_any_ranks_and_threads(damaged, truth, size):
     window, expected = truth
     for threads in (0, 1, 4, 7):
-        ranks = [feed(damaged, size=size, rank=r, threads=threads, window=window) for r in range(size)]
+        ranks = [loader(damaged, size=size, rank=r, threads=threads, window=window) for r in range(size)]
         assert samples(ranks, 0, 6) == expected
 
 
@@ -341,7 +341,7 @@ def test_the_same_samples_through_kills_and_other_worlds(damaged, truth):
     for _ in range(20):
         start = draw.randrange(6)
         stop, size = draw.randint(start + 1, 6), draw.choice([1, 2, 3, 4, 6, 8])
-        ranks = [feed(damaged, size=size, rank=r, threads=draw.choice([1, 3]), window=window) for r in range(size)]
+        ranks = [loader(damaged, size=size, rank=r, threads=draw.choice([1, 3]), window=window) for r in range(size)]
         assert samples(ranks, start, stop) == expected[start * 48 : stop * 48]
 
 
@@ -357,7 +357,7 @@ def test_a_replacement_is_seen_as_itself(held, tmp_path, world):
     pixels = images(shards, np.arange(60), 24)
     for sample in (3, 41, 50):
         damage(tmp_path / "set", sample)
-    source = feed(tmp_path / "set", ledger=tmp_path / "bad.jsonl", held=held)
+    source = loader(tmp_path / "set", bad_samples=tmp_path / "bad.jsonl", held=held)
     seen = 0
     for _, epoch, (taken,) in source.steps(0):
         for i, sample in enumerate(taken.ids.tolist()):
@@ -368,14 +368,14 @@ def test_a_replacement_is_seen_as_itself(held, tmp_path, world):
                 assert torch.equal(view[i], own[0])
             seen += 1
     source.close()
-    assert seen == 6 * 48 and (source.resident is not None) == bool(held)
+    assert seen == 6 * 48 and (source.decoded is not None) == bool(held)
     rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert {row["sample"] for row in rows} == {3, 41, 50}
 
 
 def test_replaced_and_written_down_the_same_after_a_restart(damaged, tmp_path):
     path = tmp_path / "bad-0.jsonl"
-    assert len(samples([feed(damaged, ledger=path)], 0, 6)) == 6 * 48  # delivered is what was planned, always
+    assert len(samples([loader(damaged, bad_samples=path)], 0, 6)) == 6 * 48  # delivered is what was planned, always
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     shards = Shards.open(damaged)
     assert {r["sample"] for r in rows} <= {3, 41, 90} and len(rows) >= 5
@@ -384,11 +384,11 @@ def test_replaced_and_written_down_the_same_after_a_restart(damaged, tmp_path):
         assert one["kind"] == "altered" and one["offset"] == row(damaged, one["sample"])[1]
         assert one["replacement"] not in (3, 41, 90) or any(r["sample"] == one["replacement"] for r in rows)
     whole = path.read_bytes()
-    samples([feed(damaged, ledger=path)], 4, 6)
+    samples([loader(damaged, bad_samples=path)], 4, 6)
     assert path.read_bytes() == whole
     with path.open("a") as file:
         file.write('{"step": 5, "half')  # what a kill left
-    samples([feed(damaged, ledger=path)], 2, 6)
+    samples([loader(damaged, bad_samples=path)], 2, 6)
     assert path.read_bytes() == whole
 
 
@@ -427,21 +427,21 @@ def many(shards: Shards, ids, step: int = 0):
 
 def test_limits(packed, tmp_path):
     shards = Shards.open(packed)
-    ledger = Ledger(tmp_path / "bad-0.jsonl", 0, 0.001, shards)
-    ledger.record(many(shards, [0, 25, 50]), 48, 48)
+    bad_samples = BadSampleLog(tmp_path / "bad-0.jsonl", 0, 0.001, shards)
+    bad_samples.record(many(shards, [0, 25, 50]), 48, 48)
     with pytest.raises(DataError, match=r"4 unreadable samples in step 1, the last train-000003.tar: 000000075"):
-        ledger.record(many(shards, [1, 26, 51, 75], 1), 96, 48)
-    ledger = Ledger(None, 0, 0.001, shards)
-    ledger.record(many(shards, [0, 1, 2]), 48, 48)
+        bad_samples.record(many(shards, [1, 26, 51, 75], 1), 96, 48)
+    bad_samples = BadSampleLog(None, 0, 0.001, shards)
+    bad_samples.record(many(shards, [0, 1, 2]), 48, 48)
     with pytest.raises(DataError, match=r"4 unreadable samples among the 25 of train-000000.tar"):
-        ledger.record(many(shards, [3]), 96, 48)
-    ledger = Ledger(None, 0, 0.001, shards)
+        bad_samples.record(many(shards, [3]), 96, 48)
+    bad_samples = BadSampleLog(None, 0, 0.001, shards)
     for step in range(FORGIVEN):
-        ledger.record(many(shards, [0], step), 48, 48)  # one image in ten epochs
+        bad_samples.record(many(shards, [0], step), 48, 48)  # one image in ten epochs
     with pytest.raises(DataError, match="11 unreadable samples of 1000"):
-        ledger.record(many(shards, [0], FORGIVEN), 1000, 48)
-    ledger = Ledger(None, 0, 0.5, shards)
-    ledger.record(many(shards, range(12)), 48, 48)
+        bad_samples.record(many(shards, [0], FORGIVEN), 1000, 48)
+    bad_samples = BadSampleLog(None, 0, 0.5, shards)
+    bad_samples.record(many(shards, range(12)), 48, 48)
 
 
 def test_a_batch_that_does_not_come_ends_the_run_with_stacks(capfd, monkeypatch):
@@ -496,12 +496,12 @@ def test_quarantine_leaves_out_and_changes_the_fingerprint(copy, capsys):
     assert after.labels.tolist() == labels
     assert after.key(3) == f"{4:09d}" and after.key(24) == f"{50:09d}"
     assert cli.main(["check", str(copy)]) == 0
-    assert len(samples([feed(copy, steps=1)], 0, 1)) == 48
+    assert len(samples([loader(copy, steps=1)], 0, 1)) == 48
 
 
 def test_a_ledger_becomes_a_quarantine(damaged, tmp_path, copy, capsys):
-    samples([feed(damaged, ledger=tmp_path / "bad-0.jsonl")], 0, 6)
-    assert cli.main(["check", str(copy), "--ledger", str(tmp_path / "bad-0.jsonl"), "--quarantine"]) == 65
+    samples([loader(damaged, bad_samples=tmp_path / "bad-0.jsonl")], 0, 6)
+    assert cli.main(["check", str(copy), "--bad-samples", str(tmp_path / "bad-0.jsonl"), "--quarantine"]) == 65
     listed = json.loads((copy / "quarantine.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "bad-0.jsonl").read_text().splitlines()]
     assert sum(len(v) for v in listed.values()) == len({r["key"] for r in rows})

@@ -10,7 +10,7 @@ import torch
 
 import pipeline.data
 from pipeline.data import Shards, Stream, datasource, read, read_many
-from pipeline.data.order import Order
+from pipeline.data.order import Sampler
 from pipeline.data.reader import BadSample
 from pipeline.errors import DataError
 from pipeline.settings.stages import Pack
@@ -20,7 +20,7 @@ from tests.test_faults import damage, packed  # noqa: F401
 def test_a_stream_is_the_order(packed):  # noqa: F811
     shards = Shards.open(packed)
     for window in (None, 2):
-        expected = Order(shards.counts, 3, window).ids(5, np.arange(shards.n)).tolist()
+        expected = Sampler(shards.counts, 3, window).ids(5, np.arange(shards.n)).tolist()
         rows = list(Stream(packed, seed=3, epoch=5, window=window))
         assert [r["id"] for r in rows] == expected
         assert all(r["image"] == read(shards, r["id"]) and r["key"] == shards.key(r["id"]) for r in rows)

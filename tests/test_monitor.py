@@ -283,7 +283,7 @@ def test_the_first_step_that_was_not_finite_is_named(which):
 
 
 def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
-    from pipeline.data.index import Shards
+    from pipeline.data.shards import Shards
     from pipeline.errors import DataError
     from pipeline.evaluation import online
     from pipeline.nets import trunks

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import keyed
-from pipeline.data.order import Order, Plan
+from pipeline.data.order import BatchSampler, Sampler
 from pipeline.errors import ConfigError
 
 WINDOWS = (None, 1, 2, 3, 7, 16, 40)
@@ -17,7 +17,7 @@ WINDOWS = (None, 1, 2, 3, 7, 16, 40)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=24).filter(sum), st.sampled_from(WINDOWS), st.integers(0, 99))
 def test_every_sample_once_and_back(counts, window, seed):
-    order = Order(np.array(counts), seed, window)
+    order = Sampler(np.array(counts), seed, window)
     for epoch in (0, 1):
         there = order.ids(epoch, np.arange(order.n))
         assert np.array_equal(np.sort(there), np.arange(sum(counts)))
@@ -28,7 +28,7 @@ def test_every_sample_once_and_back(counts, window, seed):
 def test_a_million_positions_of_a_billion_and_back(window):
     counts = np.full(100_000, 10_000)
     counts[::7] -= 1_234
-    order = Order(counts, 5, window)
+    order = Sampler(counts, 5, window)
     places = np.random.default_rng(0).integers(0, order.n, 200_000 if window else 1_000_000)
     for part in np.array_split(places, 50):
         ids = order.ids(3, part)
@@ -37,7 +37,7 @@ def test_a_million_positions_of_a_billion_and_back(window):
 
 
 def test_a_position_does_not_depend_on_company():
-    order = Order(np.array([100, 37, 260, 5, 90]), 1, 2)
+    order = Sampler(np.array([100, 37, 260, 5, 90]), 1, 2)
     whole = order.ids(2, np.arange(order.n))
     assert [int(order.ids(2, np.array([p]))[0]) for p in range(order.n)] == whole.tolist()
     scattered = np.random.default_rng(0).permutation(order.n)
@@ -60,14 +60,14 @@ def test_sliding_slices_by_hand():
         held = [x for _, slice_ in sorted(slices, key=lambda one: one[0]) for x in slice_]
         places = keyed.permute(np.arange(len(held)), len(held), seed, epoch, "bin", k)
         expected += [held[r] for r in places.tolist()]
-    order = Order(np.array(counts), seed, w)
+    order = Sampler(np.array(counts), seed, w)
     assert order.ids(epoch, np.arange(order.n)).tolist() == expected
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_no_more_shards_are_open_than_the_window(window):
     counts = np.array([40, 21, 33, 60, 8, 50, 44, 39])
-    order = Order(counts, 0, window)
+    order = Sampler(counts, 0, window)
     shard = np.searchsorted(np.cumsum(counts), order.ids(0, np.arange(order.n)), "right")
     starts = order.bins(0).starts
     opened = 0
@@ -90,8 +90,8 @@ def chi2(a: np.ndarray, b: np.ndarray, n: int, bins: int = 64) -> float:
 @pytest.mark.parametrize("n", [50_000, 1_281_167])
 def test_the_whole_order_looks_random(n):
     """Position against id, id against the next, lag-1 correlation, one epoch against the next (data.md 9.6)."""
-    orders = [Order(np.array([n]), 3, None).ids(epoch, np.arange(n)) for epoch in (1, 2)]
-    neighbour_seed = Order(np.array([n]), 4, None).ids(0, np.arange(n))  # seed + epoch is the same sum
+    orders = [Sampler(np.array([n]), 3, None).ids(epoch, np.arange(n)) for epoch in (1, 2)]
+    neighbour_seed = Sampler(np.array([n]), 4, None).ids(0, np.arange(n))  # seed + epoch is the same sum
     first = orders[0]
     assert 0.9 < chi2(np.arange(n), first, n) < 1.1
     assert 0.9 < chi2(first[:-1], first[1:], n) < 1.1
@@ -104,7 +104,7 @@ def test_a_batch_draws_from_all_shards_of_the_window(window):
     """Pairs of one shard in batches of 256, against theory: S (n/W - 1) / (n - 1) of what a uniform order has, for
     1,281 shards of 1,000; within a tenth."""
     shards, images, batch = 1281, 1000, 256
-    order = Order(np.full(shards, images), 0, window)
+    order = Sampler(np.full(shards, images), 0, window)
     which = order.ids(0, np.arange(order.n // batch * batch)) // images
     pairs = 0
     for rows in np.sort(which.reshape(-1, batch), 1):
@@ -144,7 +144,7 @@ def test_permutations_of_many_sizes_at_once():
 @pytest.mark.parametrize("window", [None, 3])
 def test_replacements_are_of_shards_in_use(window):
     counts = np.array([40, 21, 33, 60, 8, 50])
-    order = Order(counts, 0, window)
+    order = Sampler(counts, 0, window)
     for position in range(0, order.n, 17):
         found = [order.replacement(1, position, attempt) for attempt in range(1, 9)]
         assert found == [order.replacement(1, position, attempt) for attempt in range(1, 9)]
@@ -162,7 +162,7 @@ def test_replacements_are_of_shards_in_use(window):
 def test_shares_join_to_the_batch(size, accumulate):
     n, batch = 500, 48
     for step in (0, 3, 9, 10, 25):
-        plans = [Plan(n, batch, accumulate, rank, size) for rank in range(size)]
+        plans = [BatchSampler(n, batch, accumulate, rank, size) for rank in range(size)]
         epoch, start = step // (n // batch), step % (n // batch) * batch
         parts = [plan.at(step) for plan in plans]
         assert {p[0] for p in parts} == {epoch}
@@ -171,13 +171,13 @@ def test_shares_join_to_the_batch(size, accumulate):
 
 
 def test_an_epoch_is_its_whole_batches():
-    assert [Plan(n, 6).steps_per_epoch for n in (6, 11, 12, 23, 24)] == [1, 1, 2, 3, 4]
-    assert Plan(24, 6).at(3)[0] == 0 and Plan(24, 6).at(4)[0] == 1
-    assert Plan(24, 6).at(3)[1][0].tolist() == list(range(18, 24))
+    assert [BatchSampler(n, 6).steps_per_epoch for n in (6, 11, 12, 23, 24)] == [1, 1, 2, 3, 4]
+    assert BatchSampler(24, 6).at(3)[0] == 0 and BatchSampler(24, 6).at(4)[0] == 1
+    assert BatchSampler(24, 6).at(3)[1][0].tolist() == list(range(18, 24))
 
 
 def test_what_cannot_be_shared_is_refused():
     with pytest.raises(ConfigError, match="multiple of 10"):
-        Plan(100, 48, 2, 0, 5)
+        BatchSampler(100, 48, 2, 0, 5)
     with pytest.raises(ConfigError, match="more than the 30"):
-        Plan(30, 48)
+        BatchSampler(30, 48)

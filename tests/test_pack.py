@@ -16,9 +16,9 @@ from PIL import Image
 
 from pipeline import progress
 from pipeline.data import pack as packing
-from pipeline.data.index import Shards
 from pipeline.data.pack import pack
 from pipeline.data.reader import read
+from pipeline.data.shards import Shards
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import halves
 from pipeline.errors import DataError, Stopped

@@ -12,8 +12,8 @@ import torch
 from PIL import Image as Picture
 from PIL import ImageOps, TiffImagePlugin
 
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack
 from pipeline.views import decode as decoding

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from pipeline import board
-from pipeline.data.index import Shards
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError, Stopped
 from pipeline.evaluation import encoders, report, scores
 from pipeline.image import Image

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import cli
-from pipeline.data import sources, tar, verify
-from pipeline.data.index import Shards
+from pipeline.data import check, sources, tar
 from pipeline.data.reader import read
+from pipeline.data.shards import Shards
 from tests.test_pack import picture
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -253,8 +253,8 @@ def test_nothing_leaves_the_tar(tmp_path, capsys):
 
 
 def test_problems_in_words():
-    assert str(verify.Problem("a.tar", None, "missing")) == "a.tar: missing"
-    assert str(verify.Problem("a.tar", "k", "altered")) == "a.tar: k: altered"
+    assert str(check.Problem("a.tar", None, "missing")) == "a.tar: missing"
+    assert str(check.Problem("a.tar", "k", "altered")) == "a.tar: k: altered"
 
 
 def test_numbers_of_headers():

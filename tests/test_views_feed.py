@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from pipeline.data.index import Shards
-from pipeline.data.loader import Feed, Loaded
+from pipeline.data.loader import Loader, MicroBatch
+from pipeline.data.shards import Shards
 from pipeline.settings.data import CifarViews, MoCoV2, PirlViews, SmallCrops
 from pipeline.settings.objectives import Inputs, Jigsaw
 from pipeline.settings.stages import Pack
@@ -47,20 +47,20 @@ def tiny(tmp_path_factory, world) -> Shards:
     return packed(folder / "in", folder / "out", world, [(32, 32)] * 100)
 
 
-def feed(shards: Shards, inputs: Inputs = TWO, views=None, **changes) -> Feed:
+def loader(shards: Shards, inputs: Inputs = TWO, views=None, **changes) -> Loader:
     views = views or MoCoV2(size=64)
     transform = transforms.build(inputs, (views,), shards.image(views.size), 5)
-    return Feed(shards, transform, **({"batch": BATCH, "seed": 5, "total_steps": 7} | changes))
+    return Loader(shards, transform, **({"batch": BATCH, "seed": 5, "total_steps": 7} | changes))
 
 
-def run(source: Feed, start: int = 0, stop: int | None = None) -> list[list[Loaded]]:
+def run(source: Loader, start: int = 0, stop: int | None = None) -> list[list[MicroBatch]]:
     try:
         return [loaded for step, _, loaded in source.steps(start) if stop is None or step < stop]
     finally:
         source.close()
 
 
-def digest(ranks: list[list[list[Loaded]]]) -> str:
+def digest(ranks: list[list[list[MicroBatch]]]) -> str:
     """SHA-256 over ids and views of every step, the ranks' micro-batches joined in their order."""
     sha = hashlib.sha256()
     for step in zip(*ranks, strict=True):
@@ -80,18 +80,18 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_threads_and_starts_change_no_bit(photographs, name):
     given = CASES[name]
-    one = digest([run(feed(photographs, *given))])
+    one = digest([run(loader(photographs, *given))])
     for size, threads in [(1, 4), (2, 1), (3, 2), (4, 7), (8, 1)]:
-        shares = [run(feed(photographs, *given, rank=r, size=size, threads=threads)) for r in range(size)]
+        shares = [run(loader(photographs, *given, rank=r, size=size, threads=threads)) for r in range(size)]
         assert digest(shares) == one
-    begun, rest = run(feed(photographs, *given), stop=4), run(feed(photographs, *given), start=4)
+    begun, rest = run(loader(photographs, *given), stop=4), run(loader(photographs, *given), start=4)
     assert digest([begun + rest]) == one
-    assert digest([run(feed(photographs, *given, seed=6))]) != one
+    assert digest([run(loader(photographs, *given, seed=6))]) != one
 
 
 def test_small_crops_are_small_different_and_leave_the_views_as_they_were(photographs):
     small = SmallCrops(count=5, size=24, scale=(0.05, 0.1))
-    plain, more = (run(feed(photographs, views=MoCoV2(size=64, small=s)), stop=1)[0][0] for s in (None, small))
+    plain, more = (run(loader(photographs, views=MoCoV2(size=64, small=s)), stop=1)[0][0] for s in (None, small))
     assert all(torch.equal(a, b) for a, b in zip(plain.views, more.views[:2], strict=True)) and len(plain.views) == 2
     crops = more.views[2]
     assert crops.shape == (BATCH, 5, 3, 24, 24)
@@ -103,7 +103,7 @@ def test_small_crops_are_small_different_and_leave_the_views_as_they_were(photog
 
 
 def test_accumulation_cuts_the_same_batch(photographs):
-    whole, cut = run(feed(photographs)), run(feed(photographs, accumulate=3))
+    whole, cut = run(loader(photographs)), run(loader(photographs, accumulate=3))
     for big, small in zip(whole, cut, strict=True):
         assert len(small) == 3
         assert torch.equal(big[0].views[1], torch.cat([m.views[1] for m in small]))
@@ -112,19 +112,19 @@ def test_accumulation_cuts_the_same_batch(photographs):
 @pytest.mark.parametrize("views", [CifarViews(), CifarViews(small=SmallCrops(size=16, count=3)), PirlViews()])
 def test_images_held_in_memory_give_the_same_pixels(tiny, views):
     inputs = JIGSAW if isinstance(views, PirlViews) else TWO
-    streaming, held = feed(tiny, inputs, views, held=0), feed(tiny, inputs, views)
+    streaming, held = loader(tiny, inputs, views, held=0), loader(tiny, inputs, views)
     assert digest([run(streaming)]) == digest([run(held)])
-    assert streaming.resident is None and held.resident is not None
+    assert streaming.decoded is None and held.decoded is not None
 
 
 def test_a_set_that_is_seen_once_is_not_held(tiny):
-    source = feed(tiny, views=CifarViews(), total_steps=2)
+    source = loader(tiny, views=CifarViews(), total_steps=2)
     run(source)
-    assert source.resident is None
+    assert source.decoded is None
 
 
 def test_stage_times_are_told(photographs):
-    source = feed(photographs)
+    source = loader(photographs)
     run(source)
     assert all(source.seconds[stage] > 0 for stage in ("read", "decode", "crop", "augment", "wait"))
 

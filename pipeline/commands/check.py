@@ -15,12 +15,12 @@ def main(words: Sequence[str]) -> int:
     lasting = "leave out what is found from now on: the list is part of the set's fingerprint"
     parser.add_argument("--quarantine", action="store_true", help=lasting)
     told = "also what trainings could not read: their bad-*.jsonl"
-    parser.add_argument("--ledger", nargs="+", type=path, default=[], metavar="FILE", help=told)
+    parser.add_argument("--bad-samples", nargs="+", type=path, default=[], metavar="FILE", help=told)
     parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
     place = path(options.shards)
-    from pipeline.data import patterns, sources, verify
-    from pipeline.data.index import MANIFEST
+    from pipeline.data import check, patterns, sources
+    from pipeline.data.shards import MANIFEST
 
     described = (place / MANIFEST).exists() or next(place.glob("*.idx"), None)
     if place.is_dir() and not described and next(place.glob("*.tar"), None):
@@ -29,21 +29,21 @@ def main(words: Sequence[str]) -> int:
         source = sources.folder(place)
         for line in source.told():
             print(line)
-        found = verify.files(source, options.threads)
+        found = check.files(source, options.threads)
     elif place.is_dir() or "://" in options.shards:
-        found = verify.verify(options.shards if "://" in options.shards else place, options.threads)
+        found = check.problems(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):
-        absent = [verify.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
-        found = (p for part in (absent, verify.unindexed(paths, options.threads)) for p in part)
+        absent = [check.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
+        found = (p for part in (absent, check.unindexed(paths, options.threads)) for p in part)
     else:
         raise ConfigError(f"no such folder, and {patterns.unmatched(options.shards)}")
     problems = []
     for problem in found:
         print(problem, flush=True)
         problems.append(problem)
-    problems += verify.from_ledgers(options.ledger)
+    problems += check.from_logs(options.bad_samples)
     if options.quarantine and problems:
-        print(f"quarantined: {verify.quarantine(place, problems)}")
+        print(f"quarantined: {check.quarantine(place, problems)}")
     if problems:
         raise DataError(f"{options.shards}: {len(problems)} problems")
     how = "every byte is as it was written" if described or not place.is_dir() else "every image can be read"

@@ -52,7 +52,7 @@ def trainings(path: str, overrides: Sequence[str]) -> int:
     if needed and (code := run.main([path, *overrides, "--here", "--only", *needed])):
         return code
     from pipeline import diagnosis, show
-    from pipeline.data.index import Shards
+    from pipeline.data.shards import Shards
     from pipeline.world import World
 
     world = World(max(settings.threads for _, settings in chosen))

@@ -29,10 +29,10 @@ def main(words: Sequence[str]) -> int:
         absent = patterns.missing(pattern) if pattern else []
         if pattern and (absent or not splits[split]):
             raise ConfigError(f"no file {absent[0]}" if absent else patterns.unmatched(pattern))
-    from pipeline.data import foreign
+    from pipeline.data import index
 
     out = options.out or splits["train"][0].parent
-    manifest = foreign.index(
+    manifest = index.index(
         splits, out, options.threads, options.max_bad, options.exif_orientation, lambda text: print(text, flush=True)
     )
     images = {split: entry["images"] for split, entry in manifest["splits"].items()}

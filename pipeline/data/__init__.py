@@ -6,15 +6,15 @@
         sample["id"], sample["key"], sample["image"], sample["label"]
     ray.data.read_datasource(datasource("runs/shards-1234abcd"))
 
-Each name is imported when it is asked for: Shards, Order and read_many need numpy, Stream torch, datasource Ray.
+Each name is imported when it is asked for: Shards, Sampler and read_many need numpy, Stream torch, datasource Ray.
 """
 
 import importlib
 from typing import Any
 
-HOME = {"Shards": "index", "Order": "order", "read": "reader", "read_many": "reader", "Stream": "interop",
+HOME = {"Shards": "shards", "Sampler": "order", "read": "reader", "read_many": "reader", "Stream": "interop",
         "datasource": "interop"}  # fmt: skip
-__all__ = ["Order", "Shards", "Stream", "datasource", "read", "read_many"]
+__all__ = ["Sampler", "Shards", "Stream", "datasource", "read", "read_many"]
 
 
 def __getattr__(name: str) -> Any:

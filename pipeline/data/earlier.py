@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.data.index import MANIFEST, NAMES, Shards
+from pipeline.data.shards import MANIFEST, NAMES, Shards
 from pipeline.errors import DataError
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.data.index import Shards
 from pipeline.data.reader import BadSample
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError, NoProgressError
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def fault(
                  str(error), replacement)  # fmt: skip
 
 
-class Ledger:
+class BadSampleLog:
     """The faults of one rank, a JSON line each, and the limits past which they stop the run: in all, more than
     FORGIVEN and ``share`` of the samples seen; of one shard, more than BURST and SHARE_OF_SHARD (or ``share``, if that
     is more); of one step, more than BURST and ``share`` of it.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 
-from pipeline.data.index import Shards
-from pipeline.data.order import Order
+from pipeline.data.order import Sampler
 from pipeline.data.reader import BadSample, read_many
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 
 BLOCK = 256
@@ -54,7 +54,7 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         every, which = (worker.num_workers, worker.id) if worker else (1, 0)
-        order, mine = Order(self.shards.counts, self.seed, self.window), self.positions()
+        order, mine = Sampler(self.shards.counts, self.seed, self.window), self.positions()
         for at in range(which * BLOCK, len(mine), every * BLOCK):
             yield from samples(self.shards, order.ids(self.epoch, np.array(mine[at : at + BLOCK])))
 

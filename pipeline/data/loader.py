@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pipeline import launcher
 from pipeline.data import order
-from pipeline.data.faults import ATTEMPTS, Fault, Ledger, await_batch, fault
-from pipeline.data.index import Shards
+from pipeline.data.faults import ATTEMPTS, BadSampleLog, Fault, await_batch, fault
+from pipeline.data.pinned import PinnedBuffers
 from pipeline.data.reader import BadSample, read, read_many
-from pipeline.data.ring import Ring
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.views.decode import Scratch, TooSmall, decode
 from pipeline.views.transforms import ViewTransform
@@ -42,14 +42,14 @@ CHUNK = 32
 STAGES: tuple[str, ...] = ("read", "decode", "crop", "transfer", "augment", "wait")
 
 
-class Loaded(NamedTuple):
+class MicroBatch(NamedTuple):
     """A rank's share of a micro-batch, on the device: float32 views [B, ...] and ids, int64 [B]."""
 
     views: tuple[Tensor, ...]
     ids: Tensor
 
 
-class Resident(NamedTuple):
+class DecodedImages(NamedTuple):
     """All images, uint8 [n, H, W, C], and which of them could not be read, bool [n]."""
 
     images: Tensor
@@ -64,7 +64,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Coming:
+class PendingBatch:
     """A micro-batch on its way. ``made``: its finished views on a CPU; its crops, uint8, for another device, where
     ``views`` then come from."""
 
@@ -72,12 +72,12 @@ class Coming:
     ids: np.ndarray
     made: tuple[Tensor, ...]
     parts: list[Future[Part]]
-    views: Future[tuple[Loaded, torch.Event | None]] | None = None
+    views: Future[tuple[MicroBatch, torch.Event | None]] | None = None
 
 
-class Feed:
+class Loader:
     """This rank's batches of a training of ``total_steps``. ``limit``: use only the first so many ids (packing has
-    shuffled them). ``window``: shards in use at a time. ``ledger``: where unreadable samples are written down.
+    shuffled them). ``window``: shards in use at a time. ``bad_samples``: where unreadable samples are written down.
     Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples.
 
     Threads read, decode and cut; on a CPU they also finish the views. For another device they fill pinned memory, and
@@ -99,59 +99,59 @@ class Feed:
         device: torch.device | str = "cpu",
         limit: int | None = None,
         window: int | None = None,
-        ledger: Path | None = None,
+        bad_samples: Path | None = None,
         max_bad_share: float = 0.001,
         held: int = HELD,
     ):
         self.shards, self.transform, self.seed, self.total = shards, transform, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
-        self.order = order.Order(np.diff(np.minimum(shards.starts, self.n)), seed, window)
-        self.plan = order.Plan(self.n, batch, accumulate, rank, size)
-        self.steps_per_epoch = self.plan.steps_per_epoch
+        self.sampler = order.Sampler(np.diff(np.minimum(shards.starts, self.n)), seed, window)
+        self.batch_sampler = order.BatchSampler(self.n, batch, accumulate, rank, size)
+        self.steps_per_epoch = self.batch_sampler.steps_per_epoch
         self.device = torch.device(device)
-        self.ledger, self.max_bad_share = ledger, max_bad_share
+        self.bad_samples, self.max_bad_share = bad_samples, max_bad_share
         self.threads = cores(threads, self.device)
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.bad = 0
-        self.pool = ThreadPoolExecutor(self.threads, "feed")
+        self.pool = ThreadPoolExecutor(self.threads, "loader")
         self.scratch = threading.local()
-        self.ring = Ring(self.device)
+        self.buffers = PinnedBuffers(self.device)
         self.finisher = ThreadPoolExecutor(1, "finish")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.most = held
-        self.resident: Resident | None = None
+        self.decoded: DecodedImages | None = None
 
-    def steps(self, start: int) -> Iterator[tuple[int, int, list[Loaded]]]:
+    def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
         """(step, epoch, this rank's micro-batches) from step ``start`` to the last, reading nothing before it."""
-        ledger = Ledger(self.ledger, start, self.max_bad_share, self.shards)
+        bad_samples = BadSampleLog(self.bad_samples, start, self.max_bad_share, self.shards)
         self.hold(start)
-        coming: deque[list[Coming]] = deque()
+        pending: deque[list[PendingBatch]] = deque()
         planned, nextup = self.planned(start), start
         for step in range(start, self.total):
-            while nextup < self.total and (nextup <= step or sum(len(c) for c in coming) < AHEAD):
+            while nextup < self.total and (nextup <= step or sum(len(c) for c in pending) < AHEAD):
                 epoch, shares = next(planned)
-                coming.append([self._start(nextup, epoch, *share) for share in shares])
+                pending.append([self._start(nextup, epoch, *share) for share in shares])
                 nextup += 1
-            due = coming.popleft()
+            due = pending.popleft()
             begun = time.perf_counter()
             parts = [await_batch(part) for micro in due for part in micro.parts]
             self.seconds["wait"] += time.perf_counter() - begun
             for part in parts:
                 for stage, seconds in part.seconds.items():
                     self.seconds[stage] += seconds
-            share = self.plan.batch // self.plan.size
-            ledger.record([f for p in parts for f in p.faults], (step + 1) * share, share)
-            self.bad = ledger.count
+            share = self.batch_sampler.batch // self.batch_sampler.size
+            bad_samples.record([f for p in parts for f in p.faults], (step + 1) * share, share)
+            self.bad = bad_samples.count
             yield step, due[0].epoch, [self._loaded(micro) for micro in due]
 
     def planned(self, start: int) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
         """Epoch of every step from ``start`` on, and this rank's (positions, ids) of its micro-batches."""
-        group = max(1, PLANNED * self.plan.size // self.plan.batch)
+        group = max(1, PLANNED * self.batch_sampler.size // self.batch_sampler.batch)
         for first in range(start, self.total, group):
-            steps = map(self.plan.at, range(first, min(first + group, self.total)))
+            steps = map(self.batch_sampler.at, range(first, min(first + group, self.total)))
             for epoch, some in groupby(steps, lambda step: step[0]):
                 shares = [positions for _, positions in some]
-                ids = np.reshape(self.order.ids(epoch, np.ravel(shares)), np.shape(shares))
+                ids = np.reshape(self.sampler.ids(epoch, np.ravel(shares)), np.shape(shares))
                 for positions, theirs in zip(shares, ids, strict=True):
                     yield epoch, list(zip(positions, theirs, strict=True))
 
@@ -159,17 +159,17 @@ class Feed:
         for pool in (self.pool, self.finisher):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> Coming:
+    def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> PendingBatch:
         """A micro-batch cut into tasks, each of which fills its rows."""
         count = len(ids)
         if self.device.type == "cpu":
             made = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
         else:
-            made = self.ring.take([(count, *shape) for shape in self.transform.crop_shapes])
+            made = self.buffers.take([(count, *shape) for shape in self.transform.crop_shapes])
         rows = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
         fill = self.pool.submit
         parts = [fill(self._fill, step, epoch, positions[r], ids[r], tuple(m[r] for m in made)) for r in rows]
-        micro = Coming(epoch, ids, made, parts)
+        micro = PendingBatch(epoch, ids, made, parts)
         return micro if self.device.type == "cpu" else replace(micro, views=self.finisher.submit(self._finish, micro))
 
     def _fill(
@@ -180,11 +180,11 @@ class Feed:
         crops = made if self.device.type != "cpu" else self._crops(len(ids))
         params = self.transform.params(epoch, ids)
         begun = time.perf_counter()
-        if self.resident is not None and not self.resident.broken[ids].any():
-            self.transform.crop_rows(self.resident.images, ids, params, crops)
+        if self.decoded is not None and not self.decoded.broken[ids].any():
+            self.transform.crop_rows(self.decoded.images, ids, params, crops)
             part.seconds["crop"] += time.perf_counter() - begun
             return self._coloured(epoch, ids, crops, made, part)
-        files = read_many(self.shards, ids) if self.resident is None else [None] * len(ids)
+        files = read_many(self.shards, ids) if self.decoded is None else [None] * len(ids)
         part.seconds["read"] += time.perf_counter() - begun
         for i, position in enumerate(positions.tolist()):
             due = int(ids[i])
@@ -220,10 +220,10 @@ class Feed:
         room = self._own("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
         return tuple(c[:count] for c in room)
 
-    def _loaded(self, micro: Coming) -> Loaded:
+    def _loaded(self, micro: PendingBatch) -> MicroBatch:
         """A micro-batch whose parts are done, ready for the device's current stream."""
         if micro.views is None:
-            return Loaded(micro.made, torch.from_numpy(micro.ids))
+            return MicroBatch(micro.made, torch.from_numpy(micro.ids))
         begun = time.perf_counter()
         loaded, event = await_batch(micro.views)
         self.seconds["wait"] += time.perf_counter() - begun
@@ -234,19 +234,19 @@ class Feed:
                 tensor.record_stream(current)
         return loaded
 
-    def _finish(self, micro: Coming) -> tuple[Loaded, torch.Event | None]:
+    def _finish(self, micro: PendingBatch) -> tuple[MicroBatch, torch.Event | None]:
         """The views of a micro-batch, made on the device, and what its stream has to wait for."""
         for part in micro.parts:
             part.result()
         with torch.cuda.stream(self.stream):  # none: nothing happens
             begun = time.perf_counter()
-            crops = self.ring.send(micro.made)
+            crops = self.buffers.send(micro.made)
             sent = time.perf_counter()
             views = tuple(self.transform.views(crops, micro.epoch, micro.ids))
             ids = torch.from_numpy(micro.ids).to(self.device)
             self.seconds["transfer"] += sent - begun
             self.seconds["augment"] += time.perf_counter() - sent
-            return Loaded(views, ids), self.stream.record_event() if self.stream else None
+            return MicroBatch(views, ids), self.stream.record_event() if self.stream else None
 
     def _take(
         self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, part: Part
@@ -257,7 +257,7 @@ class Feed:
             try:
                 return sample, self._image(sample, part.seconds, file)
             except BadSample as error:
-                other = self.order.replacement(epoch, position, attempt)
+                other = self.sampler.replacement(epoch, position, attempt)
                 part.faults.append(
                     fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
                 )
@@ -267,8 +267,8 @@ class Feed:
 
     def _image(self, sample: int, seconds: dict[str, float], file: bytes | BadSample | None = None) -> Tensor:
         """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""
-        if self.resident is not None and not self.resident.broken[sample]:
-            return self.resident.images[sample].permute(2, 0, 1)
+        if self.decoded is not None and not self.decoded.broken[sample]:
+            return self.decoded.images[sample].permute(2, 0, 1)
         begun = time.perf_counter()
         data = read(self.shards, sample) if file is None else file
         if isinstance(data, BadSample):
@@ -287,12 +287,12 @@ class Feed:
         """Decodes all images once, where they are of one size, fit, and will be seen more than once."""
         height, width = self.shards.manifest["height"], self.shards.manifest["width"]
         channels = self.transform.image.channels
-        seen = (self.total - start) * self.plan.batch // self.plan.size
-        if self.resident is not None or height is None or seen <= self.n:
+        seen = (self.total - start) * self.batch_sampler.batch // self.batch_sampler.size
+        if self.decoded is not None or height is None or seen <= self.n:
             return
         if self.n * channels * height * width > self.most:
             return
-        found = Resident(torch.zeros(self.n, height, width, channels, dtype=torch.uint8), np.zeros(self.n, bool))
+        found = DecodedImages(torch.zeros(self.n, height, width, channels, dtype=torch.uint8), np.zeros(self.n, bool))
 
         def fill(ids: range) -> None:
             seconds = dict.fromkeys(STAGES, 0.0)
@@ -303,12 +303,12 @@ class Feed:
                     found.broken[sample] = True
 
         list(self.pool.map(fill, [range(at, min(at + 256, self.n)) for at in range(0, self.n, 256)]))
-        self.resident = found
+        self.decoded = found
 
 
 def cores(threads: int, device: torch.device) -> int:
-    """Threads of a feed: those asked for; where another device computes, all cores that this process may use and does
-    not share with other ranks of its machine."""
+    """Threads of a loader: those asked for; where another device computes, all cores that this process may use and
+    does not share with other ranks of its machine."""
     if device.type == "cpu":
         return max(1, threads)
     return max(1, threads, len(os.sched_getaffinity(0)) // max(1, int(launcher.number("LOCAL_WORLD_SIZE", 1))))

@@ -31,7 +31,7 @@ class Bins(NamedTuple):
     starts: np.ndarray
 
 
-class Order:
+class Sampler:
     """The order of every epoch. ``counts``: samples in each shard, int [S]; ``window``: shards in use at a time
     (None, or as many as there are: no limit)."""
 
@@ -122,7 +122,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSampler:
     """Batch t of an epoch is positions [tG, (t+1)G); its micro-batch a, [tG + aG/A, ...); of that every rank takes its
     contiguous share, so that the shares joined in rank order are the same for any number of ranks."""
 

@@ -18,7 +18,8 @@ import numpy as np
 from pipeline import progress
 from pipeline.data import earlier
 from pipeline.data.formats import kind
-from pipeline.data.index import (
+from pipeline.data.layout import plural, sentence, shown, some
+from pipeline.data.shards import (
     MANIFEST,
     NAMES,
     QUARANTINE,
@@ -31,7 +32,6 @@ from pipeline.data.index import (
     shard_table,
     table_bytes,
 )
-from pipeline.data.layout import plural, sentence, shown, some
 from pipeline.data.sources import Item, Source, open_source
 from pipeline.data.splits import halves, shuffled
 from pipeline.data.store import open_store
@@ -183,7 +183,7 @@ def store(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
-def check(item: Item, short_side: int | None, exif_orientation: bool = True) -> Checked | str:
+def examine(item: Item, short_side: int | None, exif_orientation: bool = True) -> Checked | str:
     """Reads and decodes one image, shrinks it if asked -> what to pack, or what is wrong with it."""
     try:
         data = item.load()
@@ -229,7 +229,7 @@ def write(
         if world.stopping():
             raise Stopped("asked to stop while packing; the same command packs again")
         chunk = items[start : start + CHUNK]
-        results = pool.map(lambda item: check(item, settings.short_side, settings.exif_orientation), chunk)
+        results = pool.map(lambda item: examine(item, settings.short_side, settings.exif_orientation), chunk)
         for item, found in zip(chunk, results, strict=True):
             if isinstance(found, str):
                 bad.append({"split": split, "image": item.name, "reason": found})

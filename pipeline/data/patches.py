@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 
 HELD = 1 << 30  # bytes of decoded images kept in memory; a larger set is read again for each batch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.index import Shards
+from pipeline.data.shards import Shards
 from pipeline.data.store import Store, Wanted
 from pipeline.errors import DataError
 

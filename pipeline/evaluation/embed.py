@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.index import MANIFEST, Shards
 from pipeline.data.layout import Ambiguous, plural
 from pipeline.data.loader import centre
 from pipeline.data.reader import BadSample, read
+from pipeline.data.shards import MANIFEST, Shards
 from pipeline.data.sources import folder as listed
 from pipeline.errors import DataError
 from pipeline.evaluation.encoders import Encoder
@@ -54,7 +54,7 @@ def embed(
     from pyarrow import parquet
 
     encoder, where, out = encoder.to(device).eval(), Path(where), Path(out)
-    part, ledger = out.with_name(f".{out.name}.part"), out.with_suffix(".bad.jsonl")
+    part, bad_samples = out.with_name(f".{out.name}.part"), out.with_suffix(".bad.jsonl")
     part.parent.mkdir(parents=True, exist_ok=True)
     bad: list[dict[str, str]] = []
     writer: Any = None
@@ -85,10 +85,10 @@ def embed(
         if writer is not None:
             writer.close()
         part.unlink(missing_ok=True)
-    ledger.unlink(missing_ok=True)
+    bad_samples.unlink(missing_ok=True)
     if bad:
-        ledger.write_text("".join(json.dumps(line) + "\n" for line in bad))
-        say(f"left out, and listed in {ledger}: {plural(len(bad), 'unreadable image')}, the first {first(bad)}")
+        bad_samples.write_text("".join(json.dumps(line) + "\n" for line in bad))
+        say(f"left out, and listed in {bad_samples}: {plural(len(bad), 'unreadable image')}, the first {first(bad)}")
     return count
 
 

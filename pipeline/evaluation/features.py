@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 from pipeline.tensors import write
 
 BATCH = 128  # larger ones fall out of a CPU's caches

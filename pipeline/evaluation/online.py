@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
-from pipeline.data.index import Shards
 from pipeline.data.loader import images
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation.features import BATCH
 from pipeline.evaluation.knn import classify

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.index import Shards
 from pipeline.data.layout import plural, some
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.settings.stages import Probe
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.index import Shards
+from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import knn, linear, quality, requirements
 from pipeline.lines import legible

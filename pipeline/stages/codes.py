@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline import objectives, progress, sheets
 from pipeline.board import Board
-from pipeline.data.index import Shards
 from pipeline.data.patches import Patches
+from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
 from pipeline.objectives.base import Lasso, Setup
@@ -136,12 +136,12 @@ def whitened(signals: Signals, index: np.ndarray, mean: Tensor, zca: Tensor) -> 
     return features.unit((raw - mean.to(raw)) @ zca.to(raw))[0]
 
 
-class Loaded(NamedTuple):
+class MicroBatch(NamedTuple):
     views: tuple[Tensor, ...]
     ids: Tensor
 
 
-class SignalFeed:
+class SignalLoader:
     """Whitened signals for the loop, in the dictionary's order: batch t is places tB to (t+1)B. Where LISTA learns
     from codes, the exact ones beside them."""
 
@@ -158,7 +158,7 @@ class SignalFeed:
             index = step * self.batch + self.world.rank * mine + np.arange(mine)
             y = whitened(self.train, index, self.coder.mean, self.coder.zca)
             views = (y, self.exact(y)) if self.settings.lista.loss == "code" else (y,)
-            yield step, step // self.steps_per_epoch, [Loaded(views, torch.from_numpy(index).to(y.device))]
+            yield step, step // self.steps_per_epoch, [MicroBatch(views, torch.from_numpy(index).to(y.device))]
 
     def exact(self, y: Tensor) -> Tensor:
         return solvers.encode(y, self.coder.dictionary, self.settings.penalty, TARGET).z
@@ -175,9 +175,9 @@ def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: P
     )
     setup = Setup(train.image, train.patches.n, CNN(), world, seed, Lasso(coder.dictionary, settings.penalty))
     objective = objectives.build(settings.lista, setup)
-    feed = SignalFeed(settings, train, coder, settings.lista_batch, world)
+    loader = SignalLoader(settings, train, coder, settings.lista_batch, world)
     loop.train(
-        objective, feed, training, total=steps, seed=seed, out=out, world=world,
+        objective, loader, training, total=steps, seed=seed, out=out, world=world,
         export=lambda encoder, folder: None,
     )  # fmt: skip
     return objective.encoder.eval()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipeline import keyed, objectives, sheets
 from pipeline.board import Board
-from pipeline.data.index import Shards
-from pipeline.data.loader import Feed, images
+from pipeline.data.loader import Loader, images
+from pipeline.data.shards import Shards
 from pipeline.evaluation import encoders
 from pipeline.objectives.base import Setup
 from pipeline.settings.nets import CNN
@@ -55,7 +55,7 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
     total = settings.total_steps(shards.n)
     setup = Setup(image, settings.samples(shards.n), CNN(), world, seed)
     objective = objectives.build(settings.objective, setup)
-    feed = Feed(
+    loader = Loader(
         shards,
         transforms.build(settings.objective.inputs, (), image, seed),
         batch=settings.batch,
@@ -68,7 +68,7 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
         total_steps=total,
         limit=settings.train_examples,
         window=settings.window,
-        ledger=out / f"bad-{world.rank}.jsonl",
+        bad_samples=out / f"bad-{world.rank}.jsonl",
         max_bad_share=settings.max_bad_share,
     )
 
@@ -77,9 +77,9 @@ def fit(settings: Generate, seed: int, folder: Path, out: Path, world: World) ->
         encoders.save(where, "autoencoder", encoder, spec)
 
     try:
-        metrics = loop.train(objective, feed, settings, total=total, seed=seed, out=out, world=world, export=export)
+        metrics = loop.train(objective, loader, settings, total=total, seed=seed, out=out, world=world, export=export)
     finally:
-        feed.close()
+        loader.close()
     return objective, metrics
 
 

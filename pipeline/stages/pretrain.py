@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from pipeline import objectives, sheets
-from pipeline.data.index import Shards
-from pipeline.data.loader import Feed
+from pipeline.data.loader import Loader
+from pipeline.data.shards import Shards
 from pipeline.evaluation import encoders, online
 from pipeline.image import Image
 from pipeline.objectives.base import Objective, Setup
@@ -17,13 +17,13 @@ from pipeline.world import World
 
 
 def prepare(
-    settings: Pretrain, seed: int, shards: Shards, world: World, ledger: Path | None
-) -> tuple[Objective, Feed, Image]:
+    settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None
+) -> tuple[Objective, Loader, Image]:
     """What is trained, what feeds this rank, and what the encoder is for."""
     image = shards.image(settings.views.size)
     setup = Setup(image, settings.samples(shards.n), settings.net, world, seed)
     objective = objectives.build(settings.objective, setup)
-    feed = Feed(
+    loader = Loader(
         shards,
         transforms.build(settings.objective.inputs, (settings.views,), image, seed),
         batch=settings.batch,
@@ -36,16 +36,16 @@ def prepare(
         total_steps=settings.total_steps(shards.n),
         limit=settings.train_examples,
         window=settings.window,
-        ledger=ledger,
+        bad_samples=bad_samples,
         max_bad_share=settings.max_bad_share,
     )
-    return objective, feed, image
+    return objective, loader, image
 
 
 def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
     """Trains the objective on the shards' training split; writes the encoder, its snapshots and the board."""
     shards = Shards.open(inputs[settings.data], "train")
-    objective, feed, image = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
+    objective, loader, image = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
 
     def export(encoder: nn.Module, folder: Path) -> None:
         spec = {"net": settings.net.model_dump(mode="json"), "image": encoders.describe(image)}
@@ -58,7 +58,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
     try:
         return loop.train(
             objective,
-            feed,
+            loader,
             settings,
             total=total,
             seed=seed,
@@ -69,4 +69,4 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             sheets=lambda views: {"views": sheets.views(views, image)},
         )
     finally:
-        feed.close()
+        loader.close()

@@ -1,4 +1,4 @@
-"""Image files to pixels, strictly: what cannot be read whole raises, in words for a ledger."""
+"""Image files to pixels, strictly: what cannot be read whole raises, in the words that the log of bad samples gets."""
 
 import io
 import warnings

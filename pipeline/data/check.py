@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data import tar
-from pipeline.data.index import MANIFEST, QUARANTINE, Shards, index_name
-from pipeline.data.pack import CHUNK, check, store
+from pipeline.data.pack import CHUNK, examine, store
 from pipeline.data.reader import patient
+from pipeline.data.shards import MANIFEST, QUARANTINE, Shards, index_name
 from pipeline.data.sources import Item, Source, scan
 from pipeline.data.store import Store
 from pipeline.errors import DataError
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
         return f"{self.shard}{f': {self.key}' if self.key else ''}: {self.text}"
 
 
-def verify(place: Path | str, threads: int = 1) -> Iterator[Problem]:
+def problems(place: Path | str, threads: int = 1) -> Iterator[Problem]:
     """All problems of the packed set at a place, less what is quarantined already."""
     splits = Shards.open(place, check=False).manifest["splits"]
     for split in splits:
@@ -101,7 +101,7 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
             found, wrong, _ = scan(path)
             yield from (Problem(path.name, None, text.removeprefix(f"{path.name}: ")) for text in wrong)
             items = [Item(sample.key, None, -1, load) for sample, _, load in found]
-            for item, result in zip(items, pool.map(lambda item: check(item, None), items), strict=True):
+            for item, result in zip(items, pool.map(lambda item: examine(item, None), items), strict=True):
                 if isinstance(result, str):
                     yield Problem(path.name, item.name, f"undecodable: {result}")
 
@@ -111,7 +111,7 @@ def files(source: Source, threads: int = 1) -> Iterator[Problem]:
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source.items), CHUNK):
             chunk = source.items[start : start + CHUNK]
-            for item, result in zip(chunk, pool.map(lambda item: check(item, None), chunk), strict=True):
+            for item, result in zip(chunk, pool.map(lambda item: examine(item, None), chunk), strict=True):
                 if isinstance(result, str):
                     yield Problem(item.name, "", f"undecodable: {result}")
 
@@ -132,7 +132,7 @@ def quarantine(folder: Path, problems: list[Problem]) -> Path:
     return path
 
 
-def from_ledgers(paths: list[Path]) -> list[Problem]:
+def from_logs(paths: list[Path]) -> list[Problem]:
     """What trainings wrote down as unreadable, each image once."""
     found = {}
     for path in paths:

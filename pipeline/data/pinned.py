@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Ring:
+class PinnedBuffers:
     """Sets of uint8 tensors: taken, filled by threads, sent, and taken again once their copy is over.
 
     On a device other than CUDA's the memory is not pinned and the copy waits.
