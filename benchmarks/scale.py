@@ -15,11 +15,11 @@ from pipeline import objectives, show
 from pipeline.data.order import BatchSampler, Sampler
 from pipeline.data.shards import shard_table, table_bytes
 from pipeline.data.store import OPEN
-from pipeline.estimate import Alone
 from pipeline.image import Image
 from pipeline.objectives.base import Setup
 from pipeline.settings.nets import Norm, ResNet
 from pipeline.settings.objectives import PIRL, Head, MoCo
+from pipeline.world import World
 
 RANKS, SHARDS, IMAGES, BATCH, WINDOW = 1024, 100_000, 10**9, 32_768, 64
 STEP = 900_000_000 // BATCH
@@ -66,7 +66,7 @@ def traffic(name: str, settings: MoCo | PIRL) -> list[list[object]]:
     """Bytes of a step on every rank, and of a checkpoint."""
     with torch.device("meta"):
         net = ResNet(kind="resnet50", norm=Norm())
-        objective = objectives.build(settings, Setup(IMAGE, IMAGES, net, Alone(), 0))  # type: ignore[arg-type]
+        objective = objectives.build(settings, Setup(IMAGE, IMAGES, net, World.single(device="meta"), 0))
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     bank = {n for n, b in objective.named_buffers() if b.dim() and len(b) == IMAGES}
     memory = sum(b.numel() * b.element_size() for n, b in objective.named_buffers() if n in bank)

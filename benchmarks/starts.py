@@ -56,15 +56,15 @@ def start() -> dict[str, Any]:
 
 def dispatch() -> dict[str, Any]:
     """A stage that is done already, sent to a warm worker and answered, over 50 ms."""
-    from pipeline import config, runner
+    from pipeline import config, plan
     from pipeline.placement.ray import Cluster
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "c.yaml")
         path.write_text(CONFIG)
         seconds("-m", "pipeline", "run", str(path), f"root={folder}/runs", "--here", "--only", "shards")
-        planned = runner.plan(config.load(str(path), [f"root={folder}/runs"]))
-        job, cluster, found = runner.job(planned[0], planned), Cluster(), []
+        planned = plan.plan(config.load(str(path), [f"root={folder}/runs"]))
+        job, cluster, found = plan.job(planned[0], planned), Cluster(), []
         for _ in range(20):
             begun = time.perf_counter()
             cluster.wait([cluster.submit(job)])

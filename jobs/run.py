@@ -19,20 +19,20 @@ from pipeline.placement import slurm
 
 
 def main(words: list[str]) -> int:
-    told = words[:1] == ["--root"]
-    words = words[told:]
-    slurm.adopt()
+    only_root = words[:1] == ["--root"]
+    words = words[only_root:]
+    slurm.export_ranks()
     options = commands.parse(run.parser(), words)
     overrides = [w for w in options.overrides + options.only if "=" in w]
     root = Path(os.environ.get("PIPELINE_ROOT") or Path.home(), config.load(options.config, overrides).root)
-    if told:
+    if only_root:
         print(root)
         return 0
     code = cli.main(["run", *words, f"root={root}"])
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        print(f"exit code {code}", flush=True)  # of a job that was stopped, Ray tells none
+        print(f"exit code {code}", flush=True)  # Ray gives none of a job that was stopped
     return code
 
 
 if __name__ == "__main__":
-    process.run(lambda: cli.ended(lambda: main(sys.argv[1:])))
+    process.run(lambda: cli.exit_code(lambda: main(sys.argv[1:])))

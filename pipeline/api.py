@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import config, errors, runner
+from pipeline import config, errors, plan
 from pipeline.commands import run as command
 
 
@@ -20,5 +20,5 @@ def run(path: Path | str, *overrides: str, only: Sequence[str] = ()) -> dict[str
     code = command.main([str(path), *overrides, "--here", *(["--only", *only] if only else [])])
     if code:
         raise errors.of_code(code)(f"{path} ended with exit code {code}: what failed is said above")
-    planned = runner.plan(config.load(str(path), overrides), here=True)
-    return {stage.name: stage.folder for stage in planned if stage.done}
+    stages = plan.plan(config.load(str(path), overrides), here=True)
+    return {stage.name: stage.folder for stage in stages if stage.done}

@@ -33,7 +33,7 @@ COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submi
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = sys.argv[1:] if words is None else list(words)
-    return ended(lambda: command(words))
+    return exit_code(lambda: command(words))
 
 
 def command(words: Sequence[str]) -> int:
@@ -44,25 +44,25 @@ def command(words: Sequence[str]) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, 1)
         near = f'did you mean "{close[0]}"?' if close else f"expected one of {', '.join(COMMANDS)}"
         raise ConfigError(f'unknown command "{words[0]}"; {near}')
-    launcher.adopt()
+    launcher.check_environment()
     return importlib.import_module(f"pipeline.commands.{words[0]}").main(words[1:])
 
 
-def ended(run: Callable[[], int]) -> int:
-    """The exit code of what ``run`` does, whatever it raises; that is said in one line, after its traceback where the
-    fault is ours."""
+def exit_code(run: Callable[[], int]) -> int:
+    """What ``run`` returns, or the exit code of what it raises, which is said in one line, after its traceback where
+    the fault is ours."""
     try:
         return run()
     except KeyboardInterrupt:
-        told = "interrupted; the same command goes on from the last checkpoint"
-        say(told, event="stopped", file=sys.stderr, code=130)
+        text = "interrupted; the same command goes on from the last checkpoint"
+        say(text, event="stopped", file=sys.stderr, code=130)
         return 130
-    except SystemExit as leave:  # argparse's --help
-        return int(leave.code or 0)
+    except SystemExit as exit:  # argparse's --help
+        return int(exit.code or 0)
     except Exception as error:
-        said = errors.explained(error)
-        if said is None:
+        line = errors.explain(error)
+        if line is None:
             traceback.print_exc()
-            said = PipelineError(errors.fault(error))
-        say(str(said), event="failed", file=sys.stderr, code=said.code)
-        return said.code
+            line = PipelineError(errors.fault(error))
+        say(str(line), event="failed", file=sys.stderr, code=line.code)
+        return line.code

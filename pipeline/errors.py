@@ -66,8 +66,8 @@ LIMITS = {
     numbers.ENOLCK: f"the file system has no locks left: name another folder, {AGAIN}",
     numbers.ENAMETOOLONG: "name a shorter one",
 }
-"""What the disk, the rights and the limits of a user refuse, and what helps: no start will come farther before it."""
-WORDS = {
+"""What a user's disk, rights and limits refuse, and what to do about it: no further start helps before that."""
+MESSAGES = {
     r"can't start new thread": numbers.EAGAIN,
     r"DefaultCPUAllocator|Cannot allocate memory|bad_alloc": numbers.ENOMEM,
     r"unable to mmap|No space left on device": numbers.ENOSPC,
@@ -75,77 +75,79 @@ WORDS = {
     r"Too many open files": numbers.EMFILE,
     r"Disk quota exceeded": numbers.EDQUOT,
 }
-"""How libraries say the same without a number."""
-LOST = re.compile(
+"""How libraries report the same without a number."""
+PEER_LOST = re.compile(
     r"Connection (closed by peer|reset by peer|refused)|Broken pipe|communicator was aborted|remote process exited"
 )
-"""What gloo and NCCL say of a process at the other end that died, or whose machine did."""
+"""What gloo and NCCL say when the process at the other end, or its machine, died."""
 BUGS = {numbers.EBADF, numbers.EFAULT, numbers.ENOTSOCK, numbers.ECHILD, numbers.ESRCH, numbers.EINVAL, numbers.ESPIPE}
 """What the system answers to calls that should not have been made."""
 
 
-def explained(error: BaseException, where: str = "") -> PipelineError | None:
+def explain(error: BaseException, where: str = "") -> PipelineError | None:
     """An error as the line for the user whose files, disk, rights or limits caused it, with its exit code; None where
     it is a fault of ours. ``where``: what was being written, for errors that name no file."""
     if isinstance(error, PipelineError):
         return error
-    if lost(error):
-        return ClusterError(f"another rank is gone ({first(error)[:160]}); the same command goes on")
-    for cause in chain(error):
+    if peer_lost(error):
+        return ClusterError(f"another rank is gone ({first_line(error)[:160]}); the same command goes on")
+    for cause in causes(error):
         if isinstance(cause, PipelineError):
             continue  # an attempt before this one, which said so
-        if (number := refusal(cause)) in LIMITS:
-            return NoProgressError(f"{place(cause, where)}{os.strerror(number).lower()}: {LIMITS[number]}")
+        if (number := system_number(cause)) in LIMITS:
+            return NoProgressError(f"{subject(cause, where)}{os.strerror(number).lower()}: {LIMITS[number]}")
         if type(cause).__name__ == "OutOfMemoryError":
-            return NoProgressError(f"no memory left on the device: lower batch, or raise accumulate ({first(cause)})")
+            why = f"no memory left on the device: lower batch, or raise accumulate ({first_line(cause)})"
+            return NoProgressError(why)
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         name = error.object[max(0, error.start - 60) : error.end + 60].encode("utf-8", "surrogateescape")
         return DataError(f"{name.decode('utf-8', 'backslashreplace')}: a name that is not UTF-8; rename it")
     if isinstance(error, OSError) and error.errno not in BUGS:
-        why = f"{place(error, where)}{error.strerror.lower()}" if error.strerror else first(error)
+        why = f"{subject(error, where)}{error.strerror.lower()}" if error.strerror else first_line(error)
         return DataError(f"{why}: see that it is there and can be reached, {AGAIN}")
     return None
 
 
-def lost(error: BaseException) -> bool:
+def peer_lost(error: BaseException) -> bool:
     """Whether an error tells of another process that is gone. Python's own errors of files and sockets do not: gloo
     and NCCL raise RuntimeErrors."""
-    return not isinstance(error, OSError | PipelineError) and bool(LOST.search(str(error)))
+    return not isinstance(error, OSError | PipelineError) and bool(PEER_LOST.search(str(error)))
 
 
 def fault(error: BaseException) -> str:
-    """What is said of an error that is ours."""
-    return f"a fault of ours, {type(error).__name__}: {first(error)}"
+    """The line for an error that is a fault of ours."""
+    return f"a fault of ours, {type(error).__name__}: {first_line(error)}"
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it came of."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that caused it, one after another."""
     seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
-def refusal(error: BaseException) -> int | None:
-    """The system's number of an error: its own, or the one that its text tells."""
+def system_number(error: BaseException) -> int | None:
+    """The operating system's number of an error (errno): its own, or the one that its text gives."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, MemoryError):
         return numbers.ENOMEM
     text = str(error)
-    if told := re.search(r"(?:os error|errno:?|Error code) (\d+)", text, re.IGNORECASE):
-        return int(told[1])
-    return next((number for words, number in WORDS.items() if re.search(words, text)), None)
+    if match := re.search(r"(?:os error|errno:?|Error code) (\d+)", text, re.IGNORECASE):
+        return int(match[1])
+    return next((number for pattern, number in MESSAGES.items() if re.search(pattern, text)), None)
 
 
-def place(error: BaseException, where: str) -> str:
-    """"runs/x: " of the file that an error names, else of ``where``."""
+def subject(error: BaseException, where: str) -> str:
+    """"runs/x: ", the file that an error names or else ``where``, as the beginning of a line about it."""
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    told = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else where
-    return f"{told}: " if told else ""
+    text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else where
+    return f"{text}: " if text else ""
 
 
-def first(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its class, where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective, Setup
 from pipeline.settings.stages import Generate, Pack, Pretrain
 from pipeline.views import transforms
+from pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,6 @@ class Packed:
     images: int
     channels: int
     side: int | None
-
-
-class Alone:
-    """The world that shapes need: one process, no device."""
-
-    rank, size, main, device = 0, 1, True, torch.device("meta")
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x
-
-    sum = gather
 
 
 def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
@@ -60,7 +50,7 @@ def build(settings: Pretrain | Generate, data: Packed | None, seed: int) -> tupl
     channels = data.channels if data else 3
     image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
     net: Any = getattr(settings, "net", None)
-    world: Any = Alone()
+    world = World.single(device="meta")
     samples = settings.samples(data.images) if data else settings.train_examples or 1
     with torch.device("meta"):
         return objectives.build(settings.objective, Setup(image, samples, net, world, seed)), image

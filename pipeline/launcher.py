@@ -1,6 +1,7 @@
 """The ranks that a launcher (torchrun, accelerate launch, srun) announced: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
 
 Images, notebooks and shells inside a scheduler's job leave some of them behind: what is no whole world is no world.
+Here, too, are the variables of our own.
 """
 
 import math
@@ -11,10 +12,19 @@ from pipeline.errors import ConfigError
 from pipeline.lines import say
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-OTHERS = ("LOCAL_WORLD_SIZE", "RAY_ADDRESS", "PIPELINE_GATE_S", "PIPELINE_NODES", "PIPELINE_GROW_S")
+OURS = {
+    "PIPELINE_LOG": "json: every line is a JSON object, as with --json",
+    "PIPELINE_ROOT": "folder below which a job's relative root lies (default: that of submission; Ray jobs: the home)",
+    "PIPELINE_JOIN_S": "seconds that ranks and Ray nodes may take to come together (default: 300)",
+    "PIPELINE_HEAD_IP": "address of a Slurm job's first node, where its first one is not reached by the others",
+    "PIPELINE_NODES": "Ray nodes that must be alive before a run begins (default: 1)",
+    "PIPELINE_GROW_S": "seconds between looks for room for one more of min_workers to workers (default: 60)",
+}
+"""Every variable of our own, and what it is for."""
+OTHERS = ("LOCAL_WORLD_SIZE", "RAY_ADDRESS", *OURS)
 """What else is read of the environment: empty is as if it were not set."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Of mpirun, which Accelerate would follow."""
+"""Set by mpirun; Accelerate would follow them."""
 
 
 def size() -> int:
@@ -28,56 +38,65 @@ def rank() -> int:
 
 def number(name: str, default: float) -> float:
     """A variable that is a number. Raises ConfigError where it is none."""
-    value = os.environ.get(name) or str(default)
+    text = os.environ.get(name) or str(default)
     try:
-        found = float(value)
+        value = float(text)
     except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise ConfigError(f"{name}={value}: expected a number from 0 on, or leave it unset for {default:g}")
-    return found
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name}={text}: expected a number from 0 on, or leave it unset for {default:g}")
+    return value
 
 
-def adopt() -> None:
-    """Leaves in the environment a whole world of several ranks, or nothing of one; says in a line what it takes away.
+def check_environment() -> None:
+    """Leaves in the environment a whole world of several ranks, or nothing of one; says in a line what it removes.
 
     Raises ConfigError where several ranks are announced and something of them is missing or wrong.
     """
-    env = os.environ
     for name in OTHERS:
-        if not env.get(name, "").strip():
-            env.pop(name, None)
-    found = {name: env[name].strip() for name in NAMES if env.get(name, "").strip()}
-    count = whole("WORLD_SIZE", found.get("WORLD_SIZE", "1"), 1)
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+    world = {name: os.environ[name].strip() for name in NAMES if os.environ.get(name, "").strip()}
+    count = whole_number("WORLD_SIZE", world.get("WORLD_SIZE", "1"), 1)
     if count > 1:
-        if absent := [name for name in NAMES if name not in found]:
-            raise ConfigError(
-                f"WORLD_SIZE={count}, but {' and '.join(absent)} not set: start the ranks by torchrun, accelerate "
-                f"launch or srun, or unset WORLD_SIZE for one process"
-            )
-        for name in ("RANK", "LOCAL_RANK"):
-            if whole(name, found[name], 0) >= count:
-                raise ConfigError(f"{name}={found[name]}, but WORLD_SIZE={count}: expected less")
-        whole("MASTER_PORT", found["MASTER_PORT"], 0)
+        check_world(world, count)
         return
-    stale = {name: found[name] for name in ("RANK", "LOCAL_RANK") if name in found and "WORLD_SIZE" not in found}
-    stale |= {name: env[name] for name in MPI if env.get(name, "1").strip() not in ("", "1")}
-    several = "ACCELERATE_MIXED_PRECISION" in env and "MASTER_PORT" in found and "WORLD_SIZE" not in found
+    if text := leftovers(world):
+        say(text, event="warning", file=sys.stderr)
     for name in (*NAMES, *MPI, "LOCAL_WORLD_SIZE"):
-        env.pop(name, None)
-    if several:  # its --cpu starts one, whatever --num_processes says, and leaves an address without ranks
-        note = (
+        os.environ.pop(name, None)
+
+
+def check_world(world: dict[str, str], count: int) -> None:
+    if absent := [name for name in NAMES if name not in world]:
+        raise ConfigError(
+            f"WORLD_SIZE={count}, but {' and '.join(absent)} not set: start the ranks by torchrun, accelerate "
+            f"launch or srun, or unset WORLD_SIZE for one process"
+        )
+    for name in ("RANK", "LOCAL_RANK"):
+        if whole_number(name, world[name], 0) >= count:
+            raise ConfigError(f"{name}={world[name]}, but WORLD_SIZE={count}: expected less")
+    whole_number("MASTER_PORT", world["MASTER_PORT"], 0)
+
+
+def leftovers(world: dict[str, str]) -> str:
+    """The line about variables of a launcher that started no world of several ranks; empty where there are none."""
+    env = os.environ
+    if "WORLD_SIZE" not in world and "ACCELERATE_MIXED_PRECISION" in env and "MASTER_PORT" in world:
+        # Its --cpu starts one, whatever --num_processes says, and leaves an address without ranks.
+        return (
             "accelerate launch started one process where several were asked: it starts them with --multi_gpu in the "
             "place of --cpu, on CPUs too; or use torchrun --nproc-per-node"
         )
-        say(note, event="warning", file=sys.stderr)
-    elif stale:
-        left = " ".join(f"{name}={value}" for name, value in stale.items())
-        say(f"{left} without WORLD_SIZE is left over from a launcher: this is one process", event="warning",
-            file=sys.stderr)  # fmt: skip
+    stale = {name: world[name] for name in ("RANK", "LOCAL_RANK") if name in world and "WORLD_SIZE" not in world}
+    stale |= {name: env[name] for name in MPI if env.get(name, "1").strip() not in ("", "1")}
+    if not stale:
+        return ""
+    values = " ".join(f"{name}={value}" for name, value in stale.items())
+    return f"{values} without WORLD_SIZE is left over from a launcher: this is one process"
 
 
-def whole(name: str, value: str, least: int) -> int:
+def whole_number(name: str, value: str, least: int) -> int:
     if not value.isdecimal() or int(value) < least:
         raise ConfigError(f"{name}={value}: expected a whole number from {least} on, as a launcher sets it")
     return int(value)

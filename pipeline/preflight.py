@@ -1,8 +1,9 @@
-"""Whether the processes of a run fit together, told before it starts: the gate of every world of several ranks, and
+"""The check, before a run starts, that its processes fit together: for every world of several ranks, and for
 `pipeline doctor --cluster`.
 
     facts(root, token)      what one process knows of itself
-    faults(found)           what does not fit, one line each, the first thing to mend first
+    faults(processes)       what does not fit, one line each, the first thing to mend first
+    check(root)             both, called by every rank of a world
 """
 
 import hashlib
@@ -11,11 +12,15 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, errors
+from pipeline import artifact
 from pipeline.errors import ClusterError
+
+if TYPE_CHECKING:
+    from pipeline.world import World
 
 SKEW = 2.0
 """Seconds that clocks may differ: files' times tell a living lock from a dead one."""
@@ -24,6 +29,8 @@ SPACE = 2**30
 SLOW = 30.0
 """Seconds that the ranks' first sum of MEGABYTES may take."""
 MEGABYTES = 16
+
+Facts = dict[str, Any]
 
 
 def code() -> str:
@@ -34,7 +41,7 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def facts(root: Path, token: str = "") -> dict[str, Any]:
+def facts(root: Path, token: str = "") -> Facts:
     """What this process knows of itself. ``token``: a file below ``root`` that another process has written."""
     above = next(p for p in (root, *root.parents) if p.is_dir())
     rank, host = os.environ.get("RANK"), socket.gethostname()
@@ -51,58 +58,70 @@ def facts(root: Path, token: str = "") -> dict[str, Any]:
     }
 
 
-def faults(found: list[dict[str, Any]]) -> list[str]:
+def faults(processes: list[Facts]) -> list[str]:
     """What of several processes' facts does not fit, in words; nothing where all is well. Their clocks were read at
     the same moment."""
-    first, said = found[0], []
-    for one in found[1:]:
-        if one["code"] != first["code"]:
-            said.append(f"{one['who']} has other code than {first['who']} ({one['code']}, {first['code']}): update it")
-        other = [f"{n} {v} (not {first['versions'].get(n)})" for n, v in one["versions"].items()
-                 if first["versions"].get(n) != v]  # fmt: skip
-        if other:
-            said.append(f"{one['who']} has {', '.join(other)}: make its environment that of {first['who']}")
-        if abs(skew := one["clock"] - first["clock"]) > SKEW:
-            said.append(f"the clock of {one['who']} is {skew:+.1f} s off that of {first['who']}: set it by NTP")
-    for one in found:
-        if not one["sees"]:
-            said.append(f"{one['who']} does not see what {first['who']} wrote to {one['root']}: root= a shared folder")
-        if not one["writes"]:
-            said.append(f"{one['who']} cannot write to {one['root']}: root= another folder, or change its rights")
-        if one["free"] < SPACE:
-            free = one["free"] / 2**30
-            said.append(f"{one['who']} has {free:.2g} GB free for {one['root']}, less than 1: free some")
-    return said
+    first = processes[0]
+    texts = [text for process in processes[1:] for text in differences(process, first)]
+    return texts + [text for process in processes for text in shortages(process, first)]
 
 
-def gate(root: Path) -> list[dict[str, Any]]:
+def differences(process: Facts, first: Facts) -> Iterator[str]:
+    """How a process is otherwise than the first one."""
+    who = process["who"]
+    if process["code"] != first["code"]:
+        yield f"{who} has other code than {first['who']} ({process['code']}, {first['code']}): update it"
+    versions = first["versions"]
+    others = [f"{n} {v} (not {versions.get(n)})" for n, v in process["versions"].items() if versions.get(n) != v]
+    if others:
+        yield f"{who} has {', '.join(others)}: make its environment that of {first['who']}"
+    if abs(skew := process["clock"] - first["clock"]) > SKEW:
+        yield f"the clock of {who} is {skew:+.1f} s off that of {first['who']}: set it by NTP"
+
+
+def shortages(process: Facts, first: Facts) -> Iterator[str]:
+    """What a process lacks where runs are written."""
+    who, root, free = process["who"], process["root"], process["free"]
+    if not process["sees"]:
+        yield f"{who} does not see what {first['who']} wrote to {root}: root= a shared folder"
+    if not process["writes"]:
+        yield f"{who} cannot write to {root}: root= another folder, or change its rights"
+    if free < SPACE:
+        yield f"{who} has {free / 2**30:.2g} GB free for {root}, less than 1: free some"
+
+
+def check(root: Path) -> list[Facts]:
     """Called by every rank of a world: their facts, on each of them. Raises ClusterError, with all that is wrong,
     where they do not fit, or where they reach each other too slowly."""
-    import torch
-
     from pipeline.world import World
 
     world = World(1)
-    token = world.share(f".preflight-{secrets.token_hex(4)}" if world.main else None)
-    refused = None
-    if world.main:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            (root / token).touch()
-        except OSError as error:
-            refused = errors.explained(error)
-    if refused := world.share(refused):
-        raise refused
-    found = world.everyone(facts(root, token))
-    begun = time.perf_counter()
-    world.sum(torch.ones(MEGABYTES * 2**18, device=world.device))
-    took = time.perf_counter() - begun
+    token = world.from_first(lambda: write_token(root))
+    processes = world.everyone(facts(root, token))
+    seconds = world.share(sum_seconds(world))
     world.barrier()
     if world.main:
         (root / token).unlink(missing_ok=True)
-    said = faults(found)
-    if world.share(took) > SLOW:
-        said.append(f"{MEGABYTES} MB took {took:.0f} s between the ranks: check which network they use")
-    if said:
-        raise ClusterError("\n".join(said))
-    return found
+    texts = faults(processes)
+    if seconds > SLOW:
+        texts.append(f"{MEGABYTES} MB took {seconds:.0f} s between the ranks: check which network they use")
+    if texts:
+        raise ClusterError("\n".join(texts))
+    return processes
+
+
+def write_token(root: Path) -> str:
+    """Makes a new file below ``root`` for other processes to see, and returns its name."""
+    token = f".preflight-{secrets.token_hex(4)}"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / token).touch()
+    return token
+
+
+def sum_seconds(world: "World") -> float:
+    """Seconds that a sum of MEGABYTES over the ranks takes."""
+    import torch
+
+    start = time.perf_counter()
+    world.sum(torch.ones(MEGABYTES * 2**18, device=world.device))
+    return time.perf_counter() - start

@@ -17,21 +17,23 @@ from contextlib import suppress
 from typing import Any
 
 FILES = 65536
-"""Open files that are asked for, where the limit allows so many."""
+"""Open files that a process may need."""
 
 
-def settle() -> None:
-    """Has Python look for garbage rarely, and opens as many files as the hard limit allows."""
+def raise_limits() -> None:
+    """Makes Python look for garbage rarely, and raises the number of files that may be open as far as the hard limit
+    allows, up to FILES."""
     gc.set_threshold(100_000, 20, 20)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    target = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
-class Unread(io.FileIO):
-    """An output whose reader may leave (`| head -1`, a terminal that is closed): the work goes on unheard."""
+class Output(io.FileIO):
+    """An output whose reader may leave (`| head -1`, a terminal that is closed): what is written then is dropped, and
+    the work goes on."""
 
     def write(self, data: Any) -> int | None:
         try:
@@ -44,9 +46,9 @@ class Unread(io.FileIO):
             return memoryview(data).nbytes
 
 
-def speak() -> None:
-    """Makes standard output and error last: closed ones lead nowhere, a reader may leave, and letters that their
-    encoding lacks are replaced."""
+def guard_output() -> None:
+    """Makes standard output and error safe to write to: one that is closed leads to /dev/null, its reader may leave,
+    and letters that its encoding lacks are replaced."""
     for number in (0, 1, 2):  # else the next file that is opened would take the place
         try:
             os.fstat(number)
@@ -57,9 +59,9 @@ def speak() -> None:
         if before is not None and getattr(before, "buffer", None) is None:
             continue  # a test's
         encoding = getattr(before, "encoding", None) or "utf-8"
-        raw = io.BufferedWriter(Unread(number, "wb", closefd=False))
-        made = io.TextIOWrapper(raw, encoding, "replace" if number == 1 else "backslashreplace", line_buffering=True)
-        setattr(sys, name, made)
+        raw = io.BufferedWriter(Output(number, "wb", closefd=False))
+        errors = "replace" if number == 1 else "backslashreplace"
+        setattr(sys, name, io.TextIOWrapper(raw, encoding, errors, line_buffering=True))
 
 
 def run(main: Callable[[], int]) -> None:
@@ -73,9 +75,9 @@ def run(main: Callable[[], int]) -> None:
                 stream.flush()
         os._exit(code)
 
-    settle()
-    speak()
+    raise_limits()
+    guard_output()
     try:
         code = main()
-    except SystemExit as asked:  # argparse's --help
-        code = int(asked.code or 0)
+    except SystemExit as exit:  # argparse's --help
+        code = int(exit.code or 0)

@@ -230,7 +230,7 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     for p in chosen:
         state = "done" if p.done else "to do"
         known = training(p, packs[p.settings.data]) if p.kind in ("pretrain", "generate") else ("",) * 4
-        folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.open else p.folder
+        folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.provisional else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
         if p.kind in ("pretrain", "generate"):
             notes.append(rate(p))

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline import launcher
-from pipeline.errors import ClusterError
+from pipeline import errors, launcher
+from pipeline.errors import ClusterError, PipelineError
 
 
 class _Sum(torch.autograd.Function):
@@ -75,7 +75,7 @@ def meet(backend: str, limit: float) -> None:
         raise ClusterError(
             f"rank {env.get('RANK')} of {env['WORLD_SIZE']} did not meet the others at {where} within {limit:g} s "
             f"({str(error).splitlines()[0]}): check that all were started and reach that address, or give them longer "
-            f"by PIPELINE_GATE_S"
+            f"by PIPELINE_JOIN_S"
         ) from None
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(hours=12))
 
@@ -107,7 +107,7 @@ class World:
         cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
         if not cuda:
             keep_memory()
-        meet("nccl" if cuda else "gloo", launcher.number("PIPELINE_GATE_S", 300))
+        meet("nccl" if cuda else "gloo", launcher.number("PIPELINE_JOIN_S", 300))
         self.accelerator = Accelerator(
             cpu=not cuda,
             mixed_precision="no",  # autocast is the loop's: Accelerate's is fixed once a process
@@ -123,6 +123,21 @@ class World:
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
+
+    @classmethod
+    def single(
+        cls, threads: int = 1, stop: Callable[[], bool] | None = None, device: str | torch.device | None = None
+    ) -> "World":
+        """This process as a world of one, whatever a launcher announced: no collective waits for ranks that take no
+        part. With a ``device`` ("meta": shapes without numbers) it is that and nothing else: the process's threads
+        and seeds stay as they are."""
+        if device is None:
+            world = cls(threads, stop)
+        else:
+            world = cls.__new__(cls)
+            world.device, world.threads, world._stop = torch.device(device), threads, stop or (lambda: False)
+        world.rank, world.size = 0, 1
+        return world
 
     @property
     def main(self) -> bool:
@@ -152,24 +167,40 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns on rank 0, on every rank; an error for the user that it raises there, likewise."""
+        result: Any = None
+        if self.main:
+            try:
+                result = make()
+            except Exception as error:
+                result = errors.explain(error)
+                if result is None:
+                    raise
+        result = self.share(result)
+        if isinstance(result, PipelineError):
+            raise result
+        return result
+
     def everyone(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
-        found = [value] * self.size
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
     def stopping(self) -> bool:
         """Whether any rank was asked to stop: the same answer on all, since all must save together."""
-        asked = self._stop()
+        stop = self._stop()
         if self.size == 1:
-            return asked
-        flag = torch.tensor(int(asked), device=self.device)
+            return stop
+        flag = torch.tensor(int(stop), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
     def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module whose backward averages gradients over ranks (itself on one)."""

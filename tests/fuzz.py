@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline import config, runner
+from pipeline import config, plan
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
 from pipeline.errors import PipelineError
@@ -91,7 +91,7 @@ def configs(count: int, draw: random.Random) -> Counter:
         for _ in range(count):
             path.write_bytes(mutated(draw.choice(documents), draw).encode("utf-8", "surrogatepass"))
             try:
-                runner.plan(config.load(str(path), []), here=True)
+                plan.plan(config.load(str(path), []), here=True)
                 found["planned"] += 1
             except PipelineError as error:
                 assert error.code in (2, 65) and str(error).strip(), error

@@ -91,8 +91,8 @@ def near(whole: Path, root: Path) -> None:
 
 
 def apart(whole: Path, root: Path) -> list[str]:
-    """Files that differ from those of the undisturbed run, but for the brake's note, and a checkpoint that was kept of
-    an interruption beside the last one."""
+    """Files that differ from those of the undisturbed run, but for the requeue guard's note, and a checkpoint that was
+    kept of an interruption beside the last one."""
     last = f"checkpoints/{STEPS:08d}/"
     found = [n for n in differences(whole, root) if not n.startswith(".slurm-")]
     return [n for n in found if "checkpoints/" not in n or last in n]

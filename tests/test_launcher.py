@@ -34,7 +34,7 @@ def no_launcher(monkeypatch):
 def test_leftovers_of_a_launcher_are_one_process(no_launcher, capsys, env, line):
     for name, value in env.items():
         no_launcher.setenv(name, value)
-    launcher.adopt()
+    launcher.check_environment()
     told = capsys.readouterr().err
     assert line in told and told.count("\n") == bool(line)
     assert launcher.size() == 1 and launcher.rank() == 0
@@ -53,7 +53,7 @@ def test_leftovers_of_a_launcher_are_one_process(no_launcher, capsys, env, line)
     ],
 )
 def test_half_a_world_is_refused(no_launcher, tmp_path, capsys, change, line):
-    for name, value in (WORLD | change | {"PIPELINE_GATE_S": "1"}).items():  # were it not refused, nobody would come
+    for name, value in (WORLD | change | {"PIPELINE_JOIN_S": "1"}).items():  # were it not refused, nobody would come
         no_launcher.setenv(name, value)
     (config := tmp_path / "c.yaml").write_text("stages:\n  shards: {kind: pack, source: digits}\n")
     assert cli.main(["run", str(config), f"root={tmp_path}/runs", "--here"]) == 2
@@ -64,13 +64,13 @@ def test_half_a_world_is_refused(no_launcher, tmp_path, capsys, change, line):
 def test_a_whole_world_is_left_as_it_is(no_launcher, capsys):
     for name, value in WORLD.items():
         no_launcher.setenv(name, value)
-    launcher.adopt()
+    launcher.check_environment()
     assert (launcher.size(), launcher.rank()) == (2, 1) and capsys.readouterr().err == ""
     assert WORLD.items() <= dict(os.environ).items()
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "inf", "nan"])
 def test_a_variable_that_is_no_number_is_refused(no_launcher, value):
-    no_launcher.setenv("PIPELINE_GATE_S", value)
-    with pytest.raises(ConfigError, match=f"PIPELINE_GATE_S={value}: expected a number"):
-        launcher.number("PIPELINE_GATE_S", 300)
+    no_launcher.setenv("PIPELINE_JOIN_S", value)
+    with pytest.raises(ConfigError, match=f"PIPELINE_JOIN_S={value}: expected a number"):
+        launcher.number("PIPELINE_JOIN_S", 300)

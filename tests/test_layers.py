@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "image", "keyed", "launcher", "lines", "process", "progress", "tensors"},
+    {"errors", "image", "keyed", "launcher", "lines", "process", "progress", "signals", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
     {"sparse", "nets", "views"},
@@ -19,6 +19,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"stages"},
     {"advice", "document", "estimate", "diagnosis"},
     {"artifact", "config"},
+    {"plan"},
     {"runner", "show", "preflight"},
     {"placement"},
     {"commands"},

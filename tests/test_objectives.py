@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pipeline import objectives
-from pipeline.estimate import Alone
 from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.base import Batch, Lasso
 from pipeline.settings.nets import Norm
@@ -17,6 +16,7 @@ from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
 from pipeline.training import optim
 from pipeline.training.gradients import backward
+from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, CROPPED, IMAGE, batch, make, setup, warm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -124,7 +124,7 @@ def test_it_is_built_without_numbers(name):
     (float(x), .item(), a comparison) ends in a traceback; and, but for the last energies, embeds there."""
     lasso = Lasso(torch.empty(10, 24, device="meta"), 0.2)
     with torch.device("meta"):
-        objective = objectives.build(CASES[name], replace(setup(Alone()), lasso=lasso))
+        objective = objectives.build(CASES[name], replace(setup(World.single(device="meta")), lasso=lasso))
     assert all(t.is_meta for t in (*objective.parameters(), *objective.buffers()))
     objective.cropped = name in CROPPED  # type: ignore[assignment]
     real = batch(objective, IDS, dtype=torch.float32)

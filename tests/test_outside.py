@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifact, cli, errors, launcher, process, runner
+from pipeline import artifact, cli, errors, launcher, process
 from pipeline.data.store import Folder
 from pipeline.errors import DataError, NoProgressError
+from pipeline.signals import Stop
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,20 +102,20 @@ USERS = [
 def test_what_a_user_controls_is_one_line_with_its_code(act, code, words):
     with pytest.raises(Exception) as caught:
         act()
-    said = errors.explained(caught.value)
+    said = errors.explain(caught.value)
     assert said is not None and said.code == code
     assert words in str(said) and "\n" not in str(said)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EAGAIN])
 def test_no_start_passes_a_limit_before_it_is_raised(number):
-    said = errors.explained(OSError(number, os.strerror(number), "runs/x"))
+    said = errors.explain(OSError(number, os.strerror(number), "runs/x"))
     assert isinstance(said, NoProgressError) and str(said).startswith(f"runs/x: {os.strerror(number).lower()}: ")
 
 
 def test_where_it_happened_is_said_of_errors_that_name_no_file():
-    assert str(errors.explained(OSError(errno.ENOSPC, "x"), "runs/a")).startswith("runs/a: no space left")
-    assert isinstance(errors.explained(OSError(errno.ESTALE, "Stale file handle", "a")), DataError)
+    assert str(errors.explain(OSError(errno.ENOSPC, "x"), "runs/a")).startswith("runs/a: no space left")
+    assert isinstance(errors.explain(OSError(errno.ESTALE, "Stale file handle", "a")), DataError)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("28"), OSError(errno.EBADF, "Bad file descriptor")])
@@ -122,15 +123,15 @@ def test_what_no_user_controls_is_ours(error, capsys):
     def fail() -> int:
         raise error
 
-    assert errors.explained(error) is None
-    assert cli.ended(fail) == 1
+    assert errors.explain(error) is None
+    assert cli.exit_code(fail) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"a fault of ours, {type(error).__name__}")
 
 
 def test_a_connection_of_one_process_is_no_lost_rank():
-    assert not errors.lost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
-    assert errors.lost(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:2"))
+    assert not errors.peer_lost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert errors.peer_lost(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:2"))
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal
@@ -178,7 +179,8 @@ def test_a_log_on_a_full_disk_ends_no_stage(place):
 
 
 def test_a_closed_output_is_not_the_next_file_that_is_opened(tmp_path):
-    text = "import os; from pipeline import process; process.speak(); open('n', 'w').write(str(os.open('.', 0)))"
+    text = "import os; from pipeline import process; process.guard_output(); "
+    text += "open('n', 'w').write(str(os.open('.', 0)))"
     shell(f'cd {tmp_path} && python -c "{text}" >&- <&-')
     assert int((tmp_path / "n").read_text()) > 2
 
@@ -186,7 +188,7 @@ def test_a_closed_output_is_not_the_next_file_that_is_opened(tmp_path):
 def test_a_terminal_that_closes_is_a_signal_like_others():
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
-        with runner.Stop() as stop:
+        with Stop() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop()
     finally:
@@ -196,7 +198,7 @@ def test_a_terminal_that_closes_is_a_signal_like_others():
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with runner.Stop() as stop:
+        with Stop() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -211,7 +213,7 @@ from pipeline import process
 from pipeline.data.store import Folder
 import resource, sys
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-if sys.argv[1] == "settled": process.settle()
+if sys.argv[1] == "settled": process.raise_limits()
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 folders = [Folder(Path(".")) for _ in range(10)]
 held = [f.read(f"{i}", 0, 9) for i in range(300) for f in folders]
@@ -292,7 +294,7 @@ def test_the_line_of_a_stage_is_json_too_where_a_machine_reads(place):
 
 def test_the_limit_is_raised_once_to_what_is_allowed():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    process.settle()
+    process.raise_limits()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(soft, process.FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -45,7 +45,7 @@ def test_a_token_that_is_not_there_is_not_seen(tmp_path):
 @pytest.mark.cluster
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_whose_others_do_not_come_ends_with_69(rank, tmp_path):
-    env = small.alone() | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "PIPELINE_GATE_S": "1"}
+    env = small.alone() | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "PIPELINE_JOIN_S": "1"}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     words = [sys.executable, "-m", "pipeline", "run", str(small.write(tmp_path / "runs"))]
     done = subprocess.run(words, env=env, cwd=small.ROOT, capture_output=True, text=True)

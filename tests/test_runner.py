@@ -15,8 +15,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from pipeline import artifact, cli, config, progress, runner
+from pipeline import plan as planning
 from pipeline.data import patterns
 from pipeline.errors import ConfigError, DataError, PipelineError, Stopped
+from pipeline.plan import PlannedStage
+from pipeline.signals import Stop
 
 CONFIG = """\
 stages:
@@ -56,8 +59,8 @@ def stages(monkeypatch):
     return SimpleNamespace(calls=calls, acts=acts)
 
 
-def plan(*overrides: str) -> dict[str, runner.Planned]:
-    return {p.name: p for p in runner.plan(config.load("c.yaml", overrides), here=True)}
+def plan(*overrides: str) -> dict[str, PlannedStage]:
+    return {p.name: p for p in planning.plan(config.load("c.yaml", overrides), here=True)}
 
 
 def go(*words: str) -> int:
@@ -100,8 +103,8 @@ def test_the_code_version_is_in_the_key(place, monkeypatch):
 
 def test_a_key_is_the_same_in_another_process(place):
     """Nothing of a process, such as the order of its sets, gets into a key."""
-    code = "import json; from pipeline import config, runner;"
-    code += "print(json.dumps({p.name: p.key for p in runner.plan(config.load('c.yaml'), True)}))"
+    code = "import json; from pipeline import config, plan;"
+    code += "print(json.dumps({p.name: p.key for p in plan.plan(config.load('c.yaml'), True)}))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert json.loads(told.stdout) == keys()
 
@@ -147,12 +150,12 @@ def test_what_follows_is_known_by_what_was_packed(place, stages, capsys):
     for at in (1, 2, 3):
         os.utime(image, (at, at))
         before = plan("shards.source=folder:images")
-        assert not before["shards"].done and all(before[n].open for n in ("codes", "vae", "probe"))
+        assert not before["shards"].done and all(before[n].provisional for n in ("codes", "vae", "probe"))
         assert go("shards.source=folder:images", "--dry-run") == 0
         assert capsys.readouterr().out.count("named after packing") == 3
         assert go("shards.source=folder:images") == 0
         after = plan("shards.source=folder:images")
-        assert all(p.done and not p.open for p in after.values())
+        assert all(p.done and not p.provisional for p in after.values())
         seen.append({n: p.key for n, p in after.items()})
     assert len({s["shards"] for s in seen}) == 3
     for name in ("codes", "vae", "probe"):
@@ -267,7 +270,7 @@ def test_a_signal_stops_the_stage_and_all_that_follow(place, stages, capsys):
         raise Stopped("saved at step 3 of 10; the same command goes on from there")
 
     stages.acts["codes"] = act
-    before = {number: signal.getsignal(number) for number in runner.Stop.SIGNALS}
+    before = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
         assert go() == 75
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # a late signal must not change the exit code
@@ -383,7 +386,7 @@ def away(cluster, heard) -> int:
     from pipeline.placement import here
 
     planned = list(plan().values())
-    planned = [runner.Planned(**{**vars(p), "place": "task"}) for p in planned]
+    planned = [PlannedStage(**{**vars(p), "place": "task"}) for p in planned]
     return runner.execute(planned, planned, heard, here, cluster)
 
 
@@ -421,7 +424,7 @@ def test_a_signal_reaches_tasks_by_their_stop_files(place, stages):
         raise Stopped("saved")
 
     stages.acts["codes"] = act
-    before = {number: signal.getsignal(number) for number in runner.Stop.SIGNALS}
+    before = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     heard = Heard()
     try:
         assert away(Cluster(), heard) == 75
@@ -432,14 +435,14 @@ def test_a_signal_reaches_tasks_by_their_stop_files(place, stages):
 
 
 def test_ray_is_asked_for_where_it_is_not(place, monkeypatch):
-    monkeypatch.setattr(runner, "find_spec", lambda name: None)
-    assert {p.place for p in runner.plan(config.load("c.yaml"))} == {"here"}
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
+    assert {p.place for p in planning.plan(config.load("c.yaml"))} == {"here"}
     with pytest.raises(ConfigError, match="needs Ray"):
-        runner.plan(config.load("c.yaml", ["codes.place.on=task"]))
-    monkeypatch.setattr(runner, "find_spec", lambda name: object())
-    assert {p.place for p in runner.plan(config.load("c.yaml"))} == {"task"}
+        planning.plan(config.load("c.yaml", ["codes.place.on=task"]))
+    monkeypatch.setattr(planning, "find_spec", lambda name: object())
+    assert {p.place for p in planning.plan(config.load("c.yaml"))} == {"task"}
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert {p.place for p in runner.plan(config.load("c.yaml"))} == {"here"}
+    assert {p.place for p in planning.plan(config.load("c.yaml"))} == {"here"}
 
 
 # --------------------------------------------------------------------------------------------------------------- locks
@@ -549,7 +552,7 @@ def test_a_stage_that_another_process_finished_meanwhile_is_not_run_again(place,
     planned = plan()
     assert go("--only", "shards") == 0
     stages.calls.clear()
-    job = runner.job(planned["shards"], list(planned.values()))
+    job = planning.job(planned["shards"], list(planned.values()))
     assert runner.work(job, lambda threads, stop: World(stop)) == {"loss": 0.5}
     assert stages.calls == []
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NoProgressError
-from pipeline.placement.slurm import brake, first_host
+from pipeline.placement.slurm import first_host, guard_requeue
 from tests import small
 from tests.artifacts import differences
 from tests.processes import frozen, halted, pending, send, started_with, until
@@ -288,15 +288,15 @@ def test_the_true_exit_code_arrives(slurm, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ the rest
 def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(tmp_path):
-    """Twice in a row at the same place, and the brake answers 70; every step forward releases it."""
+    """Twice in a row at the same place, and the guard answers 70; every step forward releases it."""
     kept = tmp_path / "moco-00000000/checkpoints"
     for step in (10, 20):
         (kept / f"{step:08d}").mkdir(parents=True)
-        brake(tmp_path, "7")
-    brake(tmp_path, "7")
+        guard_requeue(tmp_path, "7")
+    guard_requeue(tmp_path, "7")
     with pytest.raises(NoProgressError, match="00000020"):
-        brake(tmp_path, "7")
-    brake(tmp_path, "8")
+        guard_requeue(tmp_path, "7")
+    guard_requeue(tmp_path, "8")
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ def main(words: Sequence[str]) -> int:
     options = parse(parser(), words)
     overrides = options.overrides + [w for w in options.only if "=" in w]
     names = [w for w in options.only if "=" not in w]
-    from pipeline import config, runner
+    from pipeline import config, plan
     from pipeline.settings.training import Training
 
-    planned = runner.plan(config.load(options.config, overrides), here=True)
-    runner.only(planned, names)  # that they are there
+    planned = plan.plan(config.load(options.config, overrides), here=True)
+    plan.only(planned, names)  # that they are there
     trainings = [p for p in planned if isinstance(p.settings, Training) and (p.name in names or not names)]
     if not trainings:
         raise ConfigError(f"{options.config}: no stage to compare; expected one that trains an objective")

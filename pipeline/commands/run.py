@@ -6,11 +6,15 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import launcher, lines
 from pipeline.commands import Parser, parse
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.plan import PlannedStage
 
 ABOUT = """Runs every stage of a config that is not done yet, each once those it needs are done.
 
@@ -21,106 +25,136 @@ QUOTES = """a comma makes a sweep; where it is part of a value, quote that: 'sha
 
 
 def parser() -> Parser:
-    made = Parser(prog="pipeline run", description=ABOUT, allow_abbrev=False,
+    args = Parser(prog="pipeline run", description=ABOUT, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    made.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+    args.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
+    args.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
                       help="such as moco.epochs=100 root=/tmp; seed=0,1,2 is a run of each")  # fmt: skip
-    made.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE",
+    args.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE",
                       help="these stages, and what they still need; nothing else")  # fmt: skip
-    made.add_argument("--dry-run", action="store_true", help="show what there is to do, and do nothing")
-    made.add_argument("--here", action="store_true", help="in this process, without Ray, wherever stages are placed")
-    made.add_argument("--json", action="store_true", help="say every line as a JSON object, for machines")
-    return made
+    args.add_argument("--dry-run", action="store_true", help="show what there is to do, and do nothing")
+    args.add_argument("--here", action="store_true", help="in this process, without Ray, wherever stages are placed")
+    args.add_argument("--json", action="store_true", help="say every line as a JSON object, for machines")
+    return args
 
 
 def main(words: Sequence[str]) -> int:
     options = parse(parser(), words)
     if options.json:
         os.environ["PIPELINE_LOG"] = "json"
-    overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
-    names = [w for w in options.only if "=" not in w]
-    from pipeline import config, runner
-    from pipeline import show as tables
-
-    quiet = launcher.rank() > 0
-    cfgs = {}
-    for mark, chosen in sweep(overrides).items():
-        try:
-            cfgs[mark] = config.load(options.config, chosen)
-        except ConfigError as error:
-            raise ConfigError(f"{error}\n{QUOTES}" if mark else str(error)) from None
-
-    for cfg in cfgs.values():
-        writable(Path(cfg.root))
-    known: dict[str, dict[str, str]] = {}
-
-    def plan() -> tuple[list[Any], list[Any], dict[str, list[Any]]]:
-        """Every stage, those that are asked for, and these by variant."""
-        variants = {mark: runner.plan(cfg, options.here, known) for mark, cfg in cfgs.items()}
-        planned = runner.together(variants)
-        named = {mark: runner.only(stages, names) if names else stages for mark, stages in variants.items()}
-        keys = {p.key for stages in named.values() for p in stages}
-        return planned, [p for p in planned if p.key in keys], named
-
-    planned, chosen, named = plan()
-    if len(cfgs) > 1 and not quiet:
-        lines.say(f"a sweep of {len(cfgs)} runs: {'; '.join(cfgs)}", event="sweep")
+    run = Run(options)
+    if len(run.configs) > 1 and launcher.rank() == 0:
+        lines.say(f"a sweep of {len(run.configs)} runs: {'; '.join(run.configs)}", event="sweep")
     if options.dry_run:
-        tables.dry_run(planned, chosen)
+        from pipeline import show
+
+        show.dry_run(run.stages, run.selection)
         return 0
     if launcher.size() > 1:
         from pipeline import preflight
 
-        preflight.gate(planned[0].folder.parent.resolve())
-    from pipeline.placement import here
-
-    cluster = open_cluster(chosen, quiet)
-    try:
-        with tables.Watch(quiet) as watch:
-            code = runner.execute(planned, chosen, watch, here, cluster, lambda: plan()[:2])
-    finally:
-        if cluster is not None:
-            cluster.close()
-    if code == 0 and not quiet:
-        _, chosen, named = plan()
-        with suppress(OSError):  # all is done, whether or not it can be shown
-            tables.results([p.folder for p in chosen])
-            if len(named) > 1:
-                tables.compare({mark: [p.folder for p in plan] for mark, plan in named.items()})
-        lines.say(f"tensorboard --logdir {shlex.quote(next(iter(cfgs.values())).root)}")
+        preflight.check(run.stages[0].folder.parent.resolve())
+    code = run.execute()
+    if code == 0 and launcher.rank() == 0:
+        run.show_results()
     if launcher.size() > 1:
+        from pipeline.placement import here
+
         here.leave(code)
     return code
 
 
-def writable(root: Path) -> None:
+class Run:
+    """The stages that the words of a command line ask for, in every variant of its config."""
+
+    def __init__(self, options: argparse.Namespace):
+        overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
+        self.names = [w for w in options.only if "=" not in w]
+        self.here = options.here
+        self.configs = load(options.config, overrides)
+        self.fingerprints: dict[str, dict[str, str]] = {}
+        self.plan()
+
+    def plan(self) -> tuple[list["PlannedStage"], list["PlannedStage"]]:
+        """Plans, or plans anew, every stage; returns all of them, and those that are asked for."""
+        from pipeline import plan
+
+        variants = {mark: plan.plan(cfg, self.here, self.fingerprints) for mark, cfg in self.configs.items()}
+        self.stages = plan.merge(variants)
+        self.variants = {m: plan.only(stages, self.names) if self.names else stages for m, stages in variants.items()}
+        keys = {p.key for stages in self.variants.values() for p in stages}
+        self.selection = [p for p in self.stages if p.key in keys]
+        return self.stages, self.selection
+
+    def execute(self) -> int:
+        """Runs what is not done, and returns the exit code."""
+        from pipeline import runner, show
+        from pipeline.placement import here
+
+        quiet = launcher.rank() > 0
+        cluster = open_cluster(self.selection, quiet)
+        try:
+            with show.Watch(quiet) as display:
+                return runner.execute(self.stages, self.selection, display, here, cluster, self.plan)
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+    def show_results(self) -> None:
+        """Tables of what the probes measured, if the terminal takes them, and how to see the rest."""
+        from pipeline import show
+
+        self.plan()
+        with suppress(OSError):
+            show.results([p.folder for p in self.selection])
+            if len(self.variants) > 1:
+                show.compare({mark: [p.folder for p in stages] for mark, stages in self.variants.items()})
+        root = next(iter(self.configs.values())).root
+        lines.say(f"tensorboard --logdir {shlex.quote(root)}")
+
+
+def load(path: str, overrides: Sequence[str]) -> dict[str, "Config"]:
+    """The config of each combination of the overrides' values, by what marks it."""
+    from pipeline import config
+
+    configs = {}
+    for mark, combination in sweep(overrides).items():
+        try:
+            configs[mark] = config.load(path, combination)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n{QUOTES}" if mark else str(error)) from None
+    for cfg in configs.values():
+        check_root(Path(cfg.root))
+    return configs
+
+
+def check_root(root: Path) -> None:
     """Raises ConfigError where a run folder's name is one that TensorBoard cannot write to."""
     name = str(root.expanduser().resolve())
-    if (told := lines.legible(name)) != name:
-        raise ConfigError(f"root: {told} is no name in UTF-8: rename that folder, or name another by root=")
+    if (text := lines.legible(name)) != name:
+        raise ConfigError(f"root: {text} is no name in UTF-8: rename that folder, or name another by root=")
 
 
 def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Every combination of the values that overrides list: "seed=0,1" -> {"seed=0": [...], "seed=1": [...]}. Commas
     inside brackets and quotes belong to one value; where nothing is listed, one combination without a name."""
-    found: dict[str, list[str]] = {"": []}
+    combinations: dict[str, list[str]] = {"": []}
     for text in overrides:
         key, equals, value = text.partition("=")
-        values = listed(value) if equals else [value]
+        values = split(value) if equals else [value]
         several = len(values) > 1
-        found = {
-            f"{mark} {key}={one}".strip() if several else mark: [*before, f"{key}{equals}{one}"]
-            for mark, before in found.items()
-            for one in values
+        combinations = {
+            f"{mark} {key}={value}".strip() if several else mark: [*before, f"{key}{equals}{value}"]
+            for mark, before in combinations.items()
+            for value in values
         }
-    return found
+    return combinations
 
 
-def listed(value: str) -> list[str]:
-    """A value cut at its commas, but for those inside brackets and quotes. A quote opens where a word begins: the one
-    in "it's" is a letter."""
-    found, depth, quote, before = [""], 0, "", ""
+def split(value: str) -> list[str]:
+    """A value split at its commas, but for those inside brackets and quotes. A quote opens where a word begins: the
+    one in "it's" is a letter."""
+    parts, depth, quote, before = [""], 0, "", ""
     for letter in value:
         if letter == quote:
             quote = ""
@@ -129,17 +163,16 @@ def listed(value: str) -> list[str]:
         elif not quote:
             depth = max(0, depth + (letter in "[{(") - (letter in ")}]"))
         if letter == "," and not depth and not quote:
-            found.append("")
+            parts.append("")
         else:
-            found[-1] += letter
+            parts[-1] += letter
         before = letter
-    return found
+    return parts
 
 
-def open_cluster(chosen: Sequence[Any], quiet: bool) -> Any:
+def open_cluster(selection: Sequence["PlannedStage"], quiet: bool) -> Any:
     """Ray's cluster if a stage that is to be done runs there, and a line saying so."""
-    away = [p for p in chosen if not p.done and p.place != "here"]
-    if not away:
+    if all(p.done or p.place == "here" for p in selection):
         return None
     from pipeline.placement.ray import Cluster
 

@@ -17,18 +17,18 @@ SCRIPTS = Path(__file__).parents[2] / "slurm"
 
 
 def parser() -> Parser:
-    made = Parser(prog="pipeline slurm", description=ABOUT, allow_abbrev=False)
-    made.add_argument("config", metavar="CONFIG")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    made.add_argument("--nodes", type=int, default=1, metavar="N")
-    made.add_argument("--gpus", type=int, default=0, metavar="G", help="of each node")
-    made.add_argument("--tasks", type=int, default=0, metavar="T", help="ranks of each node (default: its GPUs, or 1)")
-    made.add_argument("--cpus", type=int, default=0, metavar="C", help="of each rank; with --ray of each node")
-    made.add_argument("--time", metavar="LIMIT", help="such as 4:00:00; the run goes on in the next job")
-    made.add_argument("--partition", metavar="NAME")
-    made.add_argument("--ray", action="store_true", help="a Ray cluster of the job's own")
-    made.add_argument("--submit", action="store_true", help="submit it, and print the job's number")
-    return made
+    args = Parser(prog="pipeline slurm", description=ABOUT, allow_abbrev=False)
+    args.add_argument("config", metavar="CONFIG")
+    args.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    args.add_argument("--nodes", type=int, default=1, metavar="N")
+    args.add_argument("--gpus", type=int, default=0, metavar="G", help="of each node")
+    args.add_argument("--tasks", type=int, default=0, metavar="T", help="ranks of each node (default: its GPUs, or 1)")
+    args.add_argument("--cpus", type=int, default=0, metavar="C", help="of each rank; with --ray of each node")
+    args.add_argument("--time", metavar="LIMIT", help="such as 4:00:00; the run goes on in the next job")
+    args.add_argument("--partition", metavar="NAME")
+    args.add_argument("--ray", action="store_true", help="a Ray cluster of the job's own")
+    args.add_argument("--submit", action="store_true", help="submit it, and print the job's number")
+    return args
 
 
 def main(words: Sequence[str]) -> int:

@@ -14,18 +14,18 @@ The same config has one job at a time: submitted again, it is watched. Interrupt
 
 
 def parser() -> Parser:
-    made = Parser(prog="pipeline submit", description=ABOUT, allow_abbrev=False)
-    made.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file in this folder, or on a shared disk")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.epochs=100 root=/shared/runs")
-    made.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE", help="as for pipeline run")
-    made.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS"), metavar="URL",
+    args = Parser(prog="pipeline submit", description=ABOUT, allow_abbrev=False)
+    args.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file in this folder, or on a shared disk")
+    args.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as moco.epochs=100 root=/shared/runs")
+    args.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE", help="as for pipeline run")
+    args.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS"), metavar="URL",
                       help="of the dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS)")  # fmt: skip
-    made.add_argument("--python", default="python", metavar="WORDS",
+    args.add_argument("--python", default="python", metavar="WORDS",
                       help='what starts Python there; "uv run python" makes the environment first')  # fmt: skip
-    made.add_argument("--detach", action="store_true", help="do not wait for the job")
-    made.add_argument("--attach", metavar="JOB", help="watch a job that was submitted before")
-    made.add_argument("--stop", metavar="JOB", help="have a job save and leave; waits until it has")
-    return made
+    args.add_argument("--detach", action="store_true", help="do not wait for the job")
+    args.add_argument("--attach", metavar="JOB", help="watch a job that was submitted before")
+    args.add_argument("--stop", metavar="JOB", help="have a job save and leave; waits until it has")
+    return args
 
 
 def main(words: Sequence[str]) -> int:

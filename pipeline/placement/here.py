@@ -7,12 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline import runner
-from pipeline.errors import PipelineError, Stopped
+from pipeline.errors import Stopped
 from pipeline.launcher import size
-from pipeline.runner import Job
+from pipeline.plan import Job
 
 
-def together(stop: Callable[[], bool]) -> Callable[[], bool]:
+def any_rank_stopping(stop: Callable[[], bool]) -> Callable[[], bool]:
     """Whether any rank was asked to stop: the same answer on all, since none may go on without the others."""
     if size() == 1:
         return stop
@@ -21,22 +21,29 @@ def together(stop: Callable[[], bool]) -> Callable[[], bool]:
     return World(1, stop).stopping
 
 
-def agreed(make: Callable[[], Any]) -> Any:
-    """What the first rank makes, on every rank: files that were written just now may not be seen by all yet."""
+def from_first_rank(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, or raises, on the first rank, on every rank. Others may not see yet what it reads."""
     if size() == 1:
         return make()
     from pipeline.world import World
 
-    world, made = World(1), None
-    if world.main:
+    return World(1).from_first(make)
+
+
+def run_stage(job: Job, stop_signal: Callable[[], bool]) -> Any:
+    """Runs one stage and returns its metrics, the same on every rank. A stage that does not share its work over the
+    ranks runs on the first one. ``stop_signal`` says whether this process was signalled to stop."""
+    if size() == 1 or job.settings.shared:
+        return runner.work(job, stop_signal=stop_signal)
+    from pipeline.world import World
+
+    def work() -> Any:
         try:
-            made = make()
-        except PipelineError as error:
-            made = error
-    made = world.share(made)
-    if isinstance(made, PipelineError):
-        raise made
-    return made
+            return runner.work(job, World.single, stop_signal)
+        except Exception as error:
+            raise runner.explain(job, error) from error
+
+    return World(1).from_first(work)
 
 
 def leave(code: int) -> None:
@@ -53,30 +60,3 @@ def leave(code: int) -> None:
     with suppress(RuntimeError):
         dist.barrier()
         dist.destroy_process_group()
-
-
-def run_stage(job: Job, asked: Callable[[], bool]) -> Any:
-    """Runs one stage and returns its metrics, the same on every rank; ``asked``: whether this one was signalled."""
-    if size() == 1 or job.settings.shared:
-        return runner.work(job, asked=asked)
-    from pipeline.world import World
-
-    world, told = World(1), None
-    if world.main:
-        try:
-            told = runner.work(job, alone, asked)
-        except Exception as error:
-            told = runner.explained(job, error)
-    told = world.share(told)
-    if isinstance(told, PipelineError):
-        raise told
-    return told
-
-
-def alone(threads: int, stop: Callable[[], bool]) -> Any:
-    """This process as a world of one, so that no collective waits for ranks that do not take part."""
-    from pipeline.world import World
-
-    world: Any = World(threads, stop)
-    world.rank, world.size, world.barrier = 0, 1, lambda: None
-    return world

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, launcher, lines, preflight, process
-from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped
+from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped, first_line
 from pipeline.placement import here
-from pipeline.runner import Job
+from pipeline.plan import Job
 from pipeline.settings.stages import Place
 
 ENV = {  # read by ray when it is imported
@@ -37,7 +37,7 @@ if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
     # change what clusters started there later expect.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
-process.settle()  # in a worker, which this is the first of ours to come to
+process.raise_limits()  # in a Ray worker, too, whose first file of ours this is
 
 import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
@@ -62,8 +62,8 @@ class Cluster:
         except PipelineError:
             raise
         except Exception as error:  # ray raises bare ones, too
-            limit = None if self.address else errors.explained(error)
-            if isinstance(limit, NoProgressError):  # of this machine, which other nodes would not raise
+            limit = None if self.address else errors.explain(error)
+            if isinstance(limit, NoProgressError):  # a limit of this machine: other nodes would not help
                 raise limit from error
             where = f"RAY_ADDRESS={self.address}" if self.address else "a local one"
             raise ClusterError(
@@ -76,28 +76,20 @@ class Cluster:
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
-        gate(int(launcher.number("PIPELINE_NODES", 1)), launcher.number("PIPELINE_GATE_S", 300))
+        wait_for_nodes(int(launcher.number("PIPELINE_NODES", 1)), launcher.number("PIPELINE_JOIN_S", 300))
 
     def _start(self) -> None:
         # By the environment and not by runtime_env, which would make the workers started ahead unusable.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *(p for p in paths if p and p != ROOT)])
-        usable, folder = len(os.sched_getaffinity(0)), short_folder()
-        for attempt in range(STARTS):
+        for attempt in range(1, STARTS + 1):
             try:
-                ray.init(
-                    "local",  # never "auto", which joins whatever cluster of whomever it finds
-                    num_cpus=usable if usable < (os.cpu_count() or 1) else None,
-                    include_dashboard=False,
-                    _temp_dir=folder,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                start_local(short_folder())
                 break
             except Exception:
                 ray.shutdown()
-                if attempt == STARTS - 1:
+                if attempt == STARTS:
                     raise
         for _ in range(int(ray.cluster_resources().get("CPU", 1))):
             _warm.remote()
@@ -106,7 +98,7 @@ class Cluster:
         """Starts a stage; returns its handle. Raises ClusterError where the cluster can never hold it."""
         place, threads = job.settings.place, job.settings.threads
         copies = (place.min_workers or place.workers) if place.on == "workers" else 1
-        refuse_unfit(job.name, need(place, threads), copies)
+        check_capacity(job.name, need(place, threads), copies)
         if place.on == "workers":
             return _train.remote(job, ENV)
         return _task.options(
@@ -130,28 +122,39 @@ class Cluster:
             cause.__cause__ = error  # its text is the traceback on the worker
             return done[0], cause
         except (WorkerCrashedError, OutOfMemoryError) as error:
-            return done[0], died(first_line(error))
+            return done[0], repeated_death(first_line(error))
         except RayError as error:
             return done[0], ClusterError(f"the Ray cluster lost the stage: {first_line(error)}; run the command again")
 
-    def census(self, root: Path) -> list[dict[str, Any]]:
+    def node_facts(self, root: Path) -> list[preflight.Facts]:
         """`preflight.facts` of every node; a clock that was read between our question and its answer is right."""
-        root.mkdir(parents=True, exist_ok=True)
-        token = f".preflight-{secrets.token_hex(4)}"
-        (root / token).touch()
-        found, now = [], time.time()
+        token, now = preflight.write_token(root), time.time()
+        nodes = []
         for node in (n for n in ray.nodes() if n["Alive"]):
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = time.time()
-            one = ray.get(_facts.options(scheduling_strategy=where).remote(root, token))
-            early, late = min(0.0, one["clock"] - asked), max(0.0, one["clock"] - time.time())
-            found.append(one | {"who": node["NodeManagerAddress"], "clock": now + early + late})
+            begin = time.time()
+            facts = ray.get(_facts.options(scheduling_strategy=where).remote(root, token))
+            early, late = min(0.0, facts["clock"] - begin), max(0.0, facts["clock"] - time.time())
+            nodes.append(facts | {"who": node["NodeManagerAddress"], "clock": now + early + late})
         (root / token).unlink()
-        return found
+        return nodes
 
     def close(self) -> None:
         """Leaves the cluster; a local one ends."""
         ray.shutdown()
+
+
+def start_local(folder: str | None) -> None:
+    """Starts a cluster of our own on this machine."""
+    usable = len(os.sched_getaffinity(0))
+    ray.init(
+        "local",  # never "auto", which joins whatever cluster of whomever it finds
+        num_cpus=usable if usable < (os.cpu_count() or 1) else None,
+        include_dashboard=False,
+        _temp_dir=folder,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def short_folder() -> str | None:
@@ -172,7 +175,7 @@ def need(place: Place, threads: int) -> dict[str, float]:
     return {"CPU": threads, "GPU": place.gpus, "memory": int(place.memory_gb * 2**30)}
 
 
-def gate(nodes: int, limit: float) -> None:
+def wait_for_nodes(nodes: int, limit: float) -> None:
     """Waits until ``nodes`` are alive: a job's script starts the cluster and its driver at the same time.
 
     Raises ClusterError where they are not after ``limit`` seconds.
@@ -182,29 +185,26 @@ def gate(nodes: int, limit: float) -> None:
         if time.monotonic() > end:
             raise ClusterError(
                 f"{alive} of {nodes} Ray nodes came together within {limit:g} s: see the log of `ray start` on the "
-                f"others, ask fewer nodes, or give them longer by PIPELINE_GATE_S"
+                f"others, ask fewer nodes, or give them longer by PIPELINE_JOIN_S"
             )
         time.sleep(0.25)
 
 
-def refuse_unfit(name: str, ask: dict[str, float], copies: int) -> None:
-    """Raises ClusterError unless the nodes, all else gone, hold ``copies`` of ``ask``: ray would wait without end."""
+def check_capacity(name: str, ask: dict[str, float], copies: int) -> None:
+    """Raises ClusterError unless the nodes, were they empty, hold ``copies`` of ``ask``: ray would wait without
+    end."""
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     room = sum(min(int(node.get(k, 0) // v) for k, v in ask.items() if v) for node in nodes)
     if room < copies:
-        found = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
+        sizes = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
         raise ClusterError(
             f"{name} asks {copies} x ({ask['CPU']:g} CPU, {ask['GPU']:g} GPU, {ask['memory'] / 2**30:g} GB) and the "
-            f"cluster's {len(nodes)} node(s) have {found}: lower {name}.threads, {name}.place.workers or "
+            f"cluster's {len(nodes)} node(s) have {sizes}: lower {name}.threads, {name}.place.workers or "
             f"{name}.place.gpus, or name a larger cluster by RAY_ADDRESS"
         )
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def died(how: str) -> NoProgressError:
+def repeated_death(how: str) -> NoProgressError:
     return NoProgressError(
         f"the stage's process died {ATTEMPTS} times ({how}): most often for want of memory; lower its batch, or ask "
         f"more by place.memory_gb"
@@ -215,34 +215,36 @@ def checkpoints(job: Job) -> list[str]:
     return sorted(path.name for path in (Path(job.out) / "checkpoints").glob("[0-9]*"))
 
 
-def loss(failures: list[Exception]) -> Exception:
-    """Of what the workers of a group ended with, that one of them was lost, which another group may be spared.
+def worker_loss(failures: list[Exception]) -> Exception:
+    """Of the errors of a group's workers, the one that says that a worker was lost: another group may do better.
 
-    Raises what the stage itself ended with, and would again.
+    Raises the stage's own error, if there is one: another group would end with it, too.
     """
     for failure in failures:
         if isinstance(failure, PipelineError):
             raise failure
-    if gone := [f for f in failures if type(f).__module__.startswith("ray.")]:
-        return getattr(gone[0], "health_check_failure", gone[0])
-    if faults := [f for f in failures if not errors.lost(f)]:
+    if losses := [f for f in failures if type(f).__module__.startswith("ray.")]:
+        return getattr(losses[0], "health_check_failure", losses[0])
+    if faults := [f for f in failures if not errors.peer_lost(f)]:
         raise min(faults, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
     return failures[0]
 
 
-def unasked() -> bool:
-    """No signal reaches a worker: it is asked to stop by the job's stop file."""
+def no_signal() -> bool:
+    """No signal reaches a Ray worker: it is asked to stop by the job's stop file."""
     return False
 
 
 class Regroup:
-    """Whether this worker's group is to save and to make place for another: a machine of it is about to be taken away,
-    by Ray Train's notice to this process; or, in a range of workers, the cluster has room for one more. Ray's public
-    form of the first waits for all workers each time (ours agree by themselves), and its own way to the second ends
-    them where they stand."""
+    """Whether this worker's group is to save and end, and a new group to go on.
+
+    It is when a machine of the group is about to be taken away, of which Ray Train notifies this process, and when a
+    group of fewer than ``workers`` could have one more. Ray's public form of the first waits for all workers each time
+    (ours agree by themselves), and its own way to the second ends them where they stand.
+    """
 
     def __init__(self, job: Job):
-        self.place, self.looked = job.settings.place, time.monotonic()
+        self.place, self.last_look = job.settings.place, time.monotonic()
         self.ask = need(self.place, job.settings.threads)
         self.every = launcher.number("PIPELINE_GROW_S", 60)
 
@@ -253,19 +255,19 @@ class Regroup:
         if context.preemption_context.preemption_info is not None:
             return True
         small = self.place.min_workers and context.get_world_size() < self.place.workers
-        if not small or context.get_world_rank() or time.monotonic() - self.looked < self.every:
+        if not small or context.get_world_rank() or time.monotonic() - self.last_look < self.every:
             return False
-        self.looked = time.monotonic()
-        return room(self.ask)
+        self.last_look = time.monotonic()
+        return has_room(self.ask)
 
 
-def room(ask: dict[str, float]) -> bool:
+def has_room(ask: dict[str, float]) -> bool:
     """Whether a node that is to stay has this left."""
     from ray._private.state import available_resources_per_node, state
 
-    going = state.get_draining_nodes()
-    left = [free for node, free in available_resources_per_node().items() if node not in going]
-    return any(all(free.get(k, 0) >= v for k, v in ask.items()) for free in left)
+    draining = state.get_draining_nodes()
+    free = [resources for node, resources in available_resources_per_node().items() if node not in draining]
+    return any(all(resources.get(k, 0) >= v for k, v in ask.items()) for resources in free)
 
 
 @ray.remote(num_cpus=1)
@@ -276,13 +278,13 @@ def _warm() -> None:
 
 
 @ray.remote(num_cpus=0)
-def _facts(root: Path, token: str) -> dict[str, Any]:
+def _facts(root: Path, token: str) -> preflight.Facts:
     return preflight.facts(root, token)
 
 
 @ray.remote(num_cpus=1)
 def _task(job: Job) -> Any:
-    return here.run_stage(job, unasked)
+    return here.run_stage(job, no_signal)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -290,13 +292,44 @@ def _train(job: Job, env: dict[str, str]) -> Any:
     """Runs a stage on a group of workers, and again on a new group where a process of it died, or where all of them
     have saved because a machine goes away."""
     os.environ.update(env)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    records = Path(job.out).parent / ".ray"
+    tries, last, how = 0, checkpoints(job), ""
+    try:
+        while tries < ATTEMPTS:
+            result, error = train_group(job, records)
+            if error is None:
+                return result
+            how = first_line(error) if not isinstance(error, Stopped) else how
+            tries = tries + 1 if last == (last := checkpoints(job)) else 1
+        raise repeated_death(how)
+    finally:
+        shutil.rmtree(records / Path(job.out).name, ignore_errors=True)
+
+
+def train_group(job: Job, records: Path) -> tuple[Any, Exception | None]:
+    """Runs a stage on one group of workers. Returns its result, or why another group is to go on: a worker was lost,
+    or (Stopped) all have saved. ``records``: a folder for Ray Train's own, none of which a stage needs."""
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+    try:
+        trainer = TorchTrainer(lambda: here.run_stage(job, Regroup(job)), **trainer_settings(job, records))
+        return trainer.fit().return_value, None
+    except WorkerGroupError as error:
+        failures = list(error.worker_failures.values())
+        stopped = next((failure for failure in failures if isinstance(failure, Stopped)), None)
+        if stopped is not None and not os.path.exists(job.stop_file):
+            return None, stopped
+        return None, worker_loss(failures)
+    except TrainingFailedError as error:
+        raise ClusterError(f"the workers of {job.name} did not start: {first_line(error)}") from None
+
+
+def trainer_settings(job: Job, records: Path) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
     place = job.settings.place
-    scratch = Path(job.out).parent / ".ray"  # Ray Train's own records, none of which a stage needs
-    trainer_settings = {
+    return {
         "scaling_config": ScalingConfig(
             num_workers=(place.min_workers, place.workers) if place.min_workers else place.workers,
             use_gpu=place.gpus > 0,
@@ -305,23 +338,7 @@ def _train(job: Job, env: dict[str, str]) -> Any:
         ),
         "run_config": RunConfig(
             name=Path(job.out).name,
-            storage_path=str(scratch),
+            storage_path=str(records),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
         ),
     }
-    tries, kept, how = 0, checkpoints(job), ""
-    try:
-        while tries < ATTEMPTS:
-            try:
-                return TorchTrainer(lambda: here.run_stage(job, Regroup(job)), **trainer_settings).fit().return_value
-            except WorkerGroupError as error:
-                failures = list(error.worker_failures.values())
-                saved = any(isinstance(failure, Stopped) for failure in failures)
-                if not saved or os.path.exists(job.stop_file):
-                    how = first_line(loss(failures))
-            except TrainingFailedError as error:
-                raise ClusterError(f"the workers of {job.name} did not start: {first_line(error)}") from None
-            tries = tries + 1 if kept == (kept := checkpoints(job)) else 1
-        raise died(how)
-    finally:
-        shutil.rmtree(scratch / Path(job.out).name, ignore_errors=True)

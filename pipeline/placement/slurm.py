@@ -1,6 +1,6 @@
-"""Ranks that srun started, and the brake on a job that requeues itself.
+"""Ranks that srun started, and the guard of a job that requeues itself.
 
-    adopt()                                     SLURM_* -> RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+    export_ranks()                              SLURM_* -> RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
     python -m pipeline.placement.slurm FOLDER   exit 0: requeue; 70: this job has stopped getting anywhere
 """
 
@@ -18,7 +18,7 @@ IDLE = 2
 ATTEMPTS = 100
 
 
-def adopt() -> None:
+def export_ranks() -> None:
     """Gives the ranks of an srun step of several tasks the names that every launcher's ranks go by.
 
     Leaves alone what another launcher has set, a step of one task, and the batch shell (which has SLURM_PROCID too,
@@ -32,8 +32,8 @@ def adopt() -> None:
     local = int(env["SLURM_LOCALID"])
     devices = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     env["LOCAL_RANK"] = str(local % len(devices) if devices else local)  # --gpus-per-task shows each task its own only
-    one = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
-    env.setdefault("MASTER_ADDR", "127.0.0.1" if one else first_host(env["SLURM_STEP_NODELIST"]))
+    one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
+    env.setdefault("MASTER_ADDR", "127.0.0.1" if one_node else first_host(env["SLURM_STEP_NODELIST"]))
     env.setdefault("MASTER_PORT", str(port(int(env["SLURM_JOB_ID"]))))
 
 
@@ -53,8 +53,8 @@ def progress(root: Path) -> list[str]:
     return sorted(done + [str(max(p.glob("[0-9]*"), default=p).relative_to(root)) for p in root.glob("*/checkpoints")])
 
 
-def brake(root: Path, job: str) -> None:
-    """Notes how far ``job`` came; raises NoProgressError where it came no farther than before, IDLE times in a row,
+def guard_requeue(root: Path, job: str) -> None:
+    """Notes how far ``job`` came. Raises NoProgressError where it came no farther than before, IDLE times in a row,
     or has been tried ATTEMPTS times."""
     note = root / f".slurm-{job}.json"
     before = json.loads(note.read_text()) if note.exists() else {"progress": None, "idle": 0, "attempts": 0}
@@ -73,10 +73,10 @@ def brake(root: Path, job: str) -> None:
 
 if __name__ == "__main__":
     try:
-        brake(Path(sys.argv[1]), os.environ["SLURM_JOB_ID"])
+        guard_requeue(Path(sys.argv[1]), os.environ["SLURM_JOB_ID"])
     except Exception as error:
-        said = errors.explained(error)
-        if said is None:
+        line = errors.explain(error)
+        if line is None:
             raise
-        print(said, file=sys.stderr)
-        sys.exit(said.code)
+        print(line, file=sys.stderr)
+        sys.exit(line.code)
