@@ -277,5 +277,6 @@ def remarks(p: Any, pack: Any) -> list[str]:
 def rate(p: Any) -> str:
     """The learning rate after warm-up, and what it was computed from."""
     chosen, batch = p.settings.optimiser, p.settings.batch
-    told = f"{p.name}: learning rate {p.settings.peak_lr():.6g}"
-    return f"{told} = lr {chosen.lr:g} x batch {batch} / lr_batch {chosen.lr_batch}" if chosen.lr_batch else told
+    text = f"{p.name}: learning rate {p.settings.peak_lr():.6g}"
+    reference = chosen.reference_batch
+    return f"{text} = lr {chosen.lr:g} x batch {batch} / reference_batch {reference}" if reference else text

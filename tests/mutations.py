@@ -181,8 +181,8 @@ MUTATIONS = (
       "bound = math.sqrt(6 / (4 * net.width))", "test_nets.py::test_vits_linear_layers_start_as_moco_v3s"),
     M("the small stem at 64 pixels", "nets/trunks.py", "image.side < 64", "image.side <= 64",
       "test_nets.py::test_residual_network_is_torchvisions"),
-    M("ViT: rows for columns", "nets/trunks.py", "for at in (x, y))", "for at in (y, x))",
-      "test_nets.py::test_vit_has_fixed_places_and_a_frozen_projection"),
+    M("ViT: rows for columns", "nets/trunks.py", "for axis in (x, y))", "for axis in (y, x))",
+      "test_nets.py::test_vit_has_a_fixed_position_embedding_and_a_frozen_projection"),
     M("SimCLR's last norm shifts", "nets/heads.py", "    layer.bias = None  # type: ignore[assignment]\n", "",
       "test_nets.py::test_simclrs_last_norm_has_a_scale_and_no_shift"),
     # ---- training

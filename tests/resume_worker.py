@@ -28,10 +28,11 @@ STEPS, BATCH, EXAMPLES = 40, 32, 256  # five epochs of eight steps
 
 def main(shards: Path, out: Path, threads: int, name: str) -> int:
     world = World(threads)
-    changes: dict[str, Any] = {"net": CNN(width=8), "optimiser": SGD(lr=0.05, lr_batch=0)}
+    changes: dict[str, Any] = {"net": CNN(width=8), "optimiser": SGD(lr=0.05, reference_batch=0)}
     if name == SHARDED:
         trunk = ViT(patch=2, width=16, depth=2, heads=2, frozen_patches=False)
-        changes = {"net": trunk, "optimiser": LARS(lr=5.0, lr_batch=0), "weights": "sharded", "ema": 0.9, "clip": 1.0}
+        lars = LARS(lr=5.0, reference_batch=0)
+        changes = {"net": trunk, "optimiser": lars, "weights": "sharded", "ema": 0.9, "clip": 1.0}
     settings = Pretrain(
         data="shards", batch=BATCH, train_examples=EXAMPLES, steps=STEPS, save_steps=3, keep=3, log_steps=1,
         snapshots=1, objective=OBJECTIVES.get(name, OBJECTIVES["moco"]), views={"kind": "characters"},

@@ -155,7 +155,7 @@ def test_a_dry_run_writes_nothing_and_tells_the_plan(place, capsys):
     for name in ("shards", "moco", "vae", "probe"):
         assert f"runs/{name}-" in told
     assert "15" in told and "1280" in told  # three epochs of five batches of 256, of 1,438 images
-    assert "moco: learning rate 0.06 = lr 0.06 x batch 256 / lr_batch 256" in told
+    assert "moco: learning rate 0.06 = lr 0.06 x batch 256 / reference_batch 256" in told
 
 
 def test_a_dry_run_before_packing_says_so(place, capsys):

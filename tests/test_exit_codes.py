@@ -48,7 +48,7 @@ class Run:
         (2, ["moco.epoch=3"], 'did you mean "epochs"'),
         (65, ["shards.source=folder:EMPTY"], "EMPTY"),
         (69, ["shards.place={on: task, gpus: 64}"], "64 GPU"),
-        (70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, lr_batch: 0}", *TRAIN], "moco:"),
+        (70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", *TRAIN], "moco:"),
     ],
 )
 def test_codes(tmp_path, code, words, line):

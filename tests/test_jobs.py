@@ -52,7 +52,7 @@ def test_jobs_end_with_the_true_exit_code_and_the_same_bytes(cluster, whole, tmp
         2: ["moco.epoch=3"],
         65: [f"shards.source=folder:{empty}", f"root={tmp_path}/65"],
         69: ["shards.place={on: task, gpus: 64}", f"root={tmp_path}/69"],
-        70: ["moco.optimiser={kind: sgd, lr: 1.0e+30, lr_batch: 0}", f"root={tmp_path}/70", "--only", "moco"],
+        70: ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", f"root={tmp_path}/70", "--only", "moco"],
     }
     started = {code: submit(cluster, config, *changes) for code, changes in words.items()}
     told = {code: ended(cluster, job) for code, job in started.items()}

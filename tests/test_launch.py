@@ -30,7 +30,7 @@ STAGE = """\
     batch: 32
     log_steps: 1
     precision: PRECISION
-    optimiser: {kind: sgd, lr: 0.06, lr_batch: 64, momentum: 0.9, weight_decay: 5.0e-4}
+    optimiser: {kind: sgd, lr: 0.06, reference_batch: 64, momentum: 0.9, weight_decay: 5.0e-4}
 """
 OBJECTIVES = {
     "moco": "{kind: moco, queue: 100, momentum: 0.99, temperature: 0.1, head: {hidden: 0, dim: 16}}",

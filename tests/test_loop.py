@@ -76,8 +76,8 @@ def test_a_training_by_hand(limit, tmp_path, world):
     """Schedule, clipping, step, then commit, and the average that is exported, batch norm's statistics and all."""
     peak, decay = 0.02, 0.9
     settings = Pretrain(
-        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, optimiser=SGD(lr=peak, lr_batch=0, weight_decay=0.01),
-        clip=limit, ema=decay, snapshots=0, log_steps=1, precision="fp64",
+        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, clip=limit, ema=decay, snapshots=0, log_steps=1,
+        precision="fp64", optimiser=SGD(lr=peak, reference_batch=0, weight_decay=0.01),
     )  # fmt: skip
     ours, exported = Regression(), []
     loop.train(

@@ -185,7 +185,7 @@ def test_shuffled_batch_norm_does_not_tell(digits, tmp_path, world):
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_runs_are_left_alone(name, seed, digits, tmp_path, world):
     """Twenty of them, five by default."""
-    optimiser = (SGD(lr=0.1, lr_batch=0), Adam(lr=1e-3), Adam(lr=5e-4), Adam(lr=2e-3))[seed]
+    optimiser = (SGD(lr=0.1, reference_batch=0), Adam(lr=1e-3), Adam(lr=5e-4), Adam(lr=2e-3))[seed]
     rows = run(digits, tmp_path / "a", world, HEALTHY[name], optimiser=optimiser, seed=seed)
     assert rows[-1]["step"] == STEPS
     evaluated = [row for row in rows if "learn/rankme" in row]

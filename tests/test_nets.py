@@ -196,7 +196,7 @@ def test_decoder_undoes_the_encoders_shape(shape, layers, side):
     assert decoders.decoder(settings, image)(z[:, :5]).shape == x.shape
 
 
-def test_vit_has_fixed_places_and_a_frozen_projection():
+def test_vit_has_a_fixed_position_embedding_and_a_frozen_projection():
     net = ViT(patch=4, width=16, depth=2, heads=2)
     trunk = trunks.build(net, COLOUR, None, 3)
     x = random(2, 3, 32, 32).float()

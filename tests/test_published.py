@@ -12,7 +12,9 @@ MOCO, MOCO_V3 = "facebookresearch/moco main_moco.py", "facebookresearch/moco-v3 
 SIMCLR, SIMCLR_V2 = "google-research/simclr run.py, README.md, resnet.py, model_util.py", "arXiv 2006.10029, sec. 3.1"
 VISSL = "facebookresearch/vissl configs/config/pretrain/pirl"
 COLAB = "facebookresearch/moco colab/moco_cifar10_demo.ipynb"
-SGD = {"optimiser.lr": 0.03, "optimiser.lr_batch": 256, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4}
+SGD = {
+    "optimiser.lr": 0.03, "optimiser.reference_batch": 256, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+}  # fmt: skip
 RECIPES = {
     "moco_v1": (MOCO, SGD | {
         "epochs": 200, "batch": 256, "schedule": "steps", "lr_drops": (0.6, 0.8), "objective.queue": 65536,
@@ -28,14 +30,16 @@ RECIPES = {
         "views.jitter_p": 0.8, "views.blur": (0.1, 2.0), "views.blur_p": 0.5, "net.norm.splits": 8,
     }),
     "moco_cifar10_symmetric": (COLAB, {
-        "epochs": 200, "batch": 512, "optimiser.lr": 0.06, "optimiser.lr_batch": 512, "optimiser.weight_decay": 5e-4,
+        "epochs": 200, "batch": 512, "optimiser.lr": 0.06, "optimiser.reference_batch": 512,
+        "optimiser.weight_decay": 5e-4,
         "objective.queue": 4096, "objective.momentum": 0.99, "objective.temperature": 0.1, "objective.symmetric": True,
         "objective.reduction": "sum", "objective.head.hidden": 0, "objective.head.dim": 128, "views.blur_p": 0.0,
         "views.jitter": (0.4, 0.4, 0.4, 0.1), "net.norm.splits": 8, "net.zero_init": False,
     }),
     "moco_v3_resnet50": (MOCO_V3, {
         "epochs": 100, "batch": 4096, "warmup_epochs": 10, "optimiser.kind": "lars", "optimiser.lr": 0.6,
-        "optimiser.lr_batch": 256, "optimiser.weight_decay": 1e-6, "optimiser.momentum": 0.9, "optimiser.trust": 1e-3,
+        "optimiser.reference_batch": 256, "optimiser.weight_decay": 1e-6, "optimiser.momentum": 0.9,
+        "optimiser.trust_coefficient": 1e-3,
         "objective.momentum": 0.99, "objective.momentum_schedule": "cosine", "objective.temperature": 1.0,
         "objective.head.layers": 2, "objective.head.norm": "all", "objective.head.hidden": 4096,
         "objective.head.dim": 256, "objective.predictor.norm": "hidden", "objective.predictor.layers": 2,
@@ -43,7 +47,7 @@ RECIPES = {
     }),
     "moco_v3_vit_s": (MOCO_V3, {
         "epochs": 300, "batch": 4096, "warmup_epochs": 40, "optimiser.kind": "adam", "optimiser.lr": 1.5e-4,
-        "optimiser.lr_batch": 256, "optimiser.weight_decay": 0.1, "optimiser.decay_norms": True,
+        "optimiser.reference_batch": 256, "optimiser.weight_decay": 0.1, "optimiser.decay_norms": True,
         "objective.temperature": 0.2, "objective.momentum": 0.99, "objective.momentum_schedule": "cosine",
         "objective.head.layers": 3, "objective.head.norm": "all", "objective.predictor.norm": "all",
         "objective.predictor.layers": 2, "net.width": 384, "net.depth": 12, "net.heads": 12, "net.patch": 16,
@@ -62,20 +66,21 @@ RECIPES = {
         "objective.head.norm": "scaled", "net.zero_init": True,
     }),
     "simclr_cifar10": (SIMCLR, {
-        "epochs": 1000, "batch": 512, "warmup_epochs": 10, "optimiser.lr": 1.0, "optimiser.lr_batch": 256,
+        "epochs": 1000, "batch": 512, "warmup_epochs": 10, "optimiser.lr": 1.0, "optimiser.reference_batch": 256,
         "optimiser.weight_decay": 1e-4, "objective.temperature": 0.5, "objective.head.layers": 3,
         "objective.head.hidden": 512, "objective.head.norm": "scaled", "net.zero_init": True, "views.blur_p": 0.0,
         "views.jitter": (0.4, 0.4, 0.4, 0.1),
     }),
     "pirl": (VISSL, SGD | {
-        "epochs": 800, "batch": 32 * 32, "lr_floor": 1e-3, "optimiser.decay_norms": False, "net.norm.kind": "split",
-        "net.norm.splits": 32, "net.zero_init": False, "objective.temperature": 0.07, "objective.negatives": 32000,
+        "epochs": 800, "batch": 32 * 32, "min_lr_ratio": 1e-3, "optimiser.decay_norms": False,
+        "net.norm.kind": "split", "net.norm.splits": 32, "net.zero_init": False,
+        "objective.temperature": 0.07, "objective.negatives": 32000,
         "objective.weight": 0.5, "objective.momentum": 0.5, "objective.head.hidden": 0, "objective.head.dim": 128,
         "views.scale": (0.08, 1.0), "views.jitter": (0.4, 0.4, 0.4, 0.2), "views.jitter_p": 1.0, "views.grey_p": 0.2,
         "views.blur_p": 0.0, "views.photometric_p": 0.66, "objective.jigsaw.scale": (0.6, 1.0),
     }),
     "pirl_mlp": (VISSL, SGD | {
-        "batch": 32 * 32, "lr_floor": 1e-3, "optimiser.decay_norms": False, "net.norm.splits": 32,
+        "batch": 32 * 32, "min_lr_ratio": 1e-3, "optimiser.decay_norms": False, "net.norm.splits": 32,
         "objective.loss": "infonce", "objective.temperature": 0.1, "objective.head.hidden": 2048,
         "objective.head.norm": "none", "views.jitter": (0.8, 0.8, 0.8, 0.2), "views.jitter_p": 0.8,
         "views.grey_p": 0.2, "views.blur": (0.1, 2.0), "views.blur_p": 0.5,

@@ -260,7 +260,7 @@ def test_the_true_exit_code_arrives(slurm, tmp_path):
     words = {
         2: ["moco.epoch=3"],
         65: [f"shards.source=folder:{empty}"],
-        70: ["moco.optimiser={kind: sgd, lr: 1.0e+30, lr_batch: 0}", *TRAIN],
+        70: ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", *TRAIN],
     }
     jobs = {
         code: slurm.submit("accelerate.sbatch", small.write(tmp_path / str(code)), *changes, options="-N1 -c1")

@@ -65,8 +65,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, digits, tmp_path):
 
 
 def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
-    changes = {"channels_last": True, "optimiser": LARS(lr=0.5, lr_batch=0), "net": ResNet(norm=Norm(kind="none"))}
-    changes |= {"train_examples": 64, "log_steps": 1}
+    changes = {"channels_last": True, "optimiser": LARS(lr=0.5, reference_batch=0), "train_examples": 64}
+    changes |= {"net": ResNet(norm=Norm(kind="none")), "log_steps": 1}
     whole = train("moco", digits, tmp_path / "whole", **changes)
     with pytest.raises(Stopped):
         train("moco", digits, tmp_path / "cut", stop_at=3, **changes)
@@ -96,7 +96,7 @@ def test_lars_by_hand():
     """One matrix and one bias, two steps, as in MoCo v3's code."""
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2).double()
-    settings = stage("moco", optimiser=LARS(lr=0.5, lr_batch=0, weight_decay=0.1))[1]
+    settings = stage("moco", optimiser=LARS(lr=0.5, reference_batch=0, weight_decay=0.1))[1]
     optimiser = optim.build(module, settings)
     w, b = module.weight.detach().clone(), module.bias.detach().clone()
     v, u = torch.zeros_like(w), torch.zeros_like(b)
@@ -113,7 +113,10 @@ def test_lars_by_hand():
 @pytest.mark.parametrize(
     ("chosen", "peer"),
     [
-        (SGD(lr=0.1, lr_batch=0, nesterov=True), {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+        (
+            SGD(lr=0.1, reference_batch=0, nesterov=True),
+            {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+        ),
         (Adam(lr=0.1, weight_decay=0.1, decay_norms=True), {"lr": 0.1, "weight_decay": 0.1}),
     ],
 )
@@ -140,9 +143,9 @@ def test_schedules_and_scalings():
     _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=256, schedule="steps")
     rates = [optim.rate(settings, s, 200, 10) for s in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
-    _, settings = stage("moco", optimiser=SGD(lr=0.12, lr_batch=0), lr_floor=1e-3)
+    _, settings = stage("moco", optimiser=SGD(lr=0.12, reference_batch=0), min_lr_ratio=1e-3)
     assert optim.rate(settings, 100, 100, 10) == pytest.approx(1.2e-4)
-    _, settings = stage("moco", optimiser=LARS(lr=0.075, lr_batch=1, lr_scaling="sqrt"), batch=64)
+    _, settings = stage("moco", optimiser=LARS(lr=0.075, reference_batch=1, lr_scaling="sqrt"), batch=64)
     assert settings.peak_lr() == pytest.approx(0.6)
 
 
@@ -158,7 +161,7 @@ def test_a_damaged_newest_checkpoint_costs_only_time(digits, tmp_path):
 @pytest.mark.parametrize("name", ["simclr", "moco", "pirl_infonce", "vae"])
 def test_accumulation_equals_the_big_batch(name, digits, tmp_path):
     """Without batch norm, in float64: the first steps' weights agree to rounding."""
-    changes = {"steps": 3, "precision": "fp64", "optimiser": SGD(lr=0.1, lr_batch=0)}
+    changes = {"steps": 3, "precision": "fp64", "optimiser": SGD(lr=0.1, reference_batch=0)}
     if name != "vae":
         changes["net"] = CNN(width=8, norm=Norm(kind="none"))
     one = train(name, digits, tmp_path / "one", **changes)
@@ -179,14 +182,14 @@ def test_with_batch_norm_the_difference_to_the_big_batch_is_said(digits, tmp_pat
 
 
 def test_running_statistics_move_once_a_step_however_it_is_cut(digits, tmp_path):
-    changes = {"steps": 2, "optimiser": SGD(lr=1e-9, lr_batch=0)}
+    changes = {"steps": 2, "optimiser": SGD(lr=1e-9, reference_batch=0)}
     tensors = train("simclr", digits, tmp_path / "a", accumulate=2, **changes)
     counts = [v for k, v in tensors.items() if k.endswith("num_batches_tracked")]
     assert all(int(c) == 4 for c in counts)  # two micro-batches a step, each once
 
 
 def test_a_loss_that_is_not_finite_names_itself(digits, tmp_path):
-    changes = {"optimiser": SGD(lr=1e30, lr_batch=0), "epochs": 20}
+    changes = {"optimiser": SGD(lr=1e30, reference_batch=0), "epochs": 20}
     with pytest.raises(NoProgressError, match=r"VAE: the (loss|gradient) is not finite at step \d+"):
         train("vae", digits, tmp_path / "a", **changes)
 

@@ -25,13 +25,13 @@ def build(settings: Head, features: int, norms: Norm | None = None, world: World
         normed = settings.norm in ("all", "scaled") or (settings.norm == "hidden" and not last)
         layers.append(nn.Linear(before, width, bias=not normed))
         if normed:
-            layers.append(plain(make(width), settings.norm == "scaled") if last else make(width))
+            layers.append(without_shift(make(width), settings.norm == "scaled") if last else make(width))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
-def plain(layer: nn.Module, scaled: bool) -> nn.Module:
+def without_shift(layer: nn.Module, scaled: bool) -> nn.Module:
     """The norm without its shift and, unless ``scaled``, without its scale."""
     layer.bias = None  # type: ignore[assignment]
     if not scaled:

@@ -15,14 +15,17 @@ from pipeline.world import World
 
 
 class BatchNorm(_BatchNorm):
-    """Batch norm (arXiv 1502.03167) of [B, C, ...] over blocks of the global batch by position.
+    """Batch norm (arXiv 1502.03167) of [B, C, ...] whose statistics are those of blocks of the global batch.
 
-    One block is the usual batch norm over all ranks; as many blocks as ranks, each rank by itself; any other number,
-    MoCo's split batch norm on one device. Every rank's share is cut into the fewest pieces that lie in one block each;
-    (mean, sum of squared deviations) of all pieces are gathered and joined by Chan's formula, which loses no digits.
-    Running statistics take the mean over the blocks, with the unbiased variance as torch has it, and stay the same on
-    every rank. ``strided``: block b holds the positions p with p mod blocks = b instead of a run of them, so that the
-    companions of a sample are others (MoCo's shuffle, without moving an image).
+    The global batch is all ranks' shares in rank order. It is divided by position into ``blocks`` equal parts, and
+    each is normalised by its own mean and variance: one block is synchronised batch norm; as many blocks as ranks are
+    each rank's own batch norm; any other number is MoCo's split batch norm, however many devices there are. A block is
+    a run of positions or, if ``strided``, every position p with p mod blocks = b: a sample then has other companions,
+    which is MoCo's shuffled batch norm without moving an image.
+
+    Each rank cuts its share into the fewest pieces that lie in one block each. Mean and sum of squared deviations of
+    all pieces are gathered and joined by Chan's formula, which loses no digits. Running statistics move towards the
+    mean over blocks, of means and of unbiased variances, and stay the same on every rank.
     """
 
     def __init__(
@@ -79,10 +82,10 @@ class BatchNorm(_BatchNorm):
         self._check_values(blocks[0, :, :1].numel())
         n = len(blocks)
         assert self.running_mean is not None
-        found = self.running_mean.new_zeros(2, n * self.num_features)
+        statistics = self.running_mean.new_zeros(2, n * self.num_features)
         weight, bias = (None if p is None else p.repeat(n) for p in (self.weight, self.bias))
-        y = batch_norm(blocks.transpose(0, 1).flatten(1, 2), found[0], found[1], weight, bias, True, 1.0, self.eps)
-        mean, variance = found.view(2, n, -1).mean(1)
+        y = batch_norm(blocks.transpose(0, 1).flatten(1, 2), *statistics, weight, bias, True, 1.0, self.eps)
+        mean, variance = statistics.view(2, n, -1).mean(1)
         self._track(mean, variance)
         y = y.unflatten(1, (n, self.num_features))
         y = (y if self.strided else y.transpose(0, 1)).reshape(input.shape)
@@ -124,8 +127,8 @@ class BatchNorm(_BatchNorm):
 
     def _block(self, pieces: int, device: torch.device) -> Tensor:
         """The block that each of this rank's pieces lies in."""
-        mine = torch.arange(pieces, device=device)
-        return mine if self.strided else (self.rank * pieces + mine) * self.blocks // (self.size * pieces)
+        own = torch.arange(pieces, device=device)
+        return own if self.strided else (self.rank * pieces + own) * self.blocks // (self.size * pieces)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -154,21 +157,23 @@ def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
 
 @contextmanager
 def untracked(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms use their batch's statistics as ever, but what they keep of them is undone at the end."""
+    """Inside, batch norms still normalise by their batch's statistics, but their running statistics are restored at
+    the end."""
     with torch.no_grad():
-        kept = {n: b.clone() for n, b in module.named_buffers() if "running_" in n or "num_batches" in n}
+        before = {n: b.clone() for n, b in module.named_buffers() if "running_" in n or "num_batches" in n}
         yield
-        for name, value in kept.items():
+        for name, value in before.items():
             module.get_buffer(name).copy_(value)
 
 
 def blocks(module: nn.Module) -> int:
-    """Most blocks of any batch norm inside; 0 without one."""
+    """The largest number of blocks of a batch norm inside the module; 0 without one."""
     return max((part.blocks for part in module.modules() if isinstance(part, BatchNorm)), default=0)
 
 
 def stride(module: nn.Module) -> None:
-    """Gives every batch norm inside strided blocks, so that a key's companions are not its query's (see BatchNorm)."""
+    """Makes the blocks of every batch norm inside strided, so that a key is not normalised beside its query's
+    companions (see BatchNorm)."""
     for part in module.modules():
         if isinstance(part, BatchNorm):
             part.strided = True

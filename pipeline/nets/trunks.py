@@ -32,14 +32,14 @@ class SmallCNN(nn.Module):
         if cells:
             self.features = 2 * widths[-1]
             hidden = nn.Linear(cells * widths[-1], self.features, bias=False)
-            self.whole = nn.Sequential(hidden, make(self.features), nn.ReLU(inplace=True))
+            self.top = nn.Sequential(hidden, make(self.features), nn.ReLU(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] -> features [B, features]."""
         last = self.layers(images)
         if not self.grid:
             return last.mean((2, 3))
-        return self.whole(nn.functional.adaptive_avg_pool2d(last, self.grid).flatten(1))
+        return self.top(nn.functional.adaptive_avg_pool2d(last, self.grid).flatten(1))
 
 
 def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> Any:
@@ -79,7 +79,7 @@ def small_stem(net: ResNet, image: Image) -> bool:
 
 
 def _vit(net: ViT, image: Image) -> Any:
-    """torchvision's transformer, its classifier removed, with MoCo v3's fixed places and first weights
+    """torchvision's transformer, its classifier removed, with MoCo v3's fixed position embedding and first weights
     (arXiv 2104.02057, sec. 4 and appendix A; vits.py of facebookresearch/moco-v3)."""
     from torchvision.models import VisionTransformer
 
@@ -100,20 +100,22 @@ def _vit(net: ViT, image: Image) -> Any:
             nn.init.uniform_(part.in_proj_weight, -bound, bound)
             nn.init.zeros_(part.in_proj_bias)
     nn.init.normal_(trunk.class_token, std=1e-6)
-    trunk.encoder.pos_embedding = nn.Parameter(places(image.side // net.patch, net.width), requires_grad=False)
+    trunk.encoder.pos_embedding = nn.Parameter(
+        position_embedding(image.side // net.patch, net.width), requires_grad=False
+    )
     trunk.conv_proj.requires_grad_(not net.frozen_patches)
     trunk.heads, trunk.features = nn.Identity(), net.width
     return trunk
 
 
-def places(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column at width / 4 frequencies, after a zero row for the class token ->
-    [1, 1 + side^2, width]."""
-    run = torch.arange(side, dtype=torch.float32)
-    y, x = torch.meshgrid(run, run, indexing="ij")
-    speed = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
-    across, down = (at.flatten()[:, None] * speed for at in (x, y))
-    table = torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], 1)
+def position_embedding(side: int, width: int) -> Tensor:
+    """A zero row for the class token, then for each patch the sines and cosines of its column and of its row at
+    width / 4 frequencies -> [1, 1 + side^2, width]."""
+    positions = torch.arange(side, dtype=torch.float32)
+    y, x = torch.meshgrid(positions, positions, indexing="ij")
+    frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    columns, rows = (axis.flatten()[:, None] * frequencies for axis in (x, y))
+    table = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], 1)
     return torch.cat([torch.zeros(1, width), table])[None]
 
 

@@ -35,7 +35,7 @@ class CNN(Settings):
     grid: Annotated[int, Field(ge=0, le=8)] = 0
     """0: features are the last block's, averaged over the image. Else averaged over so many cells on a side, with one
     hidden layer over all of them, twice as wide as the block: features that see the whole of an image whose side is
-    many times what one place of the last block sees."""
+    many times what one position of the last block sees."""
     norm: Norm = Norm()
 
 
@@ -52,7 +52,8 @@ class ResNet(Settings):
 
 
 class ViT(Settings):
-    """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it: fixed sine-cosine places, frozen patch projection.
+    """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it, with a fixed sine-cosine position embedding and a
+    frozen patch projection.
 
     Defaults: MoCo v3's ViT-S, twelve blocks of twelve heads."""
 

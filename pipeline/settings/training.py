@@ -7,15 +7,15 @@ from pydantic import Field, model_validator
 from .base import Count, Fraction, Positive, Settings
 
 Scaling = Literal["linear", "sqrt"]
-"""How lr grows from lr_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's other
-rule, 0.075 sqrt(batch), is lr 0.075, lr_batch 1)."""
+"""How lr grows from reference_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's
+other rule, 0.075 sqrt(batch), is lr 0.075, reference_batch 1)."""
 
 
 class SGD(Settings):
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.03
-    """For a batch of lr_batch; scaled with the global batch."""
-    lr_batch: Annotated[int, Field(ge=0)] = 256
+    """For a batch of reference_batch; scaled with the global batch."""
+    reference_batch: Annotated[int, Field(ge=0)] = 256
     """0: lr is taken as it is."""
     lr_scaling: Scaling = "linear"
     momentum: Fraction = 0.9
@@ -31,19 +31,19 @@ class LARS(Settings):
 
     kind: Literal["lars"] = "lars"
     lr: Positive = 0.3
-    lr_batch: Annotated[int, Field(ge=0)] = 256
+    reference_batch: Annotated[int, Field(ge=0)] = 256
     """0: lr is taken as it is."""
     lr_scaling: Scaling = "linear"
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
-    trust: Positive = 1e-3
-    """Length of a step over that of the weights, at lr 1."""
+    trust_coefficient: Positive = 1e-3
+    """Norm of a step over that of the weights, at lr 1."""
 
 
 class Adam(Settings):
     kind: Literal["adam"] = "adam"
     lr: Positive = 1e-3
-    lr_batch: Annotated[int, Field(ge=0)] = 0
+    reference_batch: Annotated[int, Field(ge=0)] = 0
     """0: lr is taken as it is."""
     lr_scaling: Scaling = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -70,8 +70,8 @@ class Training(Settings):
     """steps: a tenth at each of lr_drops."""
     lr_drops: tuple[float, ...] = (0.6, 0.8)
     """Shares of training at which schedule steps divides by ten (MoCo v1: epochs 120 and 160 of 200)."""
-    lr_floor: Fraction = 0.0
-    """Share of the peak at which the cosine ends (PIRL: 1e-3)."""
+    min_lr_ratio: Fraction = 0.0
+    """Learning rate at which the cosine ends, over its peak (PIRL: 1e-3)."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     ema: Fraction = 0.0
@@ -85,7 +85,7 @@ class Training(Settings):
     small that starting their kernels takes longer than running them. On a CPU it needs a C++ compiler, and did not
     pay reliably for ResNet-18 at 32 pixels: measure first."""
     weights: Literal["replicated", "sharded"] = "replicated"
-    """sharded: each rank holds its piece of weights, gradients and moments (FSDP), for networks too large for one
+    """sharded: each rank holds its shard of weights, gradients and moments (FSDP), for networks too large for one
     device. Of one process nothing changes."""
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
@@ -114,16 +114,17 @@ class Training(Settings):
         return self
 
     @model_validator(mode="after")
-    def _pieces_are_plain(self):
+    def _shards_are_plain(self):
         if self.weights == "sharded" and (self.compile or self.channels_last):
             raise ValueError("weights: sharded goes with neither compile nor channels_last: leave one of them out")
         return self
 
     def peak_lr(self) -> float:
-        """The learning rate after warm-up: lr x batch / lr_batch, or its root, or lr where lr_batch is 0."""
-        chosen = self.optimiser
-        share = self.batch / chosen.lr_batch if chosen.lr_batch else 1.0
-        return chosen.lr * (share if chosen.lr_scaling == "linear" else share**0.5)
+        """The learning rate after warm-up: lr x batch / reference_batch, or with the root of that ratio, or lr itself
+        where reference_batch is 0."""
+        optimiser = self.optimiser
+        ratio = self.batch / optimiser.reference_batch if optimiser.reference_batch else 1.0
+        return optimiser.lr * (ratio if optimiser.lr_scaling == "linear" else ratio**0.5)
 
     def samples(self, packed: int) -> int:
         """Samples trained on, of those packed."""

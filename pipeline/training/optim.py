@@ -15,12 +15,13 @@ from pipeline.training import sharded
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rates (You, Gitman & Ginsburg, arXiv 1708.03888), in the form that MoCo v3's code gave them.
 
-    d = g + weight_decay w; d *= trust |w| / |d| where both are above 0; v <- momentum v + d; w <- w - lr v. Groups
-    with ``adapt`` false (biases and norms) take d = g.
+    d = g + weight_decay w; d *= trust_coefficient |w| / |d| where both are above 0; v <- momentum v + d;
+    w <- w - lr v. Groups with ``adapt`` false (biases and norms) take d = g.
     """
 
-    def __init__(self, groups: Any, lr: float, momentum: float, trust: float):
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+    def __init__(self, groups: Any, lr: float, momentum: float, trust_coefficient: float):
+        defaults = {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient}
+        super().__init__(groups, defaults | {"weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -32,7 +33,8 @@ class LARS(torch.optim.Optimizer):
                 if group["adapt"]:
                     d = d.add(p, alpha=group["weight_decay"])
                     weight, length = p.norm(), d.norm()
-                    ratio = torch.where((weight > 0) & (length > 0), group["trust"] * weight / length, 1.0)
+                    trust = group["trust_coefficient"] * weight / length
+                    ratio = torch.where((weight > 0) & (length > 0), trust, 1.0)
                     d = d * ratio.to(d.dtype)
                 state = self.state[p]
                 if "momentum_buffer" not in state:
@@ -58,11 +60,9 @@ def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
     # On a CPU fused steps gain nothing, and torch has none for shards.
     fused = trained[0].is_cuda and not sharded.is_sharded(trained[0])
     if isinstance(chosen, LARSSettings):
-        return eager(LARS)(groups, lr, chosen.momentum, chosen.trust)
+        return eager(LARS)(groups, lr, chosen.momentum, chosen.trust_coefficient)
     if isinstance(chosen, SGD):
-        return eager(torch.optim.SGD)(
-            groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused
-        )
+        return eager(torch.optim.SGD)(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused)
     return eager(torch.optim.AdamW)(groups, lr=lr, fused=fused)
 
 
@@ -95,4 +95,4 @@ def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> flo
     if settings.schedule == "steps":
         return peak * 0.1 ** sum(step >= share * total for share in settings.lr_drops)
     half = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-    return peak * (settings.lr_floor + (1 - settings.lr_floor) * half)
+    return peak * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * half)
