@@ -103,7 +103,7 @@ class Bench:
         """The step that is measured; at 32 pixels, that of configs/cifar10_gpu.yaml with one view."""
         tiny = side == 32
         return Pretrain(
-            data="shards", net=ResNet(kind="resnet18" if tiny else self.kind), views=MoCoV2(size=side or self.side),
+            data="shards", net=ResNet(kind="resnet18" if tiny else self.kind), views=(MoCoV2(size=side or self.side),),
             batch=2 * self.batch if tiny else self.batch, objective=MoCo(queue=64 if self.small else 65536),
             channels_last=True, steps=2 if self.small else 100, precision="bf16" if precision == "bf16" else "fp32",
             log_steps=1 if self.small else 20, threads=1 if self.small else 16, collapse="ignore", train_examples=None,

@@ -65,7 +65,7 @@ def remarks(settings: Pretrain | Generate, images: int, count: int, side: int | 
             f"warmup_epochs {settings.warmup_epochs:g} are {settings.warmup_epochs * an_epoch:,.0f} steps of "
             f"{total:,}: the learning rate never reaches its peak"
         )
-    size = getattr(getattr(settings, "views", None), "size", None)
+    size = getattr(settings, "view_size", None)
     if size and side and size > ENLARGED * side:
         yield f"views.size {size} of images of {side} pixels: they are enlarged {times(size / side)}"
 

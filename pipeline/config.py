@@ -4,6 +4,7 @@ A mistake is told as `where: key: what was found; what was expected; did you mea
 line, or the override, that holds it.
 """
 
+import copy
 import difflib
 import json
 import math
@@ -58,22 +59,33 @@ def override(document: Document, text: str) -> None:
             document.given[(name,)] = text
         elif parts[0] in names:
             put(document.data, ["stages", *parts], parsed)
-            document.given[("stages", *parts)] = text
+            places = [int(part) if part.isdigit() else part for part in parts[1:]]
+            document.given[("stages", parts[0], *places)] = text
         else:
             raise ValueError(f' no stage "{parts[0]}"{nearest(parts[0], [*names, *Top.model_fields])}')
     except ValueError as error:
         document.mistakes.append(f'override "{text}":{error}')
 
 
-def put(group: dict, path: list[str], value: Any) -> None:
-    """Sets a value deep in nested groups; makes those that are not there."""
+def put(group: Any, path: list[str], value: Any) -> None:
+    """Sets a value deep in nested groups and lists; makes groups that are not there."""
     for part in path[:-1]:
-        below = group.get(part, {})
-        if not isinstance(below, dict):
+        key = key_of(group, part)
+        below = group.get(key, {}) if isinstance(group, dict) else group[key]
+        if not isinstance(below, dict | list):
             raise ValueError(f" {part} is {brief(below)}, which has no keys")
-        group[part] = dict(below)  # a copy: where a YAML alias shares this group, the others keep theirs
-        group = group[part]
-    group[path[-1]] = value
+        group[key] = copy.copy(below)  # where a YAML alias shares this group, the others keep theirs
+        group = group[key]
+    group[key_of(group, path[-1])] = value
+
+
+def key_of(group: dict | list, part: str) -> str | int:
+    """The key that a part of an override names in a group; in a list, its place."""
+    if isinstance(group, dict):
+        return part
+    if not part.isdigit() or int(part) >= len(group):
+        raise ValueError(f' "{part}" is no place in a list of {len(group)}; expected 0 to {len(group) - 1}')
+    return int(part)
 
 
 # ---------------------------------------------------------------------------------------------------------- validation
@@ -145,6 +157,9 @@ def describe(error: Any, annotation: Any, path: tuple, document: Document) -> No
     owner, location = None, list(error["loc"])
     while location:
         part = location.pop(0)
+        if isinstance(part, int):  # where one mapping stands for a list of one, it has no index
+            path = (*path, part) if isinstance(value_at(document.data, path), list) else path
+            continue
         options = members(annotation)
         if len(options) > 1 and isinstance(part, str):
             annotation = owner = next(m for m in options if part in tags(m))
@@ -158,6 +173,14 @@ def describe(error: Any, annotation: Any, path: tuple, document: Document) -> No
         document.wrong((*path, "kind"), reason(error, annotation))
     else:
         document.wrong(path, reason(error, annotation))
+
+
+def value_at(value: Any, path: tuple) -> Any:
+    """What stands at a path of keys; None where nothing does."""
+    for part in path:
+        inside = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
+        value = value[part] if inside and (part in value if isinstance(value, dict) else part < len(value)) else None
+    return value
 
 
 def hint_key(key: str, owner: type[Settings]) -> str:
@@ -310,8 +333,10 @@ def check_ranges(group: Settings, path: tuple, document: Document) -> None:
         value = getattr(group, name)
         if info.annotation == Range and not 0 < value[0] <= value[1]:
             document.wrong((*path, name), f"found {brief(value)}; expected [low, high] with 0 < low <= high")
-        if isinstance(value, Settings):
-            check_ranges(value, (*path, name), document)
+        groups = value if isinstance(value, tuple) else (value,)
+        for i, below in enumerate(groups):
+            if isinstance(below, Settings):
+                check_ranges(below, (*path, name, i) if len(groups) > 1 else (*path, name), document)
 
 
 def check_source(stage: Pack, path: tuple, document: Document) -> None:

@@ -44,7 +44,7 @@ def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
 
 def build(settings: Pretrain | Generate, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
     """The objective on the meta device and the images it is for; None where their side is not known yet."""
-    side = getattr(getattr(settings, "views", None), "size", None) or (data.side if data else None)
+    side = getattr(settings, "view_size", None) or (data.side if data else None)
     if side is None:
         return None
     channels = data.channels if data else 3
@@ -78,7 +78,7 @@ def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> i
     """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
     the table of energies. Under bf16, half of it."""
     rows = settings.batch // settings.accumulate // settings.place.workers
-    drawn = (settings.views,) if isinstance(settings, Pretrain) else ()
+    drawn = settings.views if isinstance(settings, Pretrain) else ()
     shapes = transforms.build(settings.objective.inputs, drawn, image, 0).view_shapes
     views = tuple(torch.empty(rows, *shape, device="meta") for shape in shapes)
     seen: list[Tensor] = []  # kept alive, so that no storage is counted for another that took its place

@@ -1,6 +1,7 @@
 """Configs: every mistake is met at once, with its place and the nearest right name; nothing else happens."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("pirl.objective.queue=512", "kind moco has it"),
     ("pirl.views.jitter_p=0.5", "kind moco_v1 has it"),
     ("vae.views=3", "kind pretrain has it"),
+    ("moco.views=[{size: 8}, {size: 8}, {size: 8}]", "moco.views: found a list of 3; expected one mapping for both"),
+    ("moco.views=[]", "moco.views: found a list of 0; expected one mapping for both"),
+    ("moco.views=[{size: 8}, {kind: characters, size: 8}]", "moco.views: found kinds moco_v2 and characters"),
+    ("moco.views=[{size: 8}, {size: 16}]", "moco.views: found sizes 8 and 16; expected one size for both views"),
+    ("moco.views=[{}, {small: {size: 4}}]", "moco.views: found small crops in the second view's mapping"),
+    ("moco.views=[{}, {blur_q: 0.1}]", 'moco.views.1.blur_q: unknown key "blur_q"; did you mean "blur'),
+    ("moco.views=[{kind: simclr}, {kind: simclear}]", 'moco.views.1.kind: unknown kind "simclear"'),
+    ("moco.views=[{}, {scale: [1, 0.5]}]", "moco.views.1.scale: found [1.0, 0.5]; expected [low, high]"),
+    ("moco.views=[{}, 3]", "moco.views.1: found 3; expected keys {..}"),
+    ("moco.views=3", "moco.views: found 3; expected keys {..}"),
     ("pirl.views={kind: pirl, small: {size: 4}}", "views.small is for objective moco with a cnn or resnet"),
     # misspelt stages and top keys
     ("moc.epochs=3", 'no stage "moc"; did you mean "moco"?'),
@@ -139,7 +150,8 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.epochs=[1", "not YAML"),
     ("moco.epochs={a: 1, a: 2}", "found {"),
     ("moco.epochs.x=3", "epochs is 3, which has no keys"),
-    ("probe.encoders.0=moco", "which has no keys"),
+    ("probe.encoders.0=moc", 'no stage "moc"; did you mean "moco"?'),
+    ("probe.encoders.a=moco", '"a" is no place in a list of 4'),
 ]
 
 FILES = [  # what is changed in the file, and what the answer has to hold
@@ -251,12 +263,31 @@ def test_published_configs_load(name, tmp_path):
     config.load(str(Path(__file__).parents[1] / "configs" / name), [f"shards.source=folder:{tmp_path / 'images'}"])
 
 
+def test_views_are_one_mapping_or_two(place):
+    """An override reaches the one mapping by its keys, and one of a list by its place."""
+    pair = "moco.views=[{blur_p: 1}, {blur_p: 0.1, solarise_p: 0.2}]"
+    for words, wanted in (
+        (["moco.views={blur_p: 0.3}"], [(0.3, 0.0)]),
+        (["moco.views=[{blur_p: 0.3}]", "moco.views.0.solarise_p=0.1"], [(0.3, 0.1)]),
+        ([pair, "moco.views.1.blur_p=0.4"], [(1.0, 0.0), (0.4, 0.2)]),
+    ):
+        stages: dict = config.load("good.yaml", words).stages
+        assert [(v.blur_p, v.solarise_p) for v in stages["moco"].views] == wanted
+    for words, answer in (
+        ("moco.views.2.blur_p=0.4", '"2" is no place in a list of 2; expected 0 to 1'),
+        ("moco.views.blur_p=0.4", '"blur_p" is no place in a list of 2; expected 0 to 1'),
+        ("moco.views.1.blur_p=4", "override moco.views.1.blur_p=4: moco.views.1.blur_p: found 4"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(answer)):
+            config.load("good.yaml", [pair, words])
+
+
 def test_partly_given_groups_start_from_their_fields_default(place):
     stages: dict = config.load("good.yaml", ["moco.views.size=16", "vae.objective.net.width=8"]).stages
     head = stages["pirl"].objective.head
     assert (head.hidden, head.dim) == (0, 64)  # PIRL's own is linear
     assert (stages["vae"].optimiser.kind, stages["vae"].optimiser.lr) == ("adam", 2e-3)
-    assert (stages["moco"].views.kind, stages["moco"].views.size) == ("moco_v2", 16)
+    assert [(v.kind, v.size) for v in stages["moco"].views] == [("moco_v2", 16)]
     dae: dict = config.load("good.yaml", ["vae.objective={kind: dae, net: {width: 8}}"]).stages
     assert dae["vae"].objective.net.latent == 64
 
@@ -306,7 +337,7 @@ def test_an_override_does_not_reach_through_an_alias(place):
     lines.append(lines.pop(3))  # the alias stands after its anchor
     (place / "shared.yaml").write_text("".join(lines))
     stages: dict = config.load("shared.yaml", ["pirl.views.rotation=1"]).stages
-    assert (stages["pirl"].views.rotation, stages["moco"].views.rotation) == (1, 20)
+    assert (stages["pirl"].views[0].rotation, stages["moco"].views[0].rotation) == (1, 20)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_the_command_measures_and_says_what_limits(tmp_path, capsys):
 
 def test_advice(digits):
     shards = Shards.open(digits)
-    settings = Pretrain(data="shards", net=CNN(), views=MoCoV2(size=32))
+    settings = Pretrain(data="shards", net=CNN(), views=(MoCoV2(size=32),))
     limit, odd = diagnosis.advice(settings, found(), shards, 32)
     assert limit.startswith("the model limits") and odd == []
     limit, odd = diagnosis.advice(settings, found(step=1e-4), shards, 32)

@@ -398,7 +398,7 @@ def test_a_resumed_training_keeps_its_log_and_its_limit(damaged, tmp_path):
     def start(name: str, share: float, stop: Callable[[], bool] = lambda: False) -> Path:
         (out := tmp_path / name).mkdir(exist_ok=True)
         settings = Pretrain(
-            data="shards", net=CNN(width=4, depth=1), views=CifarViews(size=16), snapshots=0, batch=32, steps=24,
+            data="shards", net=CNN(width=4, depth=1), views=(CifarViews(size=16),), snapshots=0, batch=32, steps=24,
             objective=MoCo(queue=32, head=Head(hidden=8, dim=4)), max_bad_share=share, save_steps=1,
         )  # fmt: skip
         pretrain.run(settings, 3, {"shards": damaged}, out, World(threads=1, stop=stop))

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline import keyed
 from pipeline.image import Image
-from pipeline.settings.data import Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews
+from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews, SmallCrops
 from pipeline.settings.objectives import Inputs, Jigsaw
 from pipeline.views import crops, jigsaw, photometrics, transforms
 
@@ -289,6 +289,36 @@ def test_two_views_differ():
     one, two = finished(transforms.build(Inputs(), (MoCoV2(size=48),), PHOTO, 0), images, np.arange(4))
     assert one.shape == two.shape == (4, 3, 48, 48)
     assert (one - two).abs().mean((1, 2, 3)).min() > 0.05
+
+
+@pytest.mark.parametrize("inputs", [Inputs(), Inputs(jigsaw=Jigsaw())], ids=["two", "jigsaw"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (MoCoV2(size=48, blur_p=1.0), MoCoV2(size=48, blur_p=0.1, solarise_p=0.2, scale=(0.4, 0.5), flip=0.9)),
+        (MoCoV1(size=48), SimCLRViews(size=48)),
+        (Characters(size=48), Characters(size=48, rotation=90, elastic=1.0, contrast=(0.1, 0.2))),
+    ],
+    ids=["moco_v3", "kinds", "characters"],
+)
+def test_each_view_is_drawn_from_its_own_mapping(pair, inputs):
+    """To the bit as beside another of the same mapping: neither knows of the other."""
+    images, ids = list(pictures(6, 3, 48, 48)), np.arange(6)
+    shared = [finished(transforms.build(inputs, (views,), PHOTO, 0), images, ids) for views in pair]
+    made = finished(transforms.build(inputs, pair, PHOTO, 0), images, ids)
+    assert torch.equal(made[0], shared[0][0]) and torch.equal(made[1], shared[1][1])
+    assert not torch.equal(made[1], shared[0][1])
+
+
+def test_small_crops_have_the_laws_of_the_first_view():
+    """Beside a second view of another law: to the bit those beside two of the first's."""
+    images, ids, small = list(pictures(6, 3, 60, 70)), np.arange(6), SmallCrops(count=3, size=16)
+    first = MoCoV2(size=48, small=small, blur_p=1.0, flip=0.1)
+    shared, made = (
+        finished(transforms.build(Inputs(), views, PHOTO, 0), images, ids)
+        for views in ((first,), (first, SimCLRViews(size=48)))
+    )
+    assert torch.equal(made[2], shared[2]) and not torch.equal(made[1], shared[1])
 
 
 NOTHING = {"jitter_p": 0, "grey_p": 0, "blur_p": 0, "flip": 0, "photometric_p": 0}

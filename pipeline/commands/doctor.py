@@ -74,7 +74,7 @@ def check_training(p: "PlannedStage", folder: Path, world: "World") -> None:
     settings: Any = p.settings
     speed = diagnosis.examine(settings, p.seed, folder, world)
     shards = Shards.open(folder, "train")
-    size = shards.image(settings.views.size).side
+    size = shards.image(settings.view_size).side
     limit, warnings = diagnosis.advice(settings, speed, shards, size, settings.place.workers)
     steps = speed.stages | {"the model's step": speed.step}
     rows = [[name, f"{1e3 * seconds:.3f}", f"{1 / seconds:,.0f}"] for name, seconds in steps.items()]

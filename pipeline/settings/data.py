@@ -3,11 +3,11 @@
 Sources: MoCo v1/v2 (arXiv 1911.05722, 2003.04297), SimCLR (arXiv 2002.05709), PIRL (arXiv 1912.01991).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from .base import Count, Fraction, Range, Settings
+from .base import Count, Fraction, Range, Settings, over
 
 
 class Splits(Settings):
@@ -29,7 +29,7 @@ class SmallCrops(Settings):
 
 
 class Crops(Settings):
-    """Random resized crop, flip, colour jitter, grey, blur: the family all natural-image recipes are members of."""
+    """Random resized crop, flip, colour jitter, grey, blur: the family of all views of natural images."""
 
     size: Count | None = None
     """Side of a view in pixels; none: the side of the packed images (which must then be square and equal)."""
@@ -55,7 +55,7 @@ class Crops(Settings):
     solarise_p: Fraction = 0.0
     """Of inverting the values above one half (BYOL, MoCo v3)."""
     small: SmallCrops | None = None
-    """For MoCo: more queries, that each ask for the keys of the two views."""
+    """More views beside the two, in the colours of the first, whose mapping names them (multi-crop)."""
 
 
 class MoCoV1(Crops):
@@ -83,7 +83,7 @@ class SimCLRViews(Crops):
 
 
 class CifarViews(Crops):
-    """MoCo's CIFAR recipe: crops down to 8 % of the area, no blur."""
+    """MoCo's views of CIFAR: crops down to 8 % of the area, no blur."""
 
     kind: Literal["cifar"] = "cifar"
     scale: Range = (0.08, 1.0)
@@ -129,3 +129,27 @@ Views = Annotated[
     MoCoV1 | MoCoV2 | SimCLRViews | CifarViews | PirlViews | Characters,
     Field(discriminator="kind"),
 ]
+
+
+def listed(given: Any) -> Any:
+    """One mapping is a list of one; a mapping without a kind is of the default kind."""
+    entries = given if isinstance(given, list | tuple) else (given,)
+    return tuple(over(MoCoV2(), entry) for entry in entries)
+
+
+def agreeing(views: tuple[Views, ...]) -> tuple[Views, ...]:
+    """Raises ValueError where the views of one image cannot be made side by side."""
+    if not 1 <= len(views) <= 2:
+        raise ValueError(f"found a list of {len(views)}; expected one mapping for both views, or a list of two")
+    first, last = views[0], views[-1]
+    if isinstance(first, Characters) != isinstance(last, Characters):
+        raise ValueError(f"found kinds {first.kind} and {last.kind}; expected characters for both views, or for none")
+    if first.size != last.size:
+        raise ValueError(f"found sizes {first.size} and {last.size}; expected one size for both views")
+    if len(views) == 2 and getattr(last, "small", None):
+        raise ValueError("found small crops in the second view's mapping; expected them in the first's")
+    return views
+
+
+EachView = Annotated[tuple[Views, ...], BeforeValidator(listed), AfterValidator(agreeing)]
+"""What each of two views is drawn from: a list of two mappings, or one mapping that is both's."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .base import Count, EncoderRef, FilePath, Fraction, Settings, ShardsRef, SourceText
-from .data import Characters, MoCoV2, Splits, Views
+from .data import Characters, EachView, MoCoV2, Splits
 from .nets import CNN, Net
 from .objectives import LISTA, VAE, Contrastive, Generative, MoCo
 from .training import Adam, Optimiser, Training
@@ -84,13 +84,20 @@ class Pretrain(Stage, Training):
     data: ShardsRef
     net: Net = CNN()
     objective: Contrastive = MoCo()
-    views: Views = MoCoV2()
+    views: EachView = (MoCoV2(),)
+    """One mapping for both views, or a list of two: a distribution for each."""
 
     @model_validator(mode="after")
     def small_crops_have_a_use(self) -> "Pretrain":
-        if getattr(self.views, "small", None) and (self.objective.kind != "moco" or self.net.kind == "vit"):
+        takes = self.objective.inputs.small_crops and self.net.kind != "vit"
+        if getattr(self.views[0], "small", None) and not takes:
             raise ValueError("views.small is for objective moco with a cnn or resnet; leave it out")
         return self
+
+    @property
+    def view_size(self) -> int | None:
+        """Side of a view in pixels; none: that of the packed images."""
+        return self.views[0].size
 
 
 class Generate(Stage, Training):

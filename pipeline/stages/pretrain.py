@@ -20,12 +20,12 @@ def prepare(
     settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None
 ) -> tuple[Objective, Loader, Image]:
     """What is trained, what feeds this rank, and what the encoder is for."""
-    image = shards.image(settings.views.size)
+    image = shards.image(settings.view_size)
     setup = Setup(image, settings.samples(shards.n), settings.net, world, seed)
     objective = objectives.build(settings.objective, setup)
     loader = Loader(
         shards,
-        transforms.build(settings.objective.inputs, (settings.views,), image, seed),
+        transforms.build(settings.objective.inputs, settings.views, image, seed),
         batch=settings.batch,
         accumulate=settings.accumulate,
         seed=seed,
