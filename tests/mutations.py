@@ -245,7 +245,7 @@ MUTATIONS = (
     M("--only without what it needs", "plan.py",
       "todo += [ref for ref in by_name[name].inputs if not by_name[ref].done]", "pass",
       RUNNER + "only_runs_a_stage_and_what_it_still_needs"),
-    M("an override through an alias", "config.py", "group[part] = dict(below)", "group[part] = below",
+    M("an override through an alias", "config.py", "group[key] = copy.copy(below)", "group[key] = below",
       "test_config.py::test_an_override_does_not_reach_through_an_alias"),
     # ---- world
     M("a sum whose gradient stays at home", "world.py", "        grad = grad.clone()\n        dist.all_reduce(grad)\n",
