@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import progress
+from pipeline import files, progress
 from pipeline.data import layout
 from pipeline.data.patterns import tars
 from pipeline.errors import DataError, Stopped
@@ -134,22 +134,6 @@ def done(out: Path, digest: str) -> dict[str, Any] | None:
     return record
 
 
-def write(path: Path, body: dict[str, Any]) -> None:
-    """JSON, whole or not at all, and on the disk when this returns."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        json.dump(body, file, indent=1, default=plain)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def plain(value: Any) -> Any:
     """Numbers of numpy and torch as JSON's."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
@@ -201,7 +185,7 @@ def begin(out: Path) -> str:
     try:
         return differences(json.loads((out / BEGUN).read_text())["versions"])
     except (OSError, ValueError, KeyError):
-        write(out / BEGUN, {"started": time.time(), "versions": versions()})
+        files.write_json(out / BEGUN, {"started": time.time(), "versions": versions()}, sort_keys=False)
         return ""
 
 
@@ -222,7 +206,7 @@ def finish(out: Path, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[st
     progress.clear(out)
     for name in (LOG, STOP, FAILED, *(p.name for p in out.glob(f".{LOCK}.*"))):  # the last, of those that were killed
         (out / name).unlink(missing_ok=True)
-    write(out / NAME, record)
+    files.write_json(out / NAME, record, sort_keys=False, default=plain)
     (out / BEGUN).unlink()
     return record
 

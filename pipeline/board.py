@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pipeline import files
+
 POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the browser
 SPRITE = 48  # pixels on a side at most, of a point's picture
 
@@ -67,9 +69,7 @@ def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, f
         except json.JSONDecodeError:
             break
         (kept if row["step"] <= step else dropped).append(row)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    part.replace(path)
+    files.write_json_lines(path, kept)
     return kept, dropped
 
 
@@ -177,9 +177,7 @@ class Board:
         new.tensor_path, new.metadata_path = (f"projector/{flat(tag)}/{n}.tsv" for n in ("points", "labels"))
         new.sprite.image_path = f"projector/{flat(tag)}/sprite.png"
         new.sprite.single_image_dim.extend([side, side])
-        part = path.with_suffix(".part")
-        part.write_text(text_format.MessageToString(config))
-        part.replace(path)
+        files.write(path, text_format.MessageToString(config))
 
     def flush(self) -> None:
         if self.folder is not None:

@@ -4,17 +4,16 @@ A file, since the stage may run in another process or on another machine than th
 """
 
 import json
-import os
 from pathlib import Path
+
+from pipeline import files
 
 NAME = "progress.json"
 
 
 def report(out: Path, step: int, total: int, text: str = "") -> None:
     """Says that ``step`` of ``total`` is done; ``text``: a few words, such as the loss. Whole or not at all."""
-    part = out / f".{NAME}.{os.getpid()}"
-    part.write_text(json.dumps({"step": step, "total": total, "text": text}))
-    part.replace(out / NAME)
+    files.write_json(out / NAME, {"step": step, "total": total, "text": text}, durable=False)
 
 
 def read(out: Path) -> tuple[int, int, str] | None:

@@ -190,18 +190,18 @@ def test_the_same_bytes_again_and_after_kills(done, inputs, tmp_path, world, mon
     whole, metrics, settings = done
     writes = 0
 
-    def torn(path, body, true=probe.write):
+    def torn(path, body, true=probe.write_json):
         nonlocal writes
         writes += 1
         if writes % 2:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".part").write_text("{")
+            path.with_name(f".{path.name}.part").write_text("{")
             raise KeyboardInterrupt
         true(path, body)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "write", torn)
+        patch.setattr(probe, "write_json", torn)
         for _ in range(14):
             with pytest.raises(KeyboardInterrupt):
                 probe.run(settings, 0, inputs, tmp_path, world)

@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
         source = sources.folder(place)
         for line in source.told():
             print(line)
-        found = check.files(source, options.threads)
+        found = check.undecodable(source, options.threads)
     elif place.is_dir() or "://" in options.shards:
         found = check.problems(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):

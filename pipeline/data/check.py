@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline import files
 from pipeline.data import tar
-from pipeline.data.pack import CHUNK, examine, store
+from pipeline.data.pack import CHUNK, examine
 from pipeline.data.reader import patient
 from pipeline.data.shards import MANIFEST, QUARANTINE, Shards, index_name
 from pipeline.data.sources import Item, Source, scan
@@ -106,7 +107,7 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
                     yield Problem(path.name, item.name, f"undecodable: {result}")
 
 
-def files(source: Source, threads: int = 1) -> Iterator[Problem]:
+def undecodable(source: Source, threads: int = 1) -> Iterator[Problem]:
     """The images of a folder that cannot be decoded."""
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source.items), CHUNK):
@@ -128,7 +129,7 @@ def quarantine(folder: Path, problems: list[Problem]) -> Path:
         elif problem.key and (keys := listed.setdefault(problem.shard, [])) is not None:
             listed[problem.shard] = sorted({*keys, problem.key})
     if listed:
-        store(path, (json.dumps(listed, indent=1, sort_keys=True) + "\n").encode())
+        files.write_json(path, listed)
     return path
 
 

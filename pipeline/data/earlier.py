@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline import files
 from pipeline.data.shards import MANIFEST, NAMES, Shards
 from pipeline.errors import DataError
 
@@ -49,8 +50,7 @@ def share(before: Path, out: Path) -> int:
             for k, row in enumerate(ours.shards):
                 name = ours.name(k)
                 if known.get(name) == row["sha256"].tobytes() and not (out / name).samefile(before / name):
-                    part = out / f"{name}.part"
-                    os.link(before / name, part)
-                    part.replace(out / name)
+                    with files.replacing(out / name) as part:
+                        os.link(before / name, part)
                     linked += 1
     return linked

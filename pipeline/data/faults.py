@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import files
 from pipeline.data.reader import BadSample
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError, NoProgressError
@@ -67,9 +68,7 @@ class BadSampleLog:
         if path is not None and path.exists():
             rows = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
             kept = [line for line in rows if json.loads(line)["step"] < start]
-            part = path.with_suffix(".part")
-            part.write_text("".join(kept))
-            part.replace(path)
+            files.write(path, "".join(kept))
             for line in kept:
                 self._count(Fault(**json.loads(line)))
 

@@ -1,6 +1,5 @@
 """Tars that others wrote, indexed where they lie: no byte of them is copied or changed."""
 
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -8,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.pack import CHUNK, Statistics, describe, examine, split_table, store
+from pipeline.data.pack import CHUNK, Statistics, describe, examine, split_table
 from pipeline.data.shards import MANIFEST, digest, index_bytes, index_name
 from pipeline.data.sources import Item, Numbers, scan
 from pipeline.data.tar import Sample
 from pipeline.errors import DataError
+from pipeline.files import write, write_json, write_json_lines
 
 
 def index(
@@ -53,12 +53,12 @@ def index(
     if len(bad) > max_bad or not stats["train"].n:
         first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
         raise DataError(f"{len(bad)} unreadable images, {stats['train'].n} readable to train on; the first: {first}")
-    store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
+    write_json_lines(out / "bad.jsonl", bad)
     beside = os.path.relpath(base, out.resolve())
     manifest = describe(classes, entries, stats, len(bad), exif_orientation, None if beside == "." else beside)
     for note in notes:
         say(note)
-    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    write_json(out / MANIFEST, manifest)
     return manifest
 
 
@@ -86,8 +86,6 @@ def one(
             keys.append(sample.key)
             stats.add(result, label)
     data = index_bytes(rows, keys)
-    index_path = out / index_name(name)
-    index_path.parent.mkdir(parents=True, exist_ok=True)
-    store(index_path, data)
+    write(out / index_name(name), data)
     sha = bytes.fromhex(digest(path))
     return (name, len(rows), path.stat().st_size, len(data), zlib.crc32(data), sha)

@@ -2,20 +2,18 @@
 
 import hashlib
 import io
-import json
-import os
 import tarfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import progress
+from pipeline import files, progress
 from pipeline.data import earlier
 from pipeline.data.formats import kind
 from pipeline.data.layout import plural, sentence, shown, some
@@ -106,9 +104,9 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
             splits[name], stats[name] = write(name, order, settings, out, pool, bad, world)
     if not stats["train"].n:
         raise DataError(f"{settings.source}: no readable image to train on ({len(bad)} unreadable)")
-    store(out / "bad.jsonl", "".join(json.dumps(b) + "\n" for b in bad).encode())
+    files.write_json_lines(out / "bad.jsonl", bad)
     manifest = describe(source.classes, splits, stats, len(bad), settings.exif_orientation)
-    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    files.write_json(out / MANIFEST, manifest)
     counts = {f"{name}_images": stats[name].n for name in splits}
     lines = said(source, settings, stats, bad)
     if before := earlier.earlier(out):
@@ -160,27 +158,16 @@ def adopt(place: str, out: Path) -> dict[str, Any]:
         shards = Shards.open(place, split)
         counts[f"{split}_images"] = shards.n
         for name in [entry["table"], *(index_name(shards.name(k)) for k in range(len(shards.shards)))]:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            store(out / name, source.whole(name))
+            files.write(out / name, source.whole(name))
     for name in (QUARANTINE, *(f"{split}{NAMES}" for split in manifest["splits"])):
         with suppress(FileNotFoundError):
-            store(out / name, source.whole(name))
-    store(out / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+            files.write(out / name, source.whole(name))
+    files.write_json(out / MANIFEST, manifest)
     names = manifest["classes"] or []
     of = f"of {plural(len(names), 'class')} ({some(names)})" if names else "unlabelled"
     told = f"{plural(sum(counts.values()), 'image')} {of}, used where they lie: {manifest['base']}"
     facts = {"bad": manifest["bad"], "classes": len(names), "fingerprint": manifest["fingerprint"]}
     return {**counts, **facts, "said": [told]}
-
-
-def store(path: Path, data: bytes) -> None:
-    """A file whole or not at all, and on the disk when this returns."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def examine(item: Item, short_side: int | None, exif_orientation: bool = True) -> Checked | str:
@@ -251,7 +238,7 @@ def write(
         progress.report(out, start + len(chunk), len(items), f"packing {split}")
     if shard is not None:
         shards.append(shard.close())
-    store(out / f"{split}{NAMES}", "".join(json.dumps(name) + "\n" for name in names).encode())
+    files.write_json_lines(out / f"{split}{NAMES}", names)
     return split_table(out, split, shards), stats
 
 
@@ -259,7 +246,7 @@ def split_table(out: Path, split: str, shards: list[tuple]) -> dict[str, Any]:
     """Writes a split's table of shards -> its entry in the manifest."""
     table = shard_table(shards)
     data = table_bytes(table)
-    store(out / f"{split}.npy", data)
+    files.write(out / f"{split}.npy", data)
     sums = {name: int(table[name].sum(dtype=np.int64)) for name in ("images", "bytes")}
     return {"table": f"{split}.npy", "sha256": hashlib.sha256(data).hexdigest(), "shards": len(table)} | sums
 
@@ -268,9 +255,9 @@ class Shard:
     """One tar being written under another name, and the table of what is in it."""
 
     def __init__(self, path: Path):
-        self.path, self.part = path, path.with_suffix(".tar.part")
-        self.file = self.part.open("wb")
-        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.path, self.open = path, ExitStack()
+        part = self.open.enter_context(files.replacing(path))
+        self.tar = self.open.enter_context(tarfile.open(part, mode="w", format=tarfile.USTAR_FORMAT))  # noqa: SIM115
         self.rows: list[tuple] = []
         self.keys: list[str] = []
 
@@ -289,13 +276,9 @@ class Shard:
 
     def close(self) -> tuple[str, int, int, int, int, bytes]:
         """Ends the tar, writes its index -> its row in the table of shards."""
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
         index = index_bytes(self.rows, self.keys)
-        store(self.path.with_suffix(".idx"), index)
-        self.part.replace(self.path)
+        files.write(self.path.with_suffix(".idx"), index)
+        self.open.close()
         size, sha = self.path.stat().st_size, bytes.fromhex(digest(self.path))
         return self.path.name, len(self.rows), size, len(index), zlib.crc32(index), sha
 

@@ -1,7 +1,7 @@
 """Features of images as a Parquet file: a row an image, in a stable order, written whole or not at all."""
 
-import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import files
 from pipeline.data.layout import Ambiguous, plural
 from pipeline.data.loader import centre
 from pipeline.data.reader import BadSample, read
@@ -54,12 +55,10 @@ def embed(
     from pyarrow import parquet
 
     encoder, where, out = encoder.to(device).eval(), Path(where), Path(out)
-    part, bad_samples = out.with_name(f".{out.name}.part"), out.with_suffix(".bad.jsonl")
-    part.parent.mkdir(parents=True, exist_ok=True)
     bad: list[dict[str, str]] = []
-    writer: Any = None
     count = 0
-    try:
+    with files.replacing(out) as part, ExitStack() as closing:
+        writer: Any = None
         found = rows(where, say)
         while chunk := list(islice(found, ROWS)):
             good, pixels = readable(chunk, encoder.image, bad, max_bad, where)
@@ -73,21 +72,15 @@ def embed(
                 "class": pa.array([row.group and legible(row.group) for row in good], pa.string()),
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]),
             }).replace_schema_metadata(about)  # fmt: skip
-            writer = writer or parquet.ParquetWriter(part, table.schema)
+            writer = writer or closing.enter_context(parquet.ParquetWriter(part, table.schema))
             writer.write_table(table)
             count += len(good)
         if not count:
             raise DataError(f"{where}: none of {len(bad)} images can be read, the first {first(bad)}")
-        if writer is not None:
-            writer.close()
-        part.replace(out)
-    finally:
-        if writer is not None:
-            writer.close()
-        part.unlink(missing_ok=True)
+    bad_samples = out.with_suffix(".bad.jsonl")
     bad_samples.unlink(missing_ok=True)
     if bad:
-        bad_samples.write_text("".join(json.dumps(line) + "\n" for line in bad))
+        files.write_json_lines(bad_samples, bad)
         say(f"left out, and listed in {bad_samples}: {plural(len(bad), 'unreadable image')}, the first {first(bad)}")
     return count
 

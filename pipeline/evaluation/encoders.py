@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import objectives, tensors
+from pipeline import files, objectives, tensors
 from pipeline.errors import DataError
 from pipeline.image import Image
 from pipeline.nets import trunks
@@ -47,14 +47,9 @@ def describe(image: Image) -> dict[str, Any]:
 
 def save(folder: Path, kind: str, module: nn.Module, spec: dict[str, Any]) -> None:
     """Writes `encoder.safetensors` and `encoder.json` (last, so that a folder with it is whole)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (
-        (WEIGHTS, lambda p: tensors.write(module.state_dict(), p)),
-        (SPEC, lambda p: p.write_text(json.dumps({"kind": kind, **spec}, indent=1, sort_keys=True) + "\n")),
-    ):
-        part = folder / f".{name}.part"
-        write(part)
-        part.replace(folder / name)
+    with files.replacing(folder / WEIGHTS) as part:
+        tensors.write(module.state_dict(), part)
+    files.write_json(folder / SPEC, {"kind": kind, **spec})
 
 
 def load(folder: Path | str) -> Encoder:

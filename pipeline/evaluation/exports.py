@@ -7,7 +7,6 @@
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline import tensors
+from pipeline import files, tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import cards, encoders
 from pipeline.image import Image
@@ -64,13 +63,11 @@ def write_onnx(encoder: encoders.Encoder, path: Path) -> None:
     image = encoder.image
     given = torch.zeros(2, image.channels, image.side, image.side, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("N", min=1)}}
-    with tempfile.TemporaryDirectory(dir=path.parent) as place:
-        part = Path(place, path.name)
+    with files.replacing(path) as part:
         torch.onnx.export(
             encoder, (given,), part, input_names=["images"], output_names=["features"], dynamic_shapes=shapes,
             external_data=False, verbose=False,
         )  # fmt: skip
-        part.replace(path)
 
 
 def describe(net: ResNet | ViT, image: Image, features: int) -> dict[str, Any]:

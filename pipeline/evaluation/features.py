@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline import files
 from pipeline.data.loader import images
 from pipeline.data.shards import Shards
 from pipeline.tensors import write
@@ -59,8 +60,6 @@ def features(
         found.append(encoder(batch.to(device)).float().cpu())
     rows = torch.cat(found)
     if keep is not None:
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        part = keep.with_suffix(".part")
-        write({"features": rows}, part)
-        part.replace(keep)
+        with files.replacing(keep) as part:
+            write({"features": rows}, part)
     return rows

@@ -13,6 +13,7 @@ from pipeline.errors import Stopped
 from pipeline.evaluation import encoders, report, scores
 from pipeline.evaluation.features import Pictures, features
 from pipeline.evaluation.scores import Data, Scores
+from pipeline.files import write_json
 from pipeline.settings.stages import Probe
 from pipeline.world import World
 
@@ -50,12 +51,12 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
                 train, tests[name] = extract(entry.load(), name if entry is row[-1] else None)
                 if point is None:
                     point = scores.evaluate(settings, data, name, train, tests[name], world.device)
-                    write(path, asdict(point))
+                    write_json(path, asdict(point))
             curves[name][entry.step] = point
             done += 1
             progress.report(out, done, total, f"{name}: {100 * point.linear:.1f} % at step {entry.step}")
     metrics = report.metrics(settings, seed, data, curves, untrained(settings, inputs))
-    write(out / "results.json", report.results(metrics, curves, data))
+    write_json(out / "results.json", report.results(metrics, curves, data))
     report.write(data, curves, tests, extract.smallest(), metrics, out)
     return metrics
 
@@ -122,11 +123,3 @@ def along(folder: Path) -> list[Entry]:
 def read(path: Path) -> Scores | None:
     """The scores that an earlier start wrote, if it did."""
     return Scores(**json.loads(path.read_text())) if path.exists() else None
-
-
-def write(path: Path, body: dict[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(body, sort_keys=True) + "\n")
-    part.replace(path)

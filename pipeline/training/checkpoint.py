@@ -6,7 +6,6 @@ carries the digest of the tensors' file and of itself. No pickle.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.files import sync, write_json
 from pipeline.lines import say
 from pipeline.tensors import write
 from pipeline.training import sharded
@@ -22,14 +22,6 @@ from pipeline.training import sharded
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and state."""
 TENSORS, STATE = "tensors.safetensors", "state.json"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:
@@ -52,12 +44,12 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     write(tensors, part / TENSORS)
     body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
     body["own"] = _own(json.loads(json.dumps(body)))  # as it will be read
-    (part / STATE).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
-    for name in (TENSORS, STATE, "."):
-        _sync(part / name)
+    write_json(part / STATE, body)
+    for name in (TENSORS, "."):
+        sync(part / name)
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in sorted(steps(folder))[:-keep]:
         shutil.rmtree(folder / f"{old:08d}")
     return final
