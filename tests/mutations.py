@@ -8,7 +8,8 @@ VIEWS, DRAWS, RUNNER = "test_views.py::test_", "test_draws.py::test_", "test_run
 OUTSIDE = "test_outside.py::test_"
 MUTATIONS = (
     # ---- the loop
-    M("EMA: decay and 1 - decay exchanged", "training/state.py", "a.lerp_(p, 1 - decay)", "a.lerp_(p, decay)", LOOP),
+    M("EMA: decay and 1 - decay exchanged", "nets/ema.py", "slow.lerp_(fast, 1 - decay)", "slow.lerp_(fast, decay)",
+      LOOP),
     M("EMA: statistics not copied", "training/state.py", "            a.copy_(b)", "            pass", LOOP),
     M("gradients never clipped", "training/gradients.py", "    if limit:\n", "    if False:\n", LOOP),
     M("commit before the step", "training/loop.py", "        now.optimiser.step()\n"
@@ -25,10 +26,10 @@ MUTATIONS = (
     M("progress always 1", "training/loop.py", "seed, step / total) for", "seed, 1.0) for", LOOP),
     M("progress dropped at commit", "training/loop.py", "step, (step + 1) / total)", "step)", LOOP),
     # ---- objectives
-    M("MoCo v3: progress dropped", "objectives/moco_v3.py", "momentum(self.settings, progress)",
-      "momentum(self.settings, 0.0)", "test_oracles.py::test_momentum_rises_to_one_along_a_cosine"),
-    M("MoCo: progress dropped", "objectives/moco.py", "momentum(self.settings, progress)",
-      "momentum(self.settings, 0.0)", "test_oracles.py::test_momentum_rises_to_one_along_a_cosine"),
+    M("MoCo v3: progress dropped", "objectives/moco_v3.py", "ema.momentum(self.settings, progress)",
+      "ema.momentum(self.settings, 0.0)", "test_oracles.py::test_momentum_rises_to_one_along_a_cosine"),
+    M("MoCo: progress dropped", "objectives/moco.py", "ema.momentum(self.settings, progress)",
+      "ema.momentum(self.settings, 0.0)", "test_oracles.py::test_momentum_rises_to_one_along_a_cosine"),
     M("PIRL: negatives never redrawn", "objectives/pirl.py", 'batch.seed, batch.step, "negatives"',
       'batch.seed, 0, "negatives"', "test_oracles.py::test_pirl_draws_its_negatives_anew_each_step"),
     M("symmetric keys interleaved", "objectives/moco.py",
@@ -155,7 +156,7 @@ MUTATIONS = (
       "unit(self.head(self.trunk(key)))", ORACLES + "twenty_steps_of_published_moco"),
     M("small crops ask for one key twice", "objectives/moco.py", "k.repeat(1, q.shape[1] // k.shape[1], 1)",
       "k.repeat_interleave(q.shape[1] // k.shape[1], 1)", ORACLES + "moco_is_eq_1"),
-    M("shuffled keys in their queries' company", "objectives/moco.py", 'if net.norm.kind == "shuffle":', "if False:",
+    M("shuffled keys in their queries' company", "nets/ema.py", 'if net.norm.kind == "shuffle":', "if False:",
       "test_nets.py::test_shuffled_keys_have_other_companions"),
     M("queue: its place moves too little", "objectives/memory.py", "self.next.add_(n)", "self.next.add_(kept)",
       "test_memory.py::test_queue_is_a_deque"),

@@ -9,9 +9,8 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.image import Image
-from pipeline.nets import decoders, heads, norm, trunks
+from pipeline.nets import decoders, ema, heads, norm, trunks
 from pipeline.nets.norm import BatchNorm
-from pipeline.objectives.moco import slow_copy
 from pipeline.settings.nets import CNN, Norm, ResNet, ViT
 from pipeline.settings.objectives import Bottleneck, Head
 from tests.cases import random
@@ -263,7 +262,7 @@ def test_shuffled_keys_have_other_companions(kind, other):
     """One key is changed: with shuffle those of its stride feel it, with split those beside it."""
     net = CNN(width=8, depth=1, norm=Norm(kind=kind, splits=2))
     trunk = trunks.build(net, GREY).double()
-    key_trunk, _ = slow_copy(net, trunk, nn.Identity())
+    (key_trunk,) = ema.momentum_encoder(net, trunk)
     images = random(8, 1, 8, 8)
     changed = images.clone()
     changed[0] += 1

@@ -110,7 +110,7 @@ def test_moco_v3_is_algorithm_1(name, world):
 
 @pytest.mark.parametrize("name", ["moco_sum", "moco_v3"])
 def test_momentum_rises_to_one_along_a_cosine(name, world):
-    from pipeline.objectives.moco import momentum
+    from pipeline.nets.ema import momentum
 
     settings = CASES[name]
     at = [momentum(settings, p) for p in (0.0, 0.25, 0.5, 1.0)]

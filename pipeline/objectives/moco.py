@@ -1,27 +1,22 @@
 """MoCo (He et al. 2020, arXiv 1911.05722; v2: Chen et al. 2020, arXiv 2003.04297): a query against a queue of keys."""
 
-import copy
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.nets import heads, norm, seeded, trunks
+from pipeline.nets import ema, heads, seeded, trunks
 from pipeline.objectives.base import Batch, Setup, Step
 from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
 from pipeline.objectives.memory import Queue
-from pipeline.settings.nets import Net
-from pipeline.settings.objectives import Following
 from pipeline.settings.objectives import MoCo as Settings
 
 
 class MoCo(Contrastive):
     """Eq. 1: L = - log e^(q k+/T) / (e^(q k+/T) + sum_queue e^(q k/T)); eq. 2: key <- m key + (1 - m) query.
 
-    Keys come from the slow copy of the encoder, whose batch norm keeps statistics of its own batches. The copy moves
-    and keys are enqueued in `commit`, after the optimiser's step: the same sequence as the paper's, which moves it at
-    the start of the next one.
+    Keys come from a momentum encoder, whose batch norms keep statistics of their own batches. It moves, and keys are
+    enqueued, in `commit`, after the optimiser's step: the same sequence as the paper's, which moves it at the start of
+    the next one.
     """
 
     Settings = Settings
@@ -32,7 +27,7 @@ class MoCo(Contrastive):
         self.dim = settings.head.dim
         with seeded(setup.seed, "init", "head"):
             self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
-        self.key_trunk, self.key_head = slow_copy(setup.net, self.trunk, self.head)
+        self.key_trunk, self.key_head = ema.momentum_encoder(setup.net, self.trunk, self.head)
         self.queue = Queue(settings.queue, settings.head.dim, setup.seed)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -65,16 +60,17 @@ class MoCo(Contrastive):
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
-        """Moves the key encoder's parameters, then enqueues keys [n, V, dim] of ids [n]: all of one view, then all of
-        the other."""
+        """Moves the momentum encoder's parameters, then enqueues keys [n, V, dim] of ids [n]: all of one view, then
+        all of the other."""
         for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
-            follow(slow, fast, momentum(self.settings, progress))
+            ema.update(slow.parameters(), fast.parameters(), ema.momentum(self.settings, progress))
         keys, ids = pending["keys"], pending["ids"]
         self.queue.write(keys.transpose(0, 1).flatten(0, 1), ids.repeat(keys.shape[1]), batch_step)
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
-        memory = {"learn/queue_age": self.queue.age(batch.step)}
-        return super().diagnostics(step, batch) | memory | {"learn/key_distance": distance(self.trunk, self.key_trunk)}
+        distance = ema.distance(self.trunk, self.key_trunk)
+        memory = {"learn/queue_age": self.queue.age(batch.step), "learn/key_distance": distance}
+        return super().diagnostics(step, batch) | memory
 
     def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
         """The first view's query and the key it asks for."""
@@ -85,35 +81,3 @@ class MoCo(Contrastive):
 
     def energy_count(self, share: int, batch: int) -> int:
         return share * self.settings.queue * (2 if self.settings.symmetric else 1)
-
-
-def slow_copy(net: Net, trunk: nn.Module, head: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The key encoder: both with the same first weights, untrained; with norm.kind shuffle its batch norms take other
-    companions than the queries'."""
-    pair = copy.deepcopy((trunk, head))
-    for part in pair:
-        part.requires_grad_(False)
-        if net.norm.kind == "shuffle":
-            norm.stride(part)
-    return pair
-
-
-def momentum(settings: Following, progress: float) -> float:
-    """Of the key encoder once ``progress`` of training is done."""
-    if settings.momentum_schedule == "constant":
-        return settings.momentum
-    return 1 - (1 - settings.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """Parameters: slow <- momentum slow + (1 - momentum) fast. Batch norms keep statistics of their own batches."""
-    for key, query in zip(slow.parameters(), fast.parameters(), strict=True):
-        key.lerp_(query, 1 - momentum)
-
-
-@torch.no_grad()
-def distance(fast: nn.Module, slow: nn.Module) -> Tensor:
-    """|| fast - slow || / || fast || over all parameters, 0-d."""
-    apart = torch.stack([(a - b).square().sum() for a, b in zip(fast.parameters(), slow.parameters(), strict=True)])
-    return (apart.sum() / torch.stack([a.square().sum() for a in fast.parameters()]).sum()).sqrt()

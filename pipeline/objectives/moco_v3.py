@@ -3,19 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.nets import heads, seeded
+from pipeline.nets import ema, heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
 from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
-from pipeline.objectives.moco import distance, follow, momentum, slow_copy
 from pipeline.settings.objectives import MoCoV3 as Settings
 
 
 class MoCoV3(Contrastive):
     """Algorithm 1: L = 2 T (ctr(q1, k2) + ctr(q2, k1)), ctr(q, k) = - log e^(q k+/T) / sum_batch e^(q k/T).
 
-    Each direction is a mean over the global batch, the two are added. Keys come from the slow copy of trunk and head;
-    the predictor has none. No queue: the keys of the whole global batch are the negatives.
+    Each direction is a mean over the global batch, the two are added. Keys come from a momentum encoder of trunk and
+    head, without a predictor. No queue: the keys of the whole global batch are the negatives.
     """
 
     Settings = Settings
@@ -31,7 +30,7 @@ class MoCoV3(Contrastive):
             self.predictor: nn.Module = nn.Identity()
             if settings.predictor is not None:
                 self.predictor = heads.build(settings.predictor, settings.head.dim, norms, world)
-        self.key_trunk, self.key_head = slow_copy(setup.net, self.trunk, self.head)
+        self.key_trunk, self.key_head = ema.momentum_encoder(setup.net, self.trunk, self.head)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit queries of both views and, in the same places, the unit keys they ask for: [B, 2, dim] each."""
@@ -70,9 +69,9 @@ class MoCoV3(Contrastive):
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
-        """Moves the key encoder's parameters."""
+        """Moves the momentum encoder's parameters."""
         for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
-            follow(slow, fast, momentum(self.settings, progress))
+            ema.update(slow.parameters(), fast.parameters(), ema.momentum(self.settings, progress))
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
-        return super().diagnostics(step, batch) | {"learn/key_distance": distance(self.trunk, self.key_trunk)}
+        return super().diagnostics(step, batch) | {"learn/key_distance": ema.distance(self.trunk, self.key_trunk)}

@@ -55,15 +55,15 @@ class SimCLR(Settings):
     head: Head = Head()
 
 
-class Following(Settings):
-    """How a key encoder follows the query encoder: key <- momentum key + (1 - momentum) query."""
+class MomentumEncoder(Settings):
+    """An exponential moving average of the encoder that gives the keys: key <- momentum key + (1 - momentum) query."""
 
     momentum: Fraction = 0.999
     momentum_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: rises to 1 as 1 - (1 - momentum) (1 + cos(pi progress)) / 2 (BYOL, arXiv 2006.07733; MoCo v3)."""
 
 
-class MoCo(Following):
+class MoCo(MomentumEncoder):
     """MoCo (arXiv 1911.05722, eq. 1; v2: arXiv 2003.04297): a query against a key and a queue of older keys."""
 
     inputs: ClassVar[Inputs] = Inputs(small_crops=True)
@@ -82,7 +82,7 @@ class MoCo(Following):
     head: Head = Head()
 
 
-class MoCoV3(Following):
+class MoCoV3(MomentumEncoder):
     """MoCo v3 (arXiv 2104.02057, algorithm 1): predictor, no queue, the batch's keys as negatives, both directions."""
 
     inputs: ClassVar[Inputs] = Inputs()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.nets import ema
 from pipeline.objectives.base import Objective
 from pipeline.settings.training import Training
 from pipeline.training import checkpoint, optim, sharded
@@ -36,8 +37,7 @@ class State:
         """average <- decay average + (1 - decay) encoder; statistics are copied."""
         if self.average is None:
             return
-        for a, p in zip(self.average.parameters(), self.objective.encoder.parameters(), strict=True):
-            a.lerp_(p, 1 - decay)
+        ema.update(self.average.parameters(), self.objective.encoder.parameters(), decay)
         for a, b in zip(self.average.buffers(), self.objective.encoder.buffers(), strict=True):
             a.copy_(b)
 
