@@ -1,9 +1,9 @@
 """Random numbers as a pure function of what they are for: no state, so nothing can be lost, shared or reordered.
 
-A number is a hash of words (seed, epoch, sample, view, operation, index), mixed one after another by splitmix64's
-finaliser (Steele, Lea & Flood 2014), the same bits in numpy and in torch. A permutation is a Feistel network on the
-smallest power of two that holds n, walked until it falls below n (Black & Rogaway 2002): O(1) memory in n. A few
-elements are sorted by random numbers instead.
+A number is a hash of its key's parts (seed, epoch, sample, view, operation, index), mixed one after another by
+splitmix64's finaliser (Steele, Lea & Flood 2014). A permutation is a Feistel network on the smallest power of two that
+holds n, applied until its result falls below n (cycle walking, Black & Rogaway 2002): O(1) memory in n. Fewer than
+SMALL elements are sorted by random numbers instead.
 """
 
 import zlib
@@ -13,93 +13,93 @@ import numpy as np
 
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-WORD = (1 << 64) - 1
+MASK = (1 << 64) - 1
 _GOLDEN = np.uint64(GOLDEN)
 ROUNDS = 6
 SMALL = 64
 """Below this n a permutation is made by sorting."""
 
 
-def word(name: str | int | np.integer) -> int:
-    """A 64-bit word for a name ("blur") or an integer, stable over processes and versions."""
-    if isinstance(name, str):
-        return zlib.crc32(name.encode()) | (len(name) << 32)
-    return int(name) & WORD
+def bits(part: str | int | np.integer) -> int:
+    """The 64 bits of a key part, a name ("blur") or an integer, stable over processes and versions."""
+    if isinstance(part, str):
+        return zlib.crc32(part.encode()) | (len(part) << 32)
+    return int(part) & MASK
 
 
 def mix(x: Any) -> Any:
-    """splitmix64's finaliser of a word, an int or each of a uint64 array, whose memory is used: that and the number of
-    calls cost as much as the arithmetic."""
+    """splitmix64's finaliser of an int, or of each element of a uint64 array, whose memory the result takes:
+    new memory and more calls would cost as much as the arithmetic."""
     for shift, factor in ((30, MIX_1), (27, MIX_2)):
         x ^= x >> shift
         x *= factor
         if isinstance(x, int):
-            x &= WORD
+            x &= MASK
     x ^= x >> 31
     return x
 
 
-def key(*words: Any) -> Any:
-    """Hash of words, each an int, a name, or an integer array (broadcast) -> a word, uint64 [broadcast shape]: an int
-    where no word is an array.
+def key(*parts: Any) -> Any:
+    """Hash of key parts, each an int, a name or an integer array (broadcast) -> uint64 [broadcast shape]; an int where
+    no part is an array.
 
-    Each word is mixed in by itself, so (seed 3, epoch 1) and (seed 4, epoch 0) have nothing in common.
+    Each part is mixed in by itself, so (seed 3, epoch 1) and (seed 4, epoch 0) have nothing in common.
     """
     state: Any = 0
-    for w in words:
-        state = key_on(state, w)
+    for part in parts:
+        state = extend(state, part)
     return state
 
 
-def key_on(state: Any, w: Any) -> Any:
-    """The key of the words so far and one more."""
-    if isinstance(w, np.ndarray):
-        bits = mix(w.astype(np.uint64) + _GOLDEN)
+def extend(state: Any, part: Any) -> Any:
+    """The key of the parts so far and one more."""
+    if isinstance(part, np.ndarray):
+        mixed = mix(part.astype(np.uint64) + _GOLDEN)
     else:
-        bits = mix((word(w) + GOLDEN) & WORD)
-    lifted = (state + GOLDEN) & WORD if isinstance(state, int) else state + _GOLDEN
-    return mix(lifted ^ bits)
+        mixed = mix((bits(part) + GOLDEN) & MASK)
+    step = (state + GOLDEN) & MASK if isinstance(state, int) else state + _GOLDEN
+    return mix(step ^ mixed)
 
 
-def uniform(count: int, *words: Any) -> np.ndarray:
+def uniform(count: int, *parts: Any) -> np.ndarray:
     """``count`` numbers in [0, 1) for every element of the key -> float64 [*key shape, count] (53 bits each)."""
-    return numbers(count, key(*words))
+    return uniform_of(key(*parts), count)
 
 
-def numbers(count: int, state: Any) -> np.ndarray:
-    """The same of a key that is known: where many operations share their first words."""
+def uniform_of(state: Any, count: int) -> np.ndarray:
+    """The same for a key that is computed already, as where many operations share their first parts."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    bits = mix(_last(state) + steps)
-    bits >>= 11
-    return bits * 2.0**-53
+    numbers = mix(_with_axis(state) + steps)
+    numbers >>= 11
+    return numbers * 2.0**-53
 
 
-def _last(state: Any) -> Any:
+def _with_axis(state: Any) -> Any:
     """A key to be broadcast along one more axis."""
     return state[..., None] if isinstance(state, np.ndarray) else np.uint64(state)
 
 
-def normal(count: int, *words: Any) -> np.ndarray:
+def normal(count: int, *parts: Any) -> np.ndarray:
     """``count`` standard normal numbers for every element of the key -> float64 [*key shape, count] (Box-Muller)."""
-    u = uniform(2 * count, *words)
+    u = uniform(2 * count, *parts)
     radius = np.sqrt(-2.0 * np.log1p(-u[..., :count]))
     return radius * np.cos(2.0 * np.pi * u[..., count:])
 
 
-def generator(*words: Any):
+def generator(*parts: Any):
     """A torch CPU generator seeded by the key: for initialising weights, nothing else."""
     import torch
 
-    return torch.Generator().manual_seed(int(key(*words)) >> 1)
+    return torch.Generator().manual_seed(int(key(*parts)) >> 1)
 
 
 def _halves(n: Any) -> tuple[Any, Any]:
-    """Bits of the two halves of numbers below n, which may be an array."""
+    """Widths in bits of the high and the low half of numbers below n, which may be an array."""
     if isinstance(n, np.ndarray):
-        bits = np.maximum(2, np.frexp(n.astype(np.float64) - 1)[1]).astype(np.uint64)
-        return bits // np.uint64(2), bits - bits // np.uint64(2)
-    bits = max(2, int(n - 1).bit_length())
-    return np.uint64(bits // 2), np.uint64(bits - bits // 2)
+        width = np.maximum(2, np.frexp(n.astype(np.float64) - 1)[1]).astype(np.uint64)
+        return width // np.uint64(2), width - width // np.uint64(2)
+    width = max(2, int(n - 1).bit_length())
+    return np.uint64(width // 2), np.uint64(width - width // 2)
 
 
 def _scramble(half: np.ndarray, k: Any, width: Any) -> np.ndarray:
@@ -135,41 +135,42 @@ def _at(value: Any, where: np.ndarray) -> Any:
     return value[where] if np.ndim(value) else value
 
 
-def _walk(step, x: Any, n: Any, words: tuple) -> np.ndarray:
-    """A network on the power of two that holds n, repeated until its result falls below n; where n is small, sorted
-    random numbers instead."""
+def _apply(step, x: Any, n: Any, parts: tuple) -> np.ndarray:
+    """The permutation of n that the key names, or its inverse: by a Feistel network or, where n is small, by
+    sorting."""
     x = np.atleast_1d(np.asarray(x))
     n = np.broadcast_to(np.asarray(n), x.shape) if np.ndim(n) else n
-    base = key(*words)
+    base = key(*parts)
     small = np.asarray(n) < SMALL
     if small.all():
-        return _sorted(step, x, n, base)
+        return _by_sorting(step, x, n, base)
     if small.any():
         out = np.empty(x.shape, np.int64)
-        out[small] = _sorted(step, x[small], n[small], _at(base, small))
+        out[small] = _by_sorting(step, x[small], n[small], _at(base, small))
         out[~small] = _network(step, x[~small], n[~small], _at(base, ~small))
         return out
     return _network(step, x, n, base)
 
 
-def _sorted(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
-    """The place of each x among n random numbers in order of size; backward: which number has that place. A network
-    of so few bits would favour some permutations."""
+def _by_sorting(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
+    """The rank of each x among n random numbers by size; backward: which number has that rank. A network of so few
+    bits would favour some permutations."""
     count = np.arange(1, int(np.max(n, initial=1)) + 1)
-    numbers = mix(_last(base) + count.astype(np.uint64) * _GOLDEN)
-    numbers = np.where(count > np.asarray(n)[..., None], np.uint64(WORD), numbers)
-    places = np.argsort(numbers, -1, kind="stable")
+    numbers = mix(_with_axis(base) + count.astype(np.uint64) * _GOLDEN)
+    numbers = np.where(count > np.asarray(n)[..., None], np.uint64(MASK), numbers)
+    ranks = np.argsort(numbers, -1, kind="stable")
     if step is _forward:
-        places = np.argsort(places, -1, kind="stable")
-    if places.ndim == 1:
-        return places[x]
-    return np.take_along_axis(places, x[..., None].astype(np.int64), -1)[..., 0]
+        ranks = np.argsort(ranks, -1, kind="stable")
+    if ranks.ndim == 1:
+        return ranks[x]
+    return np.take_along_axis(ranks, x[..., None].astype(np.int64), -1)[..., 0]
 
 
 def _network(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
+    """A Feistel network on the power of two that holds n, repeated until its result falls below n."""
     x = x.astype(np.uint64)
     a, b = _halves(n)
-    keys = [key_on(base, i) for i in range(ROUNDS)]
+    keys = [extend(base, i) for i in range(ROUNDS)]
     below = np.asarray(n).astype(np.uint64)
     x = step(x, a, b, keys)
     outside = np.flatnonzero(x >= below)
@@ -180,14 +181,14 @@ def _network(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
     return x.astype(np.int64)
 
 
-def permute(x: Any, n: Any, *words: Any) -> np.ndarray:
-    """Image of each x in 0..n-1 under the permutation of n that the words name -> int64, same shape.
+def permute(x: Any, n: Any, *parts: Any) -> np.ndarray:
+    """Image of each x in 0..n-1 under the permutation of n that the key names -> int64, same shape.
 
-    n and the words may be arrays of x's shape: an element each, of its own permutation.
+    n and key parts may be arrays of x's shape: each element is then permuted by its own.
     """
-    return _walk(_forward, x, n, words)
+    return _apply(_forward, x, n, parts)
 
 
-def unpermute(x: Any, n: Any, *words: Any) -> np.ndarray:
+def unpermute(x: Any, n: Any, *parts: Any) -> np.ndarray:
     """The inverse of `permute` -> int64, same shape."""
-    return _walk(_backward, x, n, words)
+    return _apply(_backward, x, n, parts)

@@ -1,4 +1,4 @@
-"""Numbers without state: the same for any order of asking, uniform, and unrelated across words."""
+"""Numbers without state: the same for any order of asking, uniform, and unrelated across keys."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_splitmix64_known_values():
     assert int(keyed.mix(state)[0]) == 6457827717110365317
 
 
-def test_words_are_separate():
+def test_key_parts_are_separate():
     assert keyed.key(3, 1) != keyed.key(4, 0)
     assert keyed.key(1, 2) != keyed.key(2, 1)
     assert keyed.key("a", "b") != keyed.key("ab")

@@ -31,10 +31,10 @@ def shuffled(source: Source, items: list[Item], seed: int, split: str) -> list[I
     return [items[i] for i in order]
 
 
-def named(items: list[Item], *words: str | int) -> np.ndarray:
-    """A number in [0, 1) for each image, by its name and the words -> float64 [n]."""
+def named(items: list[Item], *parts: str | int) -> np.ndarray:
+    """A number in [0, 1) for each image, by its name and the key parts -> float64 [n]."""
     hashes = [hashlib.blake2b(i.name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in items]
-    return keyed.uniform(1, *words, np.frombuffer(b"".join(hashes), "<u8"))[:, 0]
+    return keyed.uniform(1, *parts, np.frombuffer(b"".join(hashes), "<u8"))[:, 0]
 
 
 def exactly(items: list[Item], share: float, seed: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from pipeline import keyed
 
 
 @contextmanager
-def seeded(*words: Any) -> Iterator[None]:
-    """Modules built inside take their first weights from the words alone, and leave the global generator as it was."""
+def seeded(*parts: Any) -> Iterator[None]:
+    """Modules built inside take their first weights from the key alone, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.generator(*words).initial_seed())
+        torch.manual_seed(keyed.generator(*parts).initial_seed())
         yield

@@ -13,9 +13,9 @@ from pipeline import keyed
 from pipeline.world import World
 
 
-def unit_rows(count: int, dim: int, *words: Any) -> Tensor:
-    """Random directions, a function of the words alone -> [count, dim], each of length 1."""
-    return normalize(torch.randn(count, dim, generator=keyed.generator(*words)), dim=1)
+def unit_rows(count: int, dim: int, *parts: Any) -> Tensor:
+    """Random directions, a function of the key alone -> [count, dim], each of length 1."""
+    return normalize(torch.randn(count, dim, generator=keyed.generator(*parts)), dim=1)
 
 
 class Queue(nn.Module):

@@ -41,12 +41,12 @@ class Draws:
     grey_first: bool = False
 
 
-def draw(settings: Crops, *words: Any) -> Draws:
-    """The parameters of every image that the words name (see `keyed.key`), flattened to one axis."""
-    base = keyed.key(*words)
+def draw(settings: Crops, *parts: Any) -> Draws:
+    """The parameters of every image that the key names (see `keyed.key`), flattened to one axis."""
+    base = keyed.key(*parts)
 
     def numbers(count: int, op: str) -> np.ndarray:
-        return keyed.numbers(count, keyed.key_on(base, op)).reshape(-1, count)
+        return keyed.uniform_of(keyed.extend(base, op), count).reshape(-1, count)
 
     strength = np.array(settings.jitter)
     jitter = numbers(9, "jitter")
