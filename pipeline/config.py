@@ -305,9 +305,9 @@ def check_numbers(stage: Any, path: tuple, document: Document) -> None:
                 f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
             ))  # fmt: skip
     if stage.kind == "codes" and stage.lista_steps and stage.lista_batch % each:
-        document.wrong((*path, "place", "workers"), (
-            f"LISTA's batch of {stage.lista_batch} does not divide over {counts} workers; expected a power of two, or "
-            f"lista_steps: 0"
+        document.wrong((*path, "lista_batch"), (
+            f"{stage.lista_batch} does not divide over {counts} workers; expected a multiple of {each}, such as "
+            f"{max(1, round(stage.lista_batch / each)) * each}, or lista_steps: 0"
         ))  # fmt: skip
     if trained and stage.train_examples is not None and stage.train_examples < stage.batch:
         document.wrong((*path, "train_examples"), (

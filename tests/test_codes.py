@@ -126,12 +126,12 @@ class Ranks:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_any_number_of_ranks_learns_the_same_dictionary(made, digits, world, tmp_path, size):
-    signals = codes.Signals(SHORT, 0, {"shards": digits}, "train", world.device)
-    mean, zca = features.whitening(signals.take(np.arange(4096)))
+    signals, _ = codes.signals(SHORT, 0, {"shards": digits}, world.device)
+    white = features.whitening(signals.take(np.arange(4096)), SHORT.whitening)
     ranks, learned = Ranks(size), [None] * size
 
     def work(rank):
-        learned[rank] = codes.learn(SHORT, 0, signals, mean, zca, tmp_path, ranks.world(rank))
+        learned[rank] = codes.learn(SHORT, 0, signals, white, tmp_path, ranks.world(rank))
 
     threads = [threading.Thread(target=work, args=(r,)) for r in range(size)]
     for t in threads:
@@ -152,11 +152,11 @@ def test_a_batch_that_ranks_cannot_share_is_refused(digits, tmp_path):
         codes.run(SHORT, 0, {"shards": digits}, tmp_path, world)
 
 
-@pytest.mark.parametrize(("batch", "steps", "said"), [(255, 30, "LISTA's batch of 256"), (255, 0, None)])
+@pytest.mark.parametrize(("batch", "steps", "said"), [(255, 30, "lista_batch 256"), (255, 0, None)])
 def test_so_is_one_of_lista(digits, tmp_path, batch, steps, said, monkeypatch):
     """By three: 255 divides, 256 does not, and would have lost a signal a step without a word."""
     settings = SHORT.model_copy(update={"batch": batch, "lista_steps": steps})
-    monkeypatch.setattr(codes, "Signals", lambda *_: 1 / 0)
+    monkeypatch.setattr(codes, "signals", lambda *_: 1 / 0)
     three: Any = Ranks(3).world(0)
     three.device = torch.device("cpu")
     with pytest.raises(ConfigError if said else ZeroDivisionError, match=said):
@@ -220,7 +220,7 @@ def test_an_encoder_comes_back_as_it_was_written(digits, world, tmp_path, kind):
     encoder = encoders.load(tmp_path)
     pictures = images(Shards.open(digits, "test"), np.arange(6), 8)
     coder = encoder.module.coder
-    raw = features.patches(pictures.float() / 255, 5, 2)
+    raw = features.patches(pictures.float() / 255, 5, 2, 10.0)
     y, norm = features.unit((raw - coder.mean) @ coder.zca)  # type: ignore[operator]
     if kind == "lasso":
         z = solvers.fista(y.double(), coder.dictionary.double(), 0.15, 1e-9).z.float()  # type: ignore[operator]
@@ -245,9 +245,9 @@ def test_features_of_another_encoder_are_coded(made, digits, world, tmp_path):
 
 
 def test_another_seed_is_another_dictionary(made, digits, world, tmp_path):
-    signals = codes.Signals(SHORT, 1, {"shards": digits}, "train", world.device)
-    mean, zca = features.whitening(signals.take(np.arange(4096)))
-    other = codes.learn(SHORT, 1, signals, mean, zca, tmp_path, world)
+    signals, _ = codes.signals(SHORT, 1, {"shards": digits}, world.device)
+    white = features.whitening(signals.take(np.arange(4096)), SHORT.whitening)
+    other = codes.learn(SHORT, 1, signals, white, tmp_path, world)
     assert isinstance(other, dictionary.Dictionary)
     assert not torch.allclose(other.atoms.float(), encoders.load(made[0]).module.coder.dictionary)  # type: ignore
 

@@ -122,7 +122,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.place.workers=2", "no effect with on: auto; set on: workers"),
     ("probe.place={on: workers, workers: 2}", "a probe stage is one process"),
     ("codes.place={on: workers, workers: 3}", "512 does not divide over 3 workers; expected a multiple of 3"),
-    ("codes={kind: codes, data: shards, batch: 9, place: {on: workers, workers: 3}}", "LISTA's batch of 256 does"),
+    ("codes={kind: codes, data: shards, batch: 9, place: {on: workers, workers: 3}}", "lista_batch: 256 does not"),
     # references
     ("probe.encoders=[moc]", 'no stage "moc"; did you mean "moco"?'),
     ("probe.encoders=[shards]", '"shards" makes shards; expected an encoder, such as moco or pirl'),

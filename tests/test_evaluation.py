@@ -20,7 +20,7 @@ from pipeline.nets import trunks
 from pipeline.objectives.base import Setup
 from pipeline.settings.nets import CNN
 from pipeline.settings.objectives import VAE, Bottleneck
-from pipeline.settings.stages import Codes
+from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
 
 
@@ -409,7 +409,7 @@ def autoencoder(folder):
 
 
 def codes(folder):
-    settings = Codes(data="shards", patch=3, atoms=6)
+    settings = Coding(patch=3, atoms=6)
     draw = torch.Generator().manual_seed(2)
     atoms = nn.functional.normalize(torch.randn(9, 6, generator=draw), dim=0)
     module = sparse.SparseFeatures(sparse.Coder(settings, torch.randn(9, generator=draw), torch.eye(9), atoms))

@@ -18,7 +18,8 @@ from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.settings.nets import CNN, Net, Norm, ResNet
 from pipeline.settings.objectives import VAE
-from pipeline.settings.stages import Codes, Probe
+from pipeline.settings.sparse import Coding
+from pipeline.settings.stages import Probe
 from pipeline.stages import probe
 from tests.artifacts import content
 from tests.packed import reindexed
@@ -89,13 +90,13 @@ def test_the_untrained_row_is_the_encoders_own_network(digits, tmp_path, world):
     Where batch norm takes its statistics from is nothing that an untrained network knows."""
     wide = ResNet(norm=Norm(kind="shuffle", splits=8))
     vae = {"kind": "autoencoder", "objective": VAE().model_dump(mode="json"), "image": trunk(NET, digits)["image"]}
-    inner = {"kind": "sparse", "codes": Codes(data="s", encoder="moco", atoms=16).model_dump(mode="json"),
+    inner = {"kind": "sparse", "codes": Coding(atoms=16).model_dump(mode="json"),
              "inner": trunk(NET, digits), "image": trunk(NET, digits)["image"]}  # fmt: skip
     specs = {
         "moco": trunk(wide, digits), "pirl": trunk(ResNet(), digits), "small": trunk(NET, digits),
         "vae": vae, "coded": inner,
     }  # fmt: skip
-    patches = {"kind": "sparse", "codes": Codes(data="s", atoms=16).model_dump(mode="json"), "image": vae["image"]}
+    patches = {"kind": "sparse", "codes": Coding(atoms=16).model_dump(mode="json"), "image": vae["image"]}
     inputs = {name: saved(tmp_path / name, spec) for name, spec in (specs | {"codes": patches}).items()}
     settings = Probe(data="shards", encoders=tuple(inputs))
     rows = probe.untrained(settings, inputs)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline import keyed
 from pipeline.settings.objectives import LISTA as LISTASettings
+from pipeline.settings.sparse import Coding
 from pipeline.settings.stages import Codes
 from pipeline.sparse import dictionary, features, solvers
 from pipeline.sparse.lista import LISTA
@@ -250,9 +251,9 @@ def digit_signals() -> Tensor:
     from sklearn.datasets import load_digits
 
     images = torch.from_numpy(load_digits().images / 16).float()[:1437, None]
-    raw = features.patches(images, 5, 0)
+    raw = features.patches(images, 5, 0, 10.0)
     raw = raw[torch.from_numpy(keyed.permute(np.arange(len(raw)), len(raw), 0))]
-    mean, zca = features.whitening(raw)
+    mean, zca = features.whitening(raw, 0.1)
     return features.unit(((raw - mean) @ zca).float())[0]
 
 
@@ -343,15 +344,15 @@ def test_too_few_signals_still_begin_a_dictionary():
 # Features
 
 
-def settings(**changes) -> Codes:
-    return Codes(**{"data": "shards", "patch": 3, "atoms": 7, **changes})
+def settings(**changes) -> Coding:
+    return Coding(**{"patch": 3, "atoms": 7, **changes})
 
 
 def coder(channels: int, **changes) -> features.Coder:
     chosen = settings(**changes)
     size = channels * chosen.patch**2
     draw = torch.from_numpy(keyed.normal(size, 1, np.arange(400)))
-    mean, zca = features.whitening(draw + 0.3)
+    mean, zca = features.whitening(draw + 0.3, 0.1)
     return features.Coder(chosen, mean, zca, problem(size, chosen.atoms)[1])
 
 
@@ -400,7 +401,7 @@ def test_features_are_those_of_a_slow_loop(channels, kind, pad, pool, side):
 def test_lista_features_are_its_codes():
     made = coder(1, features="lista", lista=LISTASettings(layers=2), pad=0)
     images = torch.from_numpy(keyed.uniform(36, 0, np.arange(3))).view(3, 1, 6, 6).float()
-    y, norm = features.unit(made.whiten(features.patches(images, 3, 0)))
+    y, norm = features.unit(made.whiten(features.patches(images, 3, 0, 10.0)))
     z = (made.lista(y) * norm).view(3, 4, 4, 7)
     expected = torch.stack([z.clamp_min(0), (-z).clamp_min(0)], 1).view(3, 2, 2, 2, 2, 2, 7).sum((3, 5))
     torch.testing.assert_close(features.SparseFeatures(made)(images), expected.permute(0, 1, 4, 2, 3).flatten(1))
@@ -409,7 +410,7 @@ def test_lista_features_are_its_codes():
 def test_whitened_signals_are_uncorrelated_but_for_the_regulariser():
     spread = torch.tensor([9, 3, 1, 1, 0.3, 0], dtype=torch.float64)
     x = torch.from_numpy(keyed.normal(6, 2, np.arange(5000))) * spread
-    mean, zca = features.whitening(x)
+    mean, zca = features.whitening(x, 0.1)
     values = torch.linalg.eigvalsh(torch.cov(x.T))
     covariance = torch.cov(((x - mean) @ zca).T)
     torch.testing.assert_close(torch.linalg.eigvalsh(covariance), values / (values + 0.1), atol=1e-9, rtol=0)
@@ -426,9 +427,9 @@ def test_ten_digits_a_class_are_enough_for_a_linear_probe():
     images = torch.from_numpy(x / 16).float().view(-1, 1, 8, 8)
     train, test = train_test_split(np.arange(len(x)), test_size=0.2, stratify=labels, random_state=1)
     chosen = Codes(data="shards")
-    raw = features.patches(images[train], chosen.patch, chosen.pad)
+    raw = features.patches(images[train], chosen.patch, chosen.pad, chosen.contrast)
     raw = raw[torch.from_numpy(keyed.permute(np.arange(20000), len(raw), 0))]
-    mean, zca = features.whitening(raw)
+    mean, zca = features.whitening(raw, 0.1)
     now = learned(features.unit(((raw - mean) @ zca).float())[0], chosen.atoms, 30, chosen.batch)
     net = features.SparseFeatures(features.Coder(chosen, mean, zca, now.atoms))
     scores = {}

@@ -1,14 +1,26 @@
-"""Patches of images in a fixed random order: which patch is the i-th is a pure function of the seed and i."""
+"""Streams in a fixed random order: patches of images, and the signals of sparse coding, which are patches or features.
+
+Which patch is the i-th is a pure function of the seed and i.
+"""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import keyed
-from pipeline.data.loader import images
+from pipeline.data.loader import MicroBatch, images
 from pipeline.data.shards import Shards
+from pipeline.errors import DataError
+from pipeline.settings.stages import Codes
+from pipeline.sparse import features, solvers
+from pipeline.sparse.features import Coder, Whitening
+from pipeline.world import World
 
 HELD = 1 << 30  # bytes of decoded images kept in memory; a larger set is read again for each batch
+EXACT = 1e-6  # tolerance of a code that stands for the minimum
+BATCH = 512  # images that an encoder takes at a time
 
 
 class Patches:
@@ -44,3 +56,60 @@ class Patches:
         rows = torch.from_numpy(ids)[:, None, None]
         cut = pictures[rows, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
         return cut * inside
+
+
+class Signals:
+    """The signals of one split in keyed order: contrast-normalised patches, or an encoder's features of images.
+
+    ``encoder`` takes uint8 images of its ``image``; without one, patches are cut as the settings say. ``image``: what
+    is cut, or what the encoder was made for; ``size``: numbers in a signal; ``n``: different signals there are.
+    """
+
+    def __init__(
+        self, settings: Codes, shards: Shards, seed: int, device: torch.device, encoder: nn.Module | None = None
+    ):
+        self.settings, self.device, self.encoder = settings, device, encoder
+        self.image = shards.image(settings.side) if encoder is None else encoder.image
+        patch, pad = (settings.patch, settings.pad) if encoder is None else (self.image.side, 0)
+        self.patches = Patches(shards, self.image.side, patch, pad, seed)
+        self.n = self.patches.n
+        self.size = self.take(np.zeros(1, np.int64)).shape[1]
+
+    @torch.no_grad()
+    def take(self, index: np.ndarray) -> Tensor:
+        """The signals at these places of the order, int64 [N] -> float32 [N, size]; not whitened. Raises DataError
+        where the encoder's features are not finite."""
+        patches = self.patches.take(index).to(self.device)
+        if self.encoder is None:
+            return features.normalise(patches.flatten(1).float() / 255, self.settings.contrast)
+        rows = torch.cat([self.encoder(part) for part in patches.split(BATCH)])
+        if not torch.isfinite(rows).all():
+            raise DataError(
+                f"{self.settings.encoder}: its features are not all finite; train it again with a lower learning rate"
+            )
+        return rows
+
+
+class SignalLoader:
+    """Whitened signals for the training loop, in the dictionary's order: batch t is places tB to (t+1)B, of which each
+    rank has its share. Where LISTA learns from codes, the exact ones stand beside them as a second view."""
+
+    seconds: dict[str, float] = {}
+    bad = 0
+
+    def __init__(self, settings: Codes, signals: Signals, coder: Coder, world: World):
+        self.settings, self.signals, self.coder, self.world = settings, signals, coder, world
+        self.steps_per_epoch = max(1, signals.n // settings.lista_batch)
+
+    def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
+        """(step, epoch, this rank's one micro-batch) from ``start`` on."""
+        share = self.settings.lista_batch // self.world.size
+        white = Whitening(self.coder.mean, self.coder.zca)
+        for step in range(start, self.settings.lista_steps):
+            index = step * self.settings.lista_batch + self.world.rank * share + np.arange(share)
+            y = white(self.signals.take(index))
+            views = (y, self.exact(y)) if self.settings.lista.loss == "code" else (y,)
+            yield step, step // self.steps_per_epoch, [MicroBatch(views, torch.from_numpy(index).to(y.device))]
+
+    def exact(self, y: Tensor) -> Tensor:
+        return solvers.encode(y, self.coder.dictionary, self.settings.penalty, EXACT).z

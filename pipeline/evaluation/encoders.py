@@ -18,7 +18,7 @@ from pipeline.nets import trunks
 from pipeline.objectives.base import Setup
 from pipeline.settings.nets import Net, Norm
 from pipeline.settings.objectives import Generative
-from pipeline.settings.stages import Codes
+from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
 
 WEIGHTS, SPEC = "encoder.safetensors", "encoder.json"
@@ -81,8 +81,8 @@ def rebuild(spec: dict[str, Any], image: Image, seed: int = 0) -> tuple[nn.Modul
         setup: Any = Setup(image, 0, Norm(), None, seed)  # type: ignore[arg-type]
         return objectives.build(chosen, setup).encoder, False
     if spec["kind"] == "sparse":
-        codes = Codes.model_validate(spec["codes"])
-        if codes.encoder is None:
+        codes = Coding.model_validate(spec["codes"])
+        if "inner" not in spec:
             return sparse.SparseFeatures(sparse.blank(codes, image.channels * codes.patch**2)), False
         inner, normalised = rebuild(spec["inner"], image)
         coded = Encoder(inner, image, normalised)

@@ -1,8 +1,12 @@
-"""The probe's pictures: who is how good, and what is taken for what."""
+"""Figures of the probe and of the codes stage: accuracies, confusions, atoms."""
 
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
+from pipeline import sheets
+from pipeline.data.patches import Patches
 
 NUMBERED = 20  # classes at most whose confusion matrix has names and numbers
 
@@ -81,3 +85,16 @@ def accuracy_chart(rows: dict[str, dict[str, float]]) -> np.ndarray:
     figure.suptitle("Frozen features, the same probe for all")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return drawn(page)
+
+
+def atoms(d: Tensor, channels: int, side: int) -> np.ndarray:
+    """Atoms [p, k] as images, grey where they are 0, each to its own full contrast -> one sheet, uint8."""
+    images = d.T.reshape(-1, channels, side, side)
+    return sheets.tile(0.5 + 0.5 * images / images.abs().amax((1, 2, 3), keepdim=True), columns=16)
+
+
+def strongest(patches: Patches, index: np.ndarray, z: Tensor, rows: int = 16, columns: int = 9) -> np.ndarray:
+    """A row an atom, the first ``rows`` of codes z [N, k]: the patches or images, at places ``index`` [N] of their
+    order, whose codes give it most weight -> one sheet, uint8."""
+    top = (-z[:, :rows].abs()).argsort(dim=0, stable=True)[:columns].T
+    return sheets.tile(patches.take(index[top.flatten().numpy()]).float() / 255, top.shape[1])

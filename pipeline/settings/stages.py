@@ -4,10 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Count, EncoderRef, FilePath, Fraction, Settings, ShardsRef, SourceText
+from .base import Count, EncoderRef, FilePath, Fraction, Positive, Settings, ShardsRef, SourceText
 from .data import Characters, EachView, MoCoV2, Splits
 from .nets import CNN, Net
-from .objectives import LISTA, VAE, Contrastive, Generative, MoCo
+from .objectives import VAE, Contrastive, Generative, MoCo
+from .sparse import Coding
 from .training import Adam, Optimiser, Training
 
 
@@ -115,40 +116,40 @@ class Generate(Stage, Training):
     weights: Literal["replicated"] = "replicated"
 
 
-class Codes(Stage):
+class Codes(Stage, Coding):
     """Sparse coding: a dictionary learned from streamed patches (or from an encoder's features), codes, LISTA."""
 
     shared: ClassVar[bool] = True
-    lista_batch: ClassVar[int] = 256
-    """Signals of one step of LISTA's training."""
     kind: Literal["codes"] = "codes"
     data: ShardsRef
     encoder: EncoderRef | None = None
     """Code this encoder's features instead of patches."""
     side: Count | None = None
     """Side in pixels to which images are cut; none: the packed images' (which must then be square and equal)."""
-    patch: Annotated[int, Field(ge=2)] = 5
-    """Side of a patch in pixels."""
-    pad: Annotated[int, Field(ge=0)] = 2
-    """Zeros around the image in pixels: characters touch their border, and half a patch of it is worth a point of
-    accuracy on digits. Coates & Ng: 0."""
-    atoms: Count = 128
-    penalty: Annotated[float, Field(gt=0)] = 0.15
-    """Lambda of 1/2 ||y - D z||^2 + lambda ||z||_1 at ||y|| = 1; half of the lecture's, whose energy has no 1/2."""
     signals: Count = 60000
     """Patches the dictionary learns from."""
     batch: Count = 512
     """Signals of one dictionary update."""
-    features: Literal["threshold", "lasso", "lista"] = "threshold"
-    """What is pooled into features: soft threshold of D'x (Coates & Ng 2011), the lasso's code, or LISTA's."""
-    threshold: Annotated[float, Field(ge=0)] = 0.25
-    pool: Count = 2
-    """Cells on a side over which the codes are summed; not for an encoder's features."""
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
-    """Duality gap at which a code counts as solved (||y|| = 1)."""
-    lista: LISTA = LISTA()
+    whitening: Positive = 0.1
+    """Added to the eigenvalues of the signals' covariance before ZCA divides by their roots (Coates & Ng 2011)."""
+    whitening_signals: Count = 65536
+    """Signals at most from which whitening is estimated."""
     lista_steps: Annotated[int, Field(ge=0)] = 400
     """Training steps of LISTA; 0: none."""
+    lista_batch: Count = 256
+    """Signals of one step of LISTA's training."""
+    lista_lr: Positive = 1e-2
+    """Of Adam. At 400 steps on digits the best of 1e-3 to 3e-2 for 3 layers."""
+    lista_clip: Annotated[float, Field(ge=0)] = 0.3
+    """Largest norm of LISTA's gradient; 0: not clipped. It keeps 7 layers from running away."""
+    held_out: Count = 2048
+    """Signals of the test split, at most, on which codes are measured and drawn."""
+    curve_steps: Count = 50
+    """Steps of ISTA and of FISTA whose energies are drawn."""
+    log_steps: Count = 10
+    """Dictionary updates between two points of its curve."""
+    save_steps: Count = 200
+    """Dictionary updates between two checkpoints."""
 
 
 TAKEN = ("raw_pixels", "random", "features", "scores", "sheets", "projector")

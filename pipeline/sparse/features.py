@@ -1,38 +1,49 @@
 """Features from sparse codes (Coates & Ng 2011): patches, contrast, whitening, codes, signs apart, sums over cells."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.settings.stages import Codes
+from pipeline.settings.sparse import Coding
 from pipeline.sparse import solvers
 from pipeline.sparse.lista import LISTA
 
-CONTRAST = 10 / 255**2  # added to a patch's variance; Coates' 10 is for pixels of 0 to 255
-WHITEN = 0.1  # added to the eigenvalues of the patches' covariance, after the contrast is normalised
 CACHED, HELD = 1 << 21, 1 << 25  # numbers of one map at a time: what a CPU's cache holds, and what memory does
 
 
-def normalise(patches: Tensor) -> Tensor:
-    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + CONTRAST), each with its own; over p - 1."""
+def normalise(patches: Tensor, contrast: float) -> Tensor:
+    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + contrast / 255^2), each with its own mean and
+    variance, the latter over p - 1."""
     variance, mean = torch.var_mean(patches, 1, keepdim=True)
-    return (patches - mean) / (variance + CONTRAST).sqrt()
-
-
-def whitening(signals: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [p] and ZCA matrix V (L + WHITEN)^-1/2 V' [p, p] of signals [N, p], in float64."""
-    x = signals.double()
-    mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / max(1, len(x) - 1))
-    return mean, (vectors / (values.clamp_min(0) + WHITEN).sqrt()) @ vectors.T
+    return (patches - mean) / (variance + contrast / 255**2).sqrt()
 
 
 def unit(signals: Tensor) -> tuple[Tensor, Tensor]:
     """Signals [N, p] to norm 1, and their norms [N, 1]; zeros stay."""
     norm = signals.norm(dim=1, keepdim=True)
     return signals / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm
+
+
+class Whitening(NamedTuple):
+    """Signals are centred by ``mean`` [p] and turned by ``zca`` [p, p]."""
+
+    mean: Tensor
+    zca: Tensor
+
+    def __call__(self, signals: Tensor) -> Tensor:
+        """Signals [N, p], whitened and scaled to norm 1."""
+        return unit((signals - self.mean.to(signals)) @ self.zca.to(signals))[0]
+
+
+def whitening(signals: Tensor, ridge: float) -> Whitening:
+    """Mean [p] and ZCA matrix V (L + ridge)^-1/2 V' [p, p] of signals [N, p], in float64."""
+    x = signals.double()
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / max(1, len(x) - 1))
+    return Whitening(mean, (vectors / (values.clamp_min(0) + ridge).sqrt()) @ vectors.T)
 
 
 class Coder(nn.Module):
@@ -46,7 +57,7 @@ class Coder(nn.Module):
     zca: Tensor
     dictionary: Tensor
 
-    def __init__(self, settings: Codes, mean: Tensor, zca: Tensor, dictionary: Tensor):
+    def __init__(self, settings: Coding, mean: Tensor, zca: Tensor, dictionary: Tensor):
         super().__init__()
         for name, value in (("mean", mean), ("zca", zca), ("dictionary", dictionary)):
             self.register_buffer(name, value.detach().float().clone())
@@ -80,9 +91,9 @@ def split(codes: Tensor) -> Tensor:
     return torch.cat([codes.clamp_min(0), (-codes).clamp_min(0)], -1)
 
 
-def patches(images: Tensor, side: int, pad: int) -> Tensor:
+def patches(images: Tensor, side: int, pad: int, contrast: float) -> Tensor:
     """All patches of images [B, C, H, W] in [0, 1], contrast normalised -> [B positions, C side^2], row by row."""
-    return normalise(F.unfold(images, side, padding=pad).transpose(1, 2).flatten(0, 1))
+    return normalise(F.unfold(images, side, padding=pad).transpose(1, 2).flatten(0, 1), contrast)
 
 
 class SparseFeatures(nn.Module):
@@ -114,7 +125,7 @@ class SparseFeatures(nn.Module):
         """Codes of every patch, as maps [B, k, h, w]."""
         size, pad = self.settings.patch, self.settings.pad
         height, width = (side + 2 * pad - size + 1 for side in images.shape[-2:])
-        z = self.coder(patches(images, size, pad))
+        z = self.coder(patches(images, size, pad, self.settings.contrast))
         return z.view(len(images), height, width, -1).permute(0, 3, 1, 2)
 
     def _responses(self, images: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ class SparseFeatures(nn.Module):
         box = images.new_ones(1, channels, size, size) / p
         mean = F.conv2d(images, box)
         variance = (F.conv2d(images.square(), box) - mean.square()).clamp_min(0) * (p / (p - 1))
-        maps = F.conv2d(images, kernels) / (variance + CONTRAST).sqrt() - bias.view(-1, 1, 1)
+        maps = F.conv2d(images, kernels) / (variance + self.settings.contrast / 255**2).sqrt() - bias.view(-1, 1, 1)
         return solvers.soft_threshold(maps, self.settings.threshold)
 
 
@@ -154,6 +165,6 @@ class CodedFeatures(nn.Module):
         return split(self.coder(self.encoder((images * 255).round())))
 
 
-def blank(settings: Codes, size: int) -> Coder:
+def blank(settings: Coding, size: int) -> Coder:
     """A coder of signals of ``size`` numbers whose tensors are yet to be loaded."""
     return Coder(settings, torch.zeros(size), torch.eye(size), torch.eye(size, settings.atoms))

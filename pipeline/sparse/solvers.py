@@ -9,6 +9,7 @@ Three solvers: ISTA and FISTA (Beck & Teboulle 2009) on batches, for GPUs and as
 working sets, one signal at a time, for CPUs: what it returns for a signal depends on that signal alone, to the bit.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib.util import find_spec
@@ -118,6 +119,18 @@ def advance(at: Iterate, gram: Tensor, q: Tensor, penalty: float, step: Tensor, 
     weight = (t - 1) / after
     # c is affine in z, so that of x needs no product of its own.
     return Iterate(z, c, z + weight * (z - at.z), c + weight * (c - at.c), after)
+
+
+def iterates(
+    signals: Tensor, dictionary: Tensor, penalty: float, steps: int, momentum: bool
+) -> Iterator[Tensor]:
+    """The codes [N, k] after 0 to ``steps`` steps of ISTA, or of FISTA with ``momentum``."""
+    gram, q, step = dictionary.T @ dictionary, signals @ dictionary, 1 / curvature(dictionary)
+    at = begin(q)
+    yield at.z
+    for _ in range(steps):
+        at = advance(at, gram, q, penalty, step, momentum)
+        yield at.z
 
 
 def _descent(
