@@ -72,7 +72,7 @@ def traffic(name: str, settings: MoCo | PIRL) -> list[list[object]]:
     memory = sum(b.numel() * b.element_size() for n, b in objective.named_buffers() if n in bank)
     held = sum(t.numel() * t.element_size() for n, t in objective.state_dict().items() if n not in bank)
     dim = settings.head.dim
-    rows = [
+    rows: list[list[object]] = [
         [f"{name}: all-reduce of gradients", f"{2 * (RANKS - 1) / RANKS * 4 * trained / 1e6:.0f} MB", "2 (W-1)/W 4P"],
         [f"{name}: gather of rows and ids", f"{BATCH * (4 * dim + 8) / 1e6:.1f} MB", "B (4d + 8)"],
         [f"{name}: checkpoint", f"{(held + 4 * trained) / 1e6:.0f} MB", "weights, statistics, queue, momentum: 4P"],

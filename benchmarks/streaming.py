@@ -12,7 +12,8 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-import webdataset
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
@@ -68,7 +69,7 @@ def limit(files: list[tuple[int, list[int], list[int]]]) -> int:
 
 def webdataset_stream(folder: Path, shuffle: int = 0) -> int:
     """The same images by webdataset, in the order of the tars, or from a buffer -> bytes."""
-    data = webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
+    data = WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
     if shuffle:
         data = data.shuffle(shuffle)
     return sum(len(sample["jpg"]) for sample in data)
@@ -113,7 +114,7 @@ def shard_size() -> dict:
     """Bytes a CIFAR image takes in a tar, with the same jpg and cls members."""
     with packed(need("cifar10"), 2000, 2000) as folder, tempfile.TemporaryDirectory() as place:
         shards = Shards.open(folder)
-        with webdataset.TarWriter(f"{place}/x.tar") as sink:
+        with TarWriter(f"{place}/x.tar") as sink:
             for i in range(shards.n):
                 sink.write({"__key__": shards.key(i), "jpg": read(shards, i), "cls": str(shards.labels[i])})
         mine, theirs = int(shards.shards["bytes"].sum()) / shards.n, Path(place, "x.tar").stat().st_size / shards.n
