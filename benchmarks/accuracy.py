@@ -181,7 +181,7 @@ def job(name: str, row: str, seed: int, shards: Path, out: Path) -> None:
 def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str, float]]:
     """Every row of a seed, and PIRL's along its epochs: the numbers of the probe by name."""
     chosen = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
-    data, world, root = scores.load(chosen, seed, shards), World(2), out / name / str(seed)
+    data, world, root = scores.load(chosen, seed, shards), World(1), out / name / str(seed)
     rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in OURS + PEERS}
     for at in sorted((root / "pirl/snapshots").glob("[0-9]*")):
         rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
@@ -202,7 +202,7 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
 
 def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float, float]:
     """Accuracy of the linear probe on validation at the best penalty, with all labels and with ten a class."""
-    chosen, world = Probe(data="shards", encoders=("pirl",), train_examples=IMAGES), World(2)
+    chosen, world = Probe(data="shards", encoders=("pirl",), train_examples=IMAGES), World(1)
     data, encoder = scores.load(chosen, seed, shards), encoders.load(folder)
     x = features(encoder, Pictures(data.train, encoder.image.side, IMAGES), world.device)
     y, count = torch.from_numpy(data.y), len(data.names)
@@ -214,7 +214,7 @@ def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float,
 
 def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
     """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
-    chosen, world, root = settings(name, "pirl"), World(2), out / name / str(seed) / "pirl"
+    chosen, world, root = settings(name, "pirl"), World(1), out / name / str(seed) / "pirl"
     objective, loader, _ = pretrain.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
     step, epoch, (loaded,) = next(iter(loader.steps(0)))
     batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)

@@ -1,6 +1,5 @@
 """Reading shards, their size, and planning an epoch; beside webdataset on the same tars, and MosaicML's shuffle."""
 
-import json
 import os
 import tempfile
 import time
@@ -17,10 +16,10 @@ from webdataset.writer import TarWriter
 
 from benchmarks.data import need
 from benchmarks.rounds import compare, rounds
-from pipeline import keyed
+from pipeline import files, keyed
 from pipeline.data.loader import PLANNED
 from pipeline.data.order import Sampler
-from pipeline.data.pack import describe, split_table, store, write
+from pipeline.data.pack import describe, split_table, write
 from pipeline.data.reader import read, read_many
 from pipeline.data.shards import MANIFEST, Shards, shard_table, table_bytes
 from pipeline.data.sources import open_source
@@ -42,7 +41,7 @@ def packed(folder: Path, count: int, shard_images: int) -> Iterator[Path]:
         items = [found.items[i] for i in chosen]
         entry, stats = write("train", items, settings, out, pool, [], World())
         splits = {"train": entry, "test": split_table(out, "test", [])}
-        store(out / MANIFEST, json.dumps(describe(found.classes, splits, {"train": stats}, 0)).encode())
+        files.write_json(out / MANIFEST, describe(found.classes, splits, {"train": stats}, 0))
         yield out
 
 
@@ -62,9 +61,9 @@ def one_by_one(shards: Shards, order: Sampler) -> int:
     return sum(len(read(shards, sample)) for sample in ids)
 
 
-def limit(files: list[tuple[int, list[int], list[int]]]) -> int:
+def limit(handles: list[tuple[int, list[int], list[int]]]) -> int:
     """What any reader in Python is bounded by: the calls and the copies alone, no order, no checks."""
-    return sum(sum(map(len, map(os.pread, repeat(fd), sizes, offsets))) for fd, sizes, offsets in files)
+    return sum(sum(map(len, map(os.pread, repeat(fd), sizes, offsets))) for fd, sizes, offsets in handles)
 
 
 def webdataset_stream(folder: Path, shuffle: int = 0) -> int:
@@ -80,18 +79,18 @@ def reading(source: Path, count: int, shard_images: int, at_once: int) -> dict:
         shards = Shards.open(folder)
         anywhere, window = Sampler(shards.counts, 0), Sampler(shards.counts, 0, 4)
         best = f"ours, {at_once} a call, four shards at a time"
-        files = []
+        handles = []
         for k in range(len(shards.counts)):
             rows = shards.table(k)
             handle = os.open(folder / shards.name(k), os.O_RDONLY)
-            files.append((handle, rows["size"].tolist(), rows["offset"].tolist()))
+            handles.append((handle, rows["size"].tolist(), rows["offset"].tolist()))
         work = {
             best: lambda: ours(shards, window, at_once),
             f"ours, {at_once} a call": lambda: ours(shards, anywhere, at_once),
             "ours, a batch of 256 a call": lambda: ours(shards, anywhere, BATCH),
             "ours, a batch of 256, four shards at a time": lambda: ours(shards, window, BATCH),
             "ours, image by image": lambda: one_by_one(shards, anywhere),
-            "pread alone, front to back, no order, no checks": lambda: limit(files),
+            "pread alone, front to back, no order, no checks": lambda: limit(handles),
             "webdataset": lambda: webdataset_stream(folder),
             "webdataset, shuffle(1000)": lambda: webdataset_stream(folder, 1000),
         }
