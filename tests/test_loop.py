@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import Stopped
 from pipeline.nets.norm import BatchNorm
-from pipeline.objectives.base import Objective, Step
+from pipeline.objectives.base import Objective, ParameterGroup, Step
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import SGD
-from pipeline.training import loop, monitor
+from pipeline.training import checkpoint, loop, monitor
+from pipeline.world import World
 from tests.cases import random
 
 PER_EPOCH, EPOCHS, BATCH = 5, 4, 6
 TOTAL = PER_EPOCH * EPOCHS
+FROZEN = 7
 
 
 class Regression(Objective):
@@ -48,6 +51,18 @@ class Regression(Objective):
         return self.net
 
 
+class Grouped(Regression):
+    """Its batch norm learns at a tenth of the rate and undecayed, its bias from step FROZEN on."""
+
+    def parameter_groups(self):
+        norm, linear = self.net
+        return [
+            ParameterGroup([linear.weight]),
+            ParameterGroup(list(norm.parameters()), lr_scale=0.1, weight_decay=0.0),
+            ParameterGroup([linear.bias], frozen_steps=FROZEN),
+        ]
+
+
 def inputs(step: int) -> torch.Tensor:
     return random(BATCH, 3, seed=f"step {step}")
 
@@ -71,30 +86,43 @@ def rate(step: int, peak: float) -> float:
     return peak * (1 + math.cos(math.pi * (step - PER_EPOCH) / (TOTAL - PER_EPOCH))) / 2
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.1])
-def test_a_training_by_hand(limit, tmp_path, world):
-    """Schedule, clipping, step, then commit, and the average that is exported, batch norm's statistics and all."""
-    peak, decay = 0.02, 0.9
-    settings = Pretrain(
-        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, clip=limit, ema=decay, snapshots=0, log_steps=1,
-        precision="fp64", optimiser=SGD(lr=peak, reference_batch=0, weight_decay=0.01),
+PEAK, DECAY = 0.02, 0.9
+
+
+def settings(limit: float) -> Pretrain:
+    return Pretrain(
+        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, clip=limit, ema=DECAY, snapshots=0, log_steps=1,
+        precision="fp64", optimiser=SGD(lr=PEAK, reference_batch=0, weight_decay=0.01),
     )  # fmt: skip
-    ours, exported = Regression(), []
+
+
+@pytest.mark.parametrize("made", [Regression, Grouped])
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_a_training_by_hand(limit, made, tmp_path, world):
+    """Schedule, clipping, step, then commit, and the average that is exported, batch norm's statistics and all; where
+    the objective groups its parameters, each group as it is told."""
+    grouped = made is Grouped
+    ours, exported = made(), []
     loop.train(
-        ours, Stream(), settings, total=TOTAL, seed=0, out=tmp_path, world=world,
+        ours, Stream(), settings(limit), total=TOTAL, seed=0, out=tmp_path, world=world,
         export=lambda encoder, _: exported.append({k: v.clone() for k, v in encoder.state_dict().items()}),
     )  # fmt: skip
 
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
     net.load_state_dict(Regression().net.state_dict())
     average = {k: v.clone() for k, v in net.state_dict().items()}
-    optimiser = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=0.01)
+    scale, others = (0.1, 0.0) if grouped else (1.0, 0.01)
+    groups = [{"params": net[1].parameters()}, {"params": net[0].parameters(), "weight_decay": others}]
+    optimiser = torch.optim.SGD(groups, momentum=0.9, weight_decay=0.01)
     clipped = 0
     for step in range(TOTAL):
-        optimiser.param_groups[0]["lr"] = rate(step, peak)
+        for group, factor in zip(optimiser.param_groups, (1.0, scale), strict=True):
+            group["lr"] = factor * rate(step, PEAK)
         x = inputs(step)
         optimiser.zero_grad()
         (net(x)[:, 0] - 3 * x.sum(1)).square().mean().backward()
+        if grouped and step < FROZEN:
+            net[1].bias.grad = None
         if limit:
             clipped += bool(nn.utils.clip_grad_norm_(net.parameters(), limit) > limit)
         optimiser.step()
@@ -104,12 +132,33 @@ def test_a_training_by_hand(limit, tmp_path, world):
         assert progress == pytest.approx((step + 1) / TOTAL)
         for name, value in net.state_dict().items():
             learned = name in dict(net.named_parameters())
-            average[name] = decay * average[name] + (1 - decay) * value if learned else value.clone()
+            average[name] = DECAY * average[name] + (1 - DECAY) * value if learned else value.clone()
     assert (clipped == TOTAL) == bool(limit)  # the limit binds
+    bias = torch.stack([weights[3] for _, _, weights, _ in ours.committed])
+    assert (bias[0] == bias[: FROZEN if grouped else 1]).all() and (bias[0] != bias[FROZEN:]).all()
     assert ours.given == [(s, s // PER_EPOCH, s / TOTAL) for s in range(TOTAL)]
     for name, value in exported[-1].items():
         torch.testing.assert_close(value, average[name], rtol=1e-9, atol=1e-12, msg=name)
     assert not torch.equal(average["0.running_mean"], torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("cut", [FROZEN - 3, FROZEN + 3])
+def test_groups_go_on_bit_for_bit(cut, tmp_path):
+    """Stopped while a group is frozen, or after."""
+
+    def run(name: str, stop: int) -> None:
+        asked = iter(range(TOTAL))
+        loop.train(
+            Grouped(), Stream(), settings(0.1), total=TOTAL, seed=0, out=tmp_path / name,
+            world=World(stop=lambda: next(asked) == stop), export=lambda *_: None,
+        )  # fmt: skip
+
+    run("whole", TOTAL)
+    with pytest.raises(Stopped):
+        run("parts", cut)
+    run("parts", TOTAL)
+    (whole, _), (parts, _) = (checkpoint.newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert set(whole) == set(parts) and [k for k in whole if not torch.equal(whole[k], parts[k])] == []
 
 
 def test_what_is_logged_of_a_step(world):

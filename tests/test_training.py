@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError, NoProgressError, Stopped
+from pipeline.objectives.base import Objective, ParameterGroup
 from pipeline.settings.nets import CNN, Norm, ResNet
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Head, MoCo, SimCLR
 from pipeline.settings.stages import Generate, Pretrain
@@ -92,12 +93,19 @@ def test_compiled_it_learns_the_same_and_goes_on_bit_for_bit(digits, tmp_path, m
         train("moco", digits, tmp_path / "none", compile=True, **changes)
 
 
+def objective_of(module: torch.nn.Module) -> Objective:
+    """One that trains the module's parameters alike."""
+    objective = Objective()
+    objective.net = module
+    return objective
+
+
 def test_lars_by_hand():
     """One matrix and one bias, two steps, as in MoCo v3's code."""
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2).double()
     settings = stage("moco", optimiser=LARS(lr=0.5, reference_batch=0, weight_decay=0.1))[1]
-    optimiser = optim.build(module, settings)
+    optimiser = optim.build(objective_of(module), settings)
     w, b = module.weight.detach().clone(), module.bias.detach().clone()
     v, u = torch.zeros_like(w), torch.zeros_like(b)
     for _ in range(2):
@@ -125,7 +133,7 @@ def test_optimisers_are_torchs(chosen, peer):
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     settings = stage("moco", optimiser=chosen)[1]
-    one = optim.build(ours, settings)
+    one = optim.build(objective_of(ours), settings)
     other = (torch.optim.SGD if chosen.kind == "sgd" else torch.optim.AdamW)(theirs.parameters(), **peer)
     for step in range(4):
         for module, optimiser in ((ours, one), (theirs, other)):
@@ -133,7 +141,7 @@ def test_optimisers_are_torchs(chosen, peer):
             optimiser.step()
             optimiser.zero_grad()
         if step == 1:
-            again = optim.build(ours, settings)
+            again = optim.build(objective_of(ours), settings)
             checkpoint.unpack_optimiser(again, *checkpoint.pack_optimiser(one))
             one = again
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
@@ -232,6 +240,16 @@ def test_biases_and_norms_are_decayed_if_so_set(kind, norms):
     for name, p in module.named_parameters():
         torch.nn.init.constant_(p, 2.0)
         before[name], p.grad = p.detach().clone(), torch.zeros_like(p)
-    optim.build(module, stage("moco", optimiser=kind(lr=0.1, weight_decay=0.5, decay_norms=norms))[1]).step()
+    settings = stage("moco", optimiser=kind(lr=0.1, weight_decay=0.5, decay_norms=norms))[1]
+    optim.build(objective_of(module), settings).step()
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
     assert moved == ({"0.weight", "0.bias", "1.weight", "1.bias"} if norms else {"0.weight"})
+
+
+@pytest.mark.parametrize("names", [("weight",), ("weight", "bias", "bias")])
+def test_a_parameter_in_no_group_or_in_two_is_named(names):
+    module = torch.nn.Linear(3, 2)
+    objective = objective_of(module)
+    objective.parameter_groups = lambda: [ParameterGroup([getattr(module, n)]) for n in names]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"Objective.parameter_groups: net.bias: each parameter that trains"):
+        optim.build(objective, stage("moco")[1])

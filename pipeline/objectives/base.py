@@ -100,6 +100,17 @@ class Sign(NamedTuple):
     patience_steps: int = PATIENCE_STEPS
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike: with ``lr_scale`` times the learning rate, with a ``weight_decay`` of their
+    own where it is given, and left as they are in the first ``frozen_steps``."""
+
+    params: list[nn.Parameter]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    frozen_steps: int = 0
+
+
 class Objective(nn.Module):
     """``embed`` works sample by sample; ``score`` may look at the whole batch and at memory. Neither changes state,
     but for batch norm's running statistics. Every constructor takes (settings, setup)."""
@@ -133,6 +144,10 @@ class Objective(nn.Module):
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         """Once after each applied optimiser step, with the pending rows of the whole global batch; ``progress``: share
         of training that is then done."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """How its parameters are trained: by default all alike. Each parameter that trains is in one group."""
+        return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """Scalars by tag, 0-d, of a step that is logged, after its commit: what is too dear for every step, or is a

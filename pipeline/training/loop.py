@@ -95,6 +95,7 @@ def train(
         batches = [batch(x, settings, step, epoch, seed, step / total) for x in micro_batches]
         with precision(settings, world):
             result = gradients.backward(now.model, objective, batches)
+        optim.drop_frozen(now.optimiser, step)
         norm = gradients.clip(objective, settings.clip)
         finite.note(step, result.loss, norm)
         now.optimiser.step()
@@ -110,8 +111,7 @@ def train(
                 last = monitor.step_scalars(objective, result, batches[0], norm, rate, world)
             finite.check()
             if saving and evaluate is not None:
-                encoder = now.encoder()
-                last |= evaluate(encoder) if world.main else {}
+                last |= evaluation(now, evaluate, world)
             board.scalars(done, last)
             board.timings(done, throughput.read(done))
             if world.main:
@@ -160,6 +160,12 @@ def precision(settings: Training, world: World) -> torch.autocast:
     if settings.compile == "graphs":
         torch.compiler.cudagraph_mark_step_begin()
     return torch.autocast(world.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def evaluation(now: state.State, evaluate: Callable[[nn.Module], dict[str, float]], world: World) -> dict[str, float]:
+    """Scalars of the encoder as it would be exported, on rank 0. Called on all ranks together."""
+    encoder = now.encoder()
+    return evaluate(encoder) if world.main else {}
 
 
 def snapshot_steps(total: int, count: int) -> set[int]:

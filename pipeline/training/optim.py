@@ -2,13 +2,14 @@
 
 import inspect
 import math
+from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
 
+from pipeline.objectives.base import Objective, ParameterGroup
 from pipeline.settings.training import LARS as LARSSettings
-from pipeline.settings.training import SGD, Training
+from pipeline.settings.training import SGD, Optimiser, Training
 from pipeline.training import sharded
 
 
@@ -43,27 +44,44 @@ class LARS(torch.optim.Optimizer):
                 p.add_(velocity, alpha=-group["lr"])
 
 
-def build(objective: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """SGD, LARS or AdamW over the parameters that train; biases and norms (one dimension or less) undecayed if so
-    set, and always under LARS."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    chosen = settings.optimiser
-    spared = isinstance(chosen, LARSSettings) or not chosen.decay_norms
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1 or not spared], "weight_decay": chosen.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1 and spared], "weight_decay": 0.0},
-    ]
-    if isinstance(chosen, LARSSettings):
-        groups[1]["adapt"] = False
-    groups = [g for g in groups if g["params"]]
-    lr = settings.peak_lr()
-    # On a CPU fused steps gain nothing, and torch has none for shards.
-    fused = trained[0].is_cuda and not sharded.is_sharded(trained[0])
+def build(objective: Objective, settings: Training) -> torch.optim.Optimizer:
+    """SGD, LARS or AdamW over the objective's parameter groups; biases and norms (one dimension or less) are not
+    decayed if so set, and never under LARS."""
+    chosen, lr = settings.optimiser, settings.peak_lr()
+    groups = [half for group in checked_groups(objective) for half in split(group, chosen) if half["params"]]
+    first = groups[0]["params"][0]
+    fused = first.is_cuda and not sharded.is_sharded(first)  # on a CPU it gains nothing, and torch has none for shards
     if isinstance(chosen, LARSSettings):
         return eager(LARS)(groups, lr, chosen.momentum, chosen.trust_coefficient)
     if isinstance(chosen, SGD):
         return eager(torch.optim.SGD)(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused)
     return eager(torch.optim.AdamW)(groups, lr=lr, fused=fused)
+
+
+def checked_groups(objective: Objective) -> list[ParameterGroup]:
+    """The objective's parameter groups. Raises ValueError where one that trains is not in exactly one of them."""
+    groups = objective.parameter_groups()
+    counts = Counter(id(p) for group in groups for p in group.params)
+    wrong = [name for name, p in objective.named_parameters() if counts[id(p)] != p.requires_grad]
+    if wrong:
+        raise ValueError(
+            f"{type(objective).__name__}.parameter_groups: {', '.join(wrong)}: each parameter that trains has to be "
+            f"in one group, and no other in any"
+        )
+    return groups
+
+
+def split(group: ParameterGroup, chosen: Optimiser) -> list[dict[str, Any]]:
+    """A group as two of torch's: what is decayed, and the biases and norms if those are not."""
+    lars = isinstance(chosen, LARSSettings)
+    spare = lars or not chosen.decay_norms
+    decay = chosen.weight_decay if group.weight_decay is None else group.weight_decay
+    common = {"lr_scale": group.lr_scale, "frozen_steps": group.frozen_steps}
+    biases = common | {"params": [p for p in group.params if p.ndim <= 1 and spare], "weight_decay": 0.0}
+    return [
+        common | {"params": [p for p in group.params if p.ndim > 1 or not spare], "weight_decay": decay},
+        biases | ({"adapt": False} if lars else {}),
+    ]
 
 
 def eager(kind: Any) -> Any:
@@ -77,11 +95,19 @@ def eager(kind: Any) -> Any:
 def set_rate(
     optimiser: torch.optim.Optimizer, settings: Training, step: int, total: int, steps_per_epoch: int
 ) -> float:
-    """Gives the optimiser the learning rate of a step, which it returns."""
+    """Gives every group its learning rate of a step; returns the one that they are scaled from."""
     lr = rate(settings, step, total, steps_per_epoch)
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     return lr
+
+
+def drop_frozen(optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Drops the gradients of the groups that are frozen in a step: neither weights nor moments move by them."""
+    for group in optimiser.param_groups:
+        if step < group["frozen_steps"]:
+            for p in group["params"]:
+                p.grad = None
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:
