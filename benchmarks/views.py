@@ -127,7 +127,7 @@ def feed(side: int) -> dict:
         batch, steps = (32, 24) if side == 224 else (256, 60)
 
         def make() -> Loader:
-            return Loader(shards, transform, batch=batch, seed=0, total_steps=steps, held=0)
+            return Loader(shards, transform, batch=batch, seed=0, total_steps=steps, memory=0)
 
         rates, shares, waits = [], [], []
         for _ in range(3):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.loader import images
+from pipeline.data.images import images
 from pipeline.data.patches import Patches
 from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError, Stopped
@@ -204,12 +204,11 @@ def test_patches_are_each_patch_once_in_an_order_of_the_seed(digits):
     assert not torch.equal(Patches(shards, 8, 4, 1, seed=4).take(index[:100]), twice[:100])
 
 
-def test_sets_too_large_to_hold_give_the_same_patches(digits, monkeypatch):
+def test_sets_too_large_to_hold_give_the_same_patches(digits):
     shards = Shards.open(digits, "test")
     held = Patches(shards, 8, 5, 2, seed=0)
-    monkeypatch.setattr("pipeline.data.patches.HELD", 0)
-    read = Patches(shards, 8, 5, 2, seed=0)
-    assert held.held is not None and read.held is None
+    read = Patches(shards, 8, 5, 2, seed=0, memory=0)
+    assert held.images.kept and not read.images.kept
     assert torch.equal(held.take(np.arange(300)), read.take(np.arange(300)))
 
 

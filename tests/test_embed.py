@@ -14,7 +14,7 @@ from PIL import Image as Picture
 from pyarrow import parquet
 
 from pipeline import cli
-from pipeline.data.loader import images
+from pipeline.data.images import images
 from pipeline.data.shards import Shards
 from pipeline.data.sources import png
 from pipeline.evaluation import embed, encoders

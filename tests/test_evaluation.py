@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from pipeline import objectives
-from pipeline.data.loader import centre, images
+from pipeline.data.images import SquareImages, centre, images
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import encoders, figures, knn, linear, online, quality
-from pipeline.evaluation.features import Pictures, features
+from pipeline.evaluation.features import features
 from pipeline.evaluation.lbfgs import minimise
 from pipeline.image import Image
 from pipeline.nets import trunks
@@ -470,29 +470,27 @@ class Counted(nn.Module):
 
 
 def test_features_are_in_order_kept_and_reused(digits, tmp_path):
-    from pipeline.data.loader import images
+    from pipeline.data.images import images
     from pipeline.data.shards import Shards
 
     shards, encoder, keep = Shards.open(digits, "test"), Counted(), tmp_path / "a" / "x.safetensors"
-    pictures, device = Pictures(shards, 8), torch.device("cpu")
+    pictures, device = SquareImages(shards, 8), torch.device("cpu")
     rows = features(encoder, pictures, device, keep)
     assert torch.equal(rows, images(shards, np.arange(shards.n), 8).flatten(1).float())
     assert torch.equal(features(encoder, pictures, device, keep), rows) and encoder.seen == shards.n
     keep.write_bytes(keep.read_bytes()[:-100])  # cut: computed again
     assert torch.equal(features(encoder, pictures, device, keep), rows) and encoder.seen == 2 * shards.n
-    few = Pictures(shards, 8, 10)
+    few = SquareImages(shards, 8, np.arange(10))
     assert torch.equal(features(encoder, few, device), rows[:10])
 
 
-def test_pictures_that_do_not_fit_are_the_same(digits, monkeypatch):
+def test_pictures_that_do_not_fit_are_the_same(digits):
     from pipeline.data.shards import Shards
-    from pipeline.evaluation import features as module
 
     shards = Shards.open(digits, "test")
-    held = torch.cat(list(Pictures(shards, 8).batches()))
-    monkeypatch.setattr(module, "HELD", 0)
-    loose = Pictures(shards, 8)
-    assert loose.held is None and torch.equal(torch.cat(list(loose.batches())), held)
+    held = torch.cat(list(SquareImages(shards, 8).batches(128)))
+    loose = SquareImages(shards, 8, memory=0)
+    assert not loose.kept and torch.equal(torch.cat(list(loose.batches(128))), held)
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

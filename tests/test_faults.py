@@ -20,7 +20,8 @@ from PIL import Image
 from pipeline import cli
 from pipeline.data import faults, reader
 from pipeline.data.faults import FORGIVEN, BadSampleLog, await_batch, fault
-from pipeline.data.loader import Loader, images
+from pipeline.data.images import images
+from pipeline.data.loader import Loader
 from pipeline.data.pack import examine
 from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.shards import Shards, fingerprint
@@ -357,7 +358,7 @@ def test_a_replacement_is_seen_as_itself(held, tmp_path, world):
     pixels = images(shards, np.arange(60), 24)
     for sample in (3, 41, 50):
         damage(tmp_path / "set", sample)
-    source = loader(tmp_path / "set", bad_samples=tmp_path / "bad.jsonl", held=held)
+    source = loader(tmp_path / "set", bad_samples=tmp_path / "bad.jsonl", memory=held)
     seen = 0
     for _, epoch, (taken,) in source.steps(0):
         for i, sample in enumerate(taken.ids.tolist()):

@@ -283,6 +283,7 @@ def test_the_first_step_that_was_not_finite_is_named(which):
 
 
 def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
+    from pipeline.data import images
     from pipeline.data.shards import Shards
     from pipeline.errors import DataError
     from pipeline.evaluation import online
@@ -296,13 +297,13 @@ def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     assert read is not None
     found = read(trunk)
     assert found == read(trunk) and found["learn/online_images"] == 300 and trunk.training
-    monkeypatch.setattr(online, "HELD", 0)
+    monkeypatch.setattr(online, "MEMORY", 0)
     assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == found
 
     def broken(*_):
         raise DataError("shard 0: torn")
 
-    monkeypatch.setattr(online, "images", broken)
+    monkeypatch.setattr(images, "images", broken)
     assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == {}
     assert "not evaluated while it trains: shard 0: torn" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image as Picture
 from PIL import ImageOps, TiffImagePlugin
 
-from pipeline.data.loader import images
+from pipeline.data.images import images
 from pipeline.data.shards import Shards
 from pipeline.settings.stages import Pack
 from pipeline.stages import pack

@@ -112,7 +112,7 @@ def test_accumulation_cuts_the_same_batch(photographs):
 @pytest.mark.parametrize("views", [CifarViews(), CifarViews(small=SmallCrops(size=16, count=3)), PirlViews()])
 def test_images_held_in_memory_give_the_same_pixels(tiny, views):
     inputs = JIGSAW if isinstance(views, PirlViews) else TWO
-    streaming, held = loader(tiny, inputs, views, held=0), loader(tiny, inputs, views)
+    streaming, held = loader(tiny, inputs, views, memory=0), loader(tiny, inputs, views)
     assert digest([run(streaming)]) == digest([run(held)])
     assert streaming.decoded is None and held.decoded is not None
 

@@ -22,17 +22,16 @@ from torch import Tensor
 from pipeline import launcher
 from pipeline.data import order
 from pipeline.data.faults import ATTEMPTS, BadSampleLog, Fault, await_batch, fault
+from pipeline.data.images import MEMORY, DecodedImages, fits, pixels
 from pipeline.data.pinned import PinnedBuffers
 from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
-from pipeline.views.decode import Scratch, TooSmall, decode
+from pipeline.views.decode import Scratch
 from pipeline.views.transforms import ViewTransform
 
 T = TypeVar("T")
 
-HELD = 1 << 30
-"""Bytes of decoded images kept in memory; a set that is larger, or of several sizes, is decoded again each epoch."""
 AHEAD = 3
 """Micro-batches prepared beyond the one in use."""
 PLANNED = 4096
@@ -47,13 +46,6 @@ class MicroBatch(NamedTuple):
 
     views: tuple[Tensor, ...]
     ids: Tensor
-
-
-class DecodedImages(NamedTuple):
-    """All images, uint8 [n, H, W, C], and which of them could not be read, bool [n]."""
-
-    images: Tensor
-    broken: np.ndarray
 
 
 class Part(NamedTuple):
@@ -101,7 +93,7 @@ class Loader:
         window: int | None = None,
         bad_samples: Path | None = None,
         max_bad_share: float = 0.001,
-        held: int = HELD,
+        memory: int = MEMORY,
     ):
         self.shards, self.transform, self.seed, self.total = shards, transform, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
@@ -118,7 +110,7 @@ class Loader:
         self.buffers = PinnedBuffers(self.device)
         self.finisher = ThreadPoolExecutor(1, "finish")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.most = held
+        self.memory = memory
         self.decoded: DecodedImages | None = None
 
     def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
@@ -274,11 +266,8 @@ class Loader:
         if isinstance(data, BadSample):
             raise data
         read_at = time.perf_counter()
-        try:
-            about = self.transform.image
-            image = decode(data, about.channels, self._own("pixels", Scratch), about.exif_orientation)
-        except ValueError as error:
-            raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
+        about = self.transform.image
+        image = pixels(data, about.channels, about.exif_orientation, self._own("pixels", Scratch))
         seconds["read"] += read_at - begun
         seconds["decode"] += time.perf_counter() - read_at
         return image
@@ -290,20 +279,12 @@ class Loader:
         seen = (self.total - start) * self.batch_sampler.batch // self.batch_sampler.size
         if self.decoded is not None or height is None or seen <= self.n:
             return
-        if self.n * channels * height * width > self.most:
+        if not fits(self.n, channels, height, width, self.memory):
             return
-        found = DecodedImages(torch.zeros(self.n, height, width, channels, dtype=torch.uint8), np.zeros(self.n, bool))
-
-        def fill(ids: range) -> None:
-            seconds = dict.fromkeys(STAGES, 0.0)
-            for sample in ids:
-                try:
-                    found.images[sample] = self._image(sample, seconds).permute(1, 2, 0)
-                except BadSample:
-                    found.broken[sample] = True
-
-        list(self.pool.map(fill, [range(at, min(at + 256, self.n)) for at in range(0, self.n, 256)]))
-        self.decoded = found
+        seconds = dict.fromkeys(STAGES, 0.0)
+        self.decoded = DecodedImages.decode(
+            self.n, (height, width, channels), lambda sample: self._image(sample, seconds), self.pool
+        )
 
 
 def cores(threads: int, device: torch.device) -> int:
@@ -312,25 +293,3 @@ def cores(threads: int, device: torch.device) -> int:
     if device.type == "cpu":
         return max(1, threads)
     return max(1, threads, len(os.sched_getaffinity(0)) // max(1, int(launcher.number("LOCAL_WORLD_SIZE", 1))))
-
-
-def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
-    """Images as an encoder is judged on them, uint8 [n, C, side, side]: as packed where they have that size; else the
-    short side is resized to 8/7 of ``side`` (256 for 224) and the centre is cut. Raises DataError for an unreadable
-    one: a number must not depend on luck."""
-    channels, exif_orientation = (shards.manifest[name] for name in ("channels", "exif_orientation"))
-    out = torch.empty(len(ids), channels, side, side, dtype=torch.uint8)
-    for i, sample in enumerate(np.asarray(ids).tolist()):
-        try:
-            image = decode(read(shards, sample), channels, None, exif_orientation)
-        except (BadSample, ValueError) as error:
-            raise DataError(f"{shards.where(sample)}: {error}; pack again") from error
-        out[i] = image if image.shape[1:] == (side, side) else centre(image, side)
-    return out
-
-
-def centre(image: Tensor, side: int) -> Tensor:
-    """uint8 [C, H, W] -> [C, side, side]: short side to 8/7 of it with antialias, then the centre."""
-    from torchvision.transforms.v2 import functional as F
-
-    return F.center_crop(F.resize(image, [side * 8 // 7], antialias=True), [side, side])

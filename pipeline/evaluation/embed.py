@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline import files
+from pipeline.data.images import centre
 from pipeline.data.layout import Ambiguous, plural
-from pipeline.data.loader import centre
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import MANIFEST, Shards
 from pipeline.data.sources import folder as listed

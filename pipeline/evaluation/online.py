@@ -1,15 +1,15 @@
 """Online evaluation: what an encoder's features are worth while it trains, from time to time."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import keyed
-from pipeline.data.loader import images
+from pipeline.data.images import SquareImages
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation.features import BATCH
@@ -18,7 +18,7 @@ from pipeline.evaluation.quality import rankme
 from pipeline.image import Image
 from pipeline.lines import say
 
-HELD = 1 << 28  # bytes of those images that are kept decoded
+MEMORY = 1 << 28  # bytes of those images that are kept decoded
 MOST, LEAST = 8192, 100
 """Images that an encoder is evaluated on while it trains; under LEAST nothing is said."""
 DRAW = "judged"  # the key of their draw: another word would draw other images
@@ -40,19 +40,7 @@ def evaluation(
         return None
     chosen = start + keyed.permute(np.arange(count), shards.n - start, seed, DRAW)
     labels = torch.from_numpy(shards.labels[chosen])
-    fits = count * image.channels * image.side**2 <= HELD
-    held: list[Tensor] = []
-
-    def parts() -> Iterator[Tensor]:
-        """The images, uint8 [<= BATCH, C, S, S] at a time; kept where they fit."""
-        for at, ids in enumerate(np.split(chosen, range(BATCH, count, BATCH))):
-            if len(held) <= at:
-                part = images(shards, ids, image.side)
-                if not fits:
-                    yield part
-                    continue
-                held.append(part)
-            yield held[at]
+    images = SquareImages(shards, image.side, chosen, MEMORY)
 
     @torch.no_grad()
     def scalars(trunk: nn.Module) -> dict[str, float]:
@@ -61,7 +49,8 @@ def evaluation(
         still.to(memory_format=torch.channels_last)
         device = next(still.parameters()).device
         try:
-            rows = torch.cat([still(image.normalise(x.to(device).float() / 255)).float() for x in parts()])
+            batches = (image.normalise(x.to(device).float() / 255) for x in images.batches(BATCH))
+            rows = torch.cat([still(x).float() for x in batches])
         except DataError as error:  # a training forgives some unreadable images
             say(f"not evaluated while it trains: {error}")
             return {}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline import sheets
 from pipeline.board import Board
+from pipeline.data.images import SquareImages
 from pipeline.evaluation import figures, knn, linear
-from pipeline.evaluation.features import Pictures
 from pipeline.evaluation.scores import Data, Scores
 from pipeline.settings.stages import Probe
 
@@ -81,7 +81,7 @@ def details(points: dict[int, Scores]) -> dict[str, Any]:
 
 
 def write(
-    data: Data, curves: Curves, tests: dict[str, Tensor], pictures: Pictures, metrics: dict[str, Any], out: Path
+    data: Data, curves: Curves, tests: dict[str, Tensor], pictures: SquareImages, metrics: dict[str, Any], out: Path
 ) -> None:
     """TensorBoard's pages: a sub-run a row, so that they overlay in one card; beside them the accuracy chart and the
     protocol. ``tests``: each row's features of the test images, [m, D]; ``pictures``: those images."""
@@ -113,7 +113,7 @@ def write_curve(board: Board, points: dict[int, Scores]) -> None:
         board.scalars(step, tags | {"learn/rankme": scores.rankme, "learn/std": scores.spread})
 
 
-def write_figures(board: Board, name: str, data: Data, last: Scores, test: Tensor, pictures: Pictures) -> None:
+def write_figures(board: Board, name: str, data: Data, last: Scores, test: Tensor, pictures: SquareImages) -> None:
     """A row's images: nearest neighbours of some test images, and the confusion table."""
     board.image("probe/neighbours", 0, neighbours(test, pictures))
     title = f"{name}: {100 * last.linear:.1f} % of {len(data.y_test)} test images, all labels"
@@ -126,7 +126,7 @@ def write_hparams(board: Board, name: str, points: dict[int, Scores], dims: int)
     board.hparams(values, [f"probe/{k}" for k in last.row()])
 
 
-def neighbours(test: Tensor, pictures: Pictures) -> np.ndarray:
+def neighbours(test: Tensor, pictures: SquareImages) -> np.ndarray:
     """A test image at the left of each row, and beside it the test images whose features are nearest to its own."""
     queries = torch.linspace(0, len(test) - 1, min(QUERIES, len(test))).long()
     _, ids = knn.neighbours(test, test[queries], NEIGHBOURS + 1)

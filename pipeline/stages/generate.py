@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline import keyed, objectives, sheets
 from pipeline.board import Board
-from pipeline.data.loader import Loader, images
+from pipeline.data.images import images
+from pipeline.data.loader import Loader
 from pipeline.data.shards import Shards
 from pipeline.evaluation import encoders
 from pipeline.objectives.base import Setup

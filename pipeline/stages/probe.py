@@ -6,12 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from pipeline import progress
+from pipeline.data.images import SquareImages
 from pipeline.errors import Stopped
 from pipeline.evaluation import encoders, report, scores
-from pipeline.evaluation.features import Pictures, features
+from pipeline.evaluation.features import features
 from pipeline.evaluation.scores import Data, Scores
 from pipeline.files import write_json
 from pipeline.settings.stages import Probe
@@ -66,14 +68,15 @@ class Extractor:
 
     def __init__(self, settings: Probe, data: Data, out: Path, world: World, halt: Callable[[], None]):
         self.limit, self.data, self.out, self.world, self.halt = settings.train_examples, data, out, world, halt
-        self.pictures: dict[int, tuple[Pictures, Pictures]] = {}
+        self.pictures: dict[int, tuple[SquareImages, SquareImages]] = {}
 
     def __call__(self, encoder: encoders.Encoder, name: str | None) -> tuple[Tensor, Tensor]:
         """Of the training split [n, D] and of the test split [m, D]; ``name``: of the files that hold them from one
         start to the next, none without it."""
         side = encoder.image.side
         if side not in self.pictures:
-            self.pictures[side] = Pictures(self.data.train, side, self.limit), Pictures(self.data.test, side)
+            train, test = self.data.train, self.data.test
+            self.pictures[side] = SquareImages(train, side, np.arange(train.n)[: self.limit]), SquareImages(test, side)
         train, test = (
             features(encoder, pictures, self.world.device, name and self.out / f"features/{name}-{split}.safetensors",
                      self.halt)
@@ -81,7 +84,7 @@ class Extractor:
         )  # fmt: skip
         return train, test
 
-    def smallest(self) -> Pictures:
+    def smallest(self) -> SquareImages:
         """The test images at the smallest of these sides."""
         return self.pictures[min(self.pictures)][1]
 

@@ -1,0 +1,114 @@
+"""Decoded images, kept in memory where they fit: a set that will be seen more than once is decoded once."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.reader import BadSample, read
+from pipeline.data.shards import Shards
+from pipeline.errors import DataError
+from pipeline.views.decode import Scratch, TooSmall, decode
+
+MEMORY = 1 << 30
+"""Bytes of decoded images that are kept; a larger set is decoded again each time."""
+TASK = 256
+"""Images that one task of a pool decodes."""
+
+
+def fits(n: int, channels: int, height: int, width: int, memory: int = MEMORY) -> bool:
+    """Whether ``n`` decoded images of this shape may be kept in ``memory`` bytes."""
+    return n * channels * height * width <= memory
+
+
+def pixels(data: bytes, channels: int, exif_orientation: bool, scratch: Scratch | None = None) -> Tensor:
+    """The bytes of a sample -> uint8 [C, H, W]. Raises BadSample where they are no image that can be used."""
+    try:
+        return decode(data, channels, scratch, exif_orientation)
+    except ValueError as error:
+        raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
+
+
+class DecodedImages(NamedTuple):
+    """All images of a set in their own size, uint8 [n, H, W, C], and which of them could not be read, bool [n]."""
+
+    images: Tensor
+    broken: np.ndarray
+
+    @classmethod
+    def decode(
+        cls, n: int, shape: tuple[int, int, int], image: Callable[[int], Tensor], pool: Executor
+    ) -> "DecodedImages":
+        """The first ``n`` ids' images of ``shape`` (H, W, C), each as ``image`` gives it, uint8 [C, H, W]; what raises
+        BadSample is broken."""
+        found = cls(torch.zeros(n, *shape, dtype=torch.uint8), np.zeros(n, bool))
+
+        def fill(ids: range) -> None:
+            for sample in ids:
+                try:
+                    found.images[sample] = image(sample).permute(1, 2, 0)
+                except BadSample:
+                    found.broken[sample] = True
+
+        list(pool.map(fill, [range(at, min(at + TASK, n)) for at in range(0, n, TASK)]))
+        return found
+
+
+def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
+    """Images as an encoder is evaluated on them, uint8 [n, C, side, side]: as packed where they have that size; else
+    the short side is resized to 8/7 of ``side`` (256 for 224) and the centre is cut. Raises DataError for an
+    unreadable one: a number must not depend on luck."""
+    channels, exif_orientation = (shards.manifest[name] for name in ("channels", "exif_orientation"))
+    out = torch.empty(len(ids), channels, side, side, dtype=torch.uint8)
+    for i, sample in enumerate(np.asarray(ids).tolist()):
+        try:
+            image = pixels(read(shards, sample), channels, exif_orientation)
+        except BadSample as error:
+            raise DataError(f"{shards.where(sample)}: {error}; pack again") from error
+        out[i] = image if image.shape[1:] == (side, side) else centre(image, side)
+    return out
+
+
+def centre(image: Tensor, side: int) -> Tensor:
+    """uint8 [C, H, W] -> [C, side, side]: short side to 8/7 of it with antialias, then the centre."""
+    from torchvision.transforms.v2 import functional as F
+
+    return F.center_crop(F.resize(image, [side * 8 // 7], antialias=True), [side, side])
+
+
+class SquareImages:
+    """Images of ``ids`` (all of the split without them) as `images` gives them, numbered from 0 in the order of
+    ``ids``. They are decoded at the first use, and once where they fit in ``memory`` bytes. ``n``: how many."""
+
+    def __init__(self, shards: Shards, side: int, ids: np.ndarray | None = None, memory: int = MEMORY):
+        self.shards, self.side = shards, side
+        self.ids = np.arange(shards.n) if ids is None else ids
+        self.n = len(self.ids)
+        self.kept = fits(self.n, shards.manifest["channels"], side, side, memory)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """All of them, uint8 [n, C, side, side]."""
+        return images(self.shards, self.ids, self.side)
+
+    def find(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """A stack that holds the images of these numbers, uint8 [m, C, side, side], and the row of each in it, int64
+        [len(index)]. A number may stand in ``index`` more than once."""
+        if self.kept:
+            return self.pixels, torch.from_numpy(index)
+        distinct, rows = np.unique(index, return_inverse=True)
+        return images(self.shards, self.ids[distinct], self.side), torch.from_numpy(rows)
+
+    def take(self, index: np.ndarray) -> Tensor:
+        """Those of these numbers, uint8 [len(index), C, side, side]."""
+        stack, rows = self.find(index)
+        return stack[rows]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All of them in order, at most ``size`` at a time."""
+        for start in range(0, self.n, size):
+            yield self.take(np.arange(start, min(start + size, self.n)))
