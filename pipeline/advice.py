@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Generate, Pretrain, Probe, Stage
+from pipeline.settings.stages import Probe, Stage
+from pipeline.settings.training import Training
 
 LEFT_OUT = 0.2
 """Share of the images that an epoch may leave out unsaid."""
@@ -18,19 +19,19 @@ ENLARGED = 2
 def stage(name: str, settings: Stage, folder: Path) -> list[str]:
     """Lines about a stage that reads the shards in ``folder``. Raises DataError where a probe could not work on them,
     whatever is trained, and ConfigError where a training could not."""
+    path = folder / "manifest.json"
     if isinstance(settings, Probe):
         from pipeline.evaluation import requirements
 
         return requirements.check(settings, folder)
-    path = folder / "manifest.json"
-    if not isinstance(settings, Pretrain | Generate) or not path.exists():
+    if not isinstance(settings, Training) or not path.exists():
         return []
-    said = json.loads(path.read_text())
-    side = said["height"] if said["height"] == said["width"] else None
-    return training(name, settings, said["splits"]["train"]["images"], side)
+    manifest = json.loads(path.read_text())
+    side = manifest["height"] if manifest["height"] == manifest["width"] else None
+    return training(name, settings, manifest["splits"]["train"]["images"], side)
 
 
-def training(name: str, settings: Pretrain | Generate, images: int, side: int | None = None) -> list[str]:
+def training(name: str, settings: Training, images: int, side: int | None = None) -> list[str]:
     """Lines about a stage on ``images`` packed training images, all of ``side`` pixels if that is known. Raises
     ConfigError where they are fewer than a batch."""
     count = settings.samples(images)
@@ -41,11 +42,12 @@ def training(name: str, settings: Pretrain | Generate, images: int, side: int | 
     return list(remarks(settings, images, count, side))
 
 
-def remarks(settings: Pretrain | Generate, images: int, count: int, side: int | None) -> Iterator[str]:
+def remarks(settings: Training, images: int, count: int, side: int | None) -> Iterator[str]:
     batch, an_epoch, total = settings.batch, settings.steps_per_epoch(images), settings.total_steps(images)
-    queue = getattr(settings.objective, "queue", 0)
+    objective = getattr(settings, "objective", None)
+    queue = getattr(objective, "queue", 0)
     if queue > count:
-        fill = math.ceil(queue / (batch * (1 + getattr(settings.objective, "symmetric", False))))
+        fill = math.ceil(queue / (batch * (1 + getattr(objective, "symmetric", False))))
         never = f", which these {total:,} do not reach" if fill > total else ""
         yield (
             f"queue {queue:,} is {times(queue / count)} the {count:,} images: the loss rises until it is full, after "

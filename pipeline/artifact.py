@@ -24,9 +24,6 @@ from pipeline.data.patterns import tars
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
 
-VERSIONS = {"pack": 3, "pretrain": 3, "generate": 2, "codes": 2, "probe": 2}
-"""Raised when a stage's code comes to other results from the same settings: its old artifacts are then not reused."""
-
 QUARANTINE = "quarantine.json"
 NAME, BEGUN, LOCK = "artifact.json", "begun.json", "lock"
 LOG, STOP, FAILED = "error.log", "stop", "failed"
@@ -38,13 +35,12 @@ BEAT, STALE = 10.0, 60.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys
-def key(kind: str, settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, str]) -> str:
+def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, str]) -> str:
     """SHA-256 of all that can change the result -> 64 hex digits. ``inputs``: keys by stage name. ``outside``: the
     fingerprint of data from outside, which stands in the place of the settings that name it."""
     named = {"place", "seed"} | ({"source", "root"} if outside else set())
     facts = {
-        "kind": kind,
-        "version": VERSIONS[kind],
+        "version": settings.version,
         "settings": settings.model_dump(mode="json", exclude=named),
         "seed": seed,
         "inputs": inputs,
@@ -89,7 +85,7 @@ def identity(out: Path, digest: str) -> str:
     """An artifact as those that use it see it: shards by their own fingerprint, which the images decide, all else by
     its key; with a quarantine list, another."""
     record = read(out)
-    if record is not None and record.get("kind") == "pack":
+    if record is not None:
         digest = record["metrics"].get("fingerprint", digest)
     try:
         return hashlib.sha256(digest.encode() + (out / QUARANTINE).read_bytes()).hexdigest()

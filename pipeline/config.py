@@ -7,7 +7,6 @@ line, or the override, that holds it.
 import copy
 import difflib
 import json
-import math
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -19,9 +18,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.document import Document, brief, nearest, parse_value, read
 from pipeline.errors import ConfigError
-from pipeline.settings.base import Edge, FilePath, Range, Settings
-from pipeline.settings.stages import MAKES, AnyStage, Pack, Stage
-from pipeline.settings.training import Training
+from pipeline.settings.base import Edge, FilePath, RuleError, Settings
+from pipeline.settings.stages import AnyStage, Pack, Stage
 
 SOURCES = ("digits", "folder:", "torchvision:", "wds:", "shards:")
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100")
@@ -122,7 +120,8 @@ def check_stages(document: Document) -> dict[str, Any]:
             stages[name] = stage
     for name, stage in stages.items():
         check_edges(name, stage, raw, document)
-        check_numbers(stage, ("stages", name), document)
+        if isinstance(stage, Pack):
+            check_source(stage, ("stages", name), document)
     check_cycles(stages, document)
     return stages
 
@@ -133,8 +132,8 @@ def check(adapter: TypeAdapter, body: Any, annotation: Any, path: tuple, documen
     try:
         return adapter.validate_json(json.dumps(body), strict=True)
     except ValidationError as error:
-        for one in error.errors(include_url=False):
-            describe(one, annotation, path, document)
+        for problem in error.errors(include_url=False):
+            describe(problem, annotation, path, document)
         return None
 
 
@@ -167,7 +166,11 @@ def describe(error: Any, annotation: Any, path: tuple, document: Document) -> No
         owner = options[0] if options else owner
         info = owner.model_fields.get(str(part)) if owner else None
         annotation, path = info.annotation if info else None, (*path, part)
-    if error["type"] == "extra_forbidden" and owner is not None:
+    broken = error.get("ctx", {}).get("error")
+    if isinstance(broken, RuleError):
+        for key, text in broken.mistakes:
+            document.wrong((*path, *key.split(".")), text)
+    elif error["type"] == "extra_forbidden" and owner is not None:
         document.wrong(path, f'unknown key "{path[-1]}"{hint_key(str(path[-1]), owner)}')
     elif error["type"].startswith("union_tag"):
         document.wrong((*path, "kind"), reason(error, annotation))
@@ -259,18 +262,18 @@ def needs(stage: Stage) -> list[str]:
 
 
 def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
-    kind_of = {n: str(b.get("kind")) if isinstance(b, dict) else "" for n, b in raw.items()}
+    """That every stage named here is there and makes what is needed. A stage with mistakes of its own still has its
+    kind, which says what it makes."""
+    by_kind = {tag: model for model in members(AnyStage) for tag in tags(model)}
+    made = {n: by_kind[b["kind"]].makes for n, b in raw.items() if isinstance(b, dict) and b.get("kind") in by_kind}
     for key, edge, ref in edges(stage):
-        makers = [n for n in raw if MAKES.get(kind_of[n]) == edge.needs and n != name]
+        makers = [n for n, things in made.items() if edge.needs in things and n != name]
         path = ("stages", name, key)
         if ref not in raw:
             document.wrong(path, f'no stage "{ref}"{nearest(ref, makers)}')
-        elif kind_of[ref] in MAKES and MAKES[kind_of[ref]] != edge.needs:
-            makes = MAKES[kind_of[ref]]
-            document.wrong(path, f'"{ref}" makes {article(makes)}; expected {article(edge.needs)}{offer(makers)}')
-    refs = getattr(stage, "encoders", ())
-    for ref in {r for r in refs if refs.count(r) > 1}:
-        document.wrong(("stages", name, "encoders"), f'"{ref}" is listed twice; leave one')
+        elif edge.needs not in made.get(ref, (edge.needs,)):
+            things = " and ".join(map(article, made[ref]))
+            document.wrong(path, f'"{ref}" makes {things}; expected {article(edge.needs)}{offer(makers)}')
 
 
 def article(made: str) -> str:
@@ -287,56 +290,6 @@ def check_cycles(stages: dict[str, Stage], document: Document) -> None:
     except CycleError as error:
         ring = list(reversed(error.args[1]))
         document.wrong(("stages", ring[0]), f"needs itself: {' needs '.join(ring)}; break the circle")
-
-
-def check_numbers(stage: Any, path: tuple, document: Document) -> None:
-    """What one field alone cannot tell."""
-    place, trained = stage.place, isinstance(stage, Training)
-    least = min(place.min_workers or place.workers, place.workers)
-    counts = f"{least} to {place.workers}" if least < place.workers else place.workers
-    each = math.lcm(*range(least, place.workers + 1))
-    if trained or stage.kind == "codes":
-        micro = stage.accumulate if trained else 1
-        share = each * micro
-        if stage.batch % share:
-            parts = f" x {micro} micro-batches" if micro > 1 else ""
-            document.wrong((*path, "batch"), (
-                f"{stage.batch} does not divide over {counts} workers{parts}; "
-                f"expected a multiple of {share}, such as {max(1, round(stage.batch / share)) * share}"
-            ))  # fmt: skip
-    if stage.kind == "codes" and stage.lista_steps and stage.lista_batch % each:
-        document.wrong((*path, "lista_batch"), (
-            f"{stage.lista_batch} does not divide over {counts} workers; expected a multiple of {each}, such as "
-            f"{max(1, round(stage.lista_batch / each)) * each}, or lista_steps: 0"
-        ))  # fmt: skip
-    if trained and stage.train_examples is not None and stage.train_examples < stage.batch:
-        document.wrong((*path, "train_examples"), (
-            f"{stage.train_examples} is less than one batch of {stage.batch}; lower batch or raise it"
-        ))  # fmt: skip
-    if not stage.shared and place.on == "workers" and place.workers > 1:
-        document.wrong((*path, "place", "workers"), f"found {place.workers}; a {stage.kind} stage is one process")
-    if (place.min_workers or 1) > place.workers:
-        document.wrong(
-            (*path, "place", "min_workers"), f"found {place.min_workers}; expected at most workers, {place.workers}"
-        )
-    if place.workers > 1 and place.on != "workers":
-        document.wrong((*path, "place", "workers"), f"has no effect with on: {place.on}; set on: workers")
-    if stage.seed is not None and stage.seed < 0:
-        document.wrong((*path, "seed"), f"found {stage.seed}; expected 0 or more")
-    check_ranges(stage, path, document)
-    if isinstance(stage, Pack):
-        check_source(stage, path, document)
-
-
-def check_ranges(group: Settings, path: tuple, document: Document) -> None:
-    for name, info in type(group).model_fields.items():
-        value = getattr(group, name)
-        if info.annotation == Range and not 0 < value[0] <= value[1]:
-            document.wrong((*path, name), f"found {brief(value)}; expected [low, high] with 0 < low <= high")
-        groups = value if isinstance(value, tuple) else (value,)
-        for i, below in enumerate(groups):
-            if isinstance(below, Settings):
-                check_ranges(below, (*path, name, i) if len(groups) > 1 else (*path, name), document)
 
 
 def check_source(stage: Pack, path: tuple, document: Document) -> None:

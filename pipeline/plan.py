@@ -93,7 +93,7 @@ def plan_stage(
     if text not in fingerprints:
         fingerprints[text] = artifact.fingerprint(settings, root)
     fingerprint = fingerprints[text]
-    key = artifact.key(settings.kind, settings, seed, inputs, fingerprint)
+    key = artifact.key(settings, seed, inputs, fingerprint)
     folder = artifact.folder(root, name, key)
     provisional = any(p.provisional or (p.kind == "pack" and not p.done) for p in needs)
     done = not provisional and artifact.done(folder, key) is not None

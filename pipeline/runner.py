@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, errors, lines, plan
-from pipeline.errors import ClusterError, PipelineError, Stopped
+from pipeline import artifact, errors, launcher, lines, plan
+from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
 from pipeline.plan import Job, PlannedStage
 from pipeline.signals import Stop
 
@@ -133,6 +133,11 @@ def execute(
     failure or a signal no new stage starts; those that run finish, or save.
     """
     with Stop() as stop:
+        try:
+            check_shares(selection)
+        except ConfigError as error:
+            display.fail(error)
+            return error.code
         packs, others = by_order(selection)
         report_done(packs, display)
         later = [p.label or p.name for p in others]
@@ -150,6 +155,14 @@ def execute(
         report_done(others, display)
         packed = [replace(p, done=p.done or p.kind == "pack") for p in stages]
         return Schedule(packed, others, stop, display).run(here, cluster)
+
+
+def check_shares(selection: list[PlannedStage]) -> None:
+    """Raises ConfigError where a batch does not divide over the ranks that a launcher started."""
+    ranks = range(launcher.size(), launcher.size() + 1)
+    todo = [p for p in selection if p.settings.shared and not p.done]
+    if mistakes := [f"{p.name}.{key}: {text}" for p in todo for key, text in p.settings.unequal_shares(ranks)]:
+        raise ConfigError("\n".join(mistakes))
 
 
 def by_order(selection: list[PlannedStage]) -> tuple[list[PlannedStage], list[PlannedStage]]:

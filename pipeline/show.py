@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline import artifact, lines, progress
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.settings.training import Training
 
 PLAIN = 10.0
 """Seconds between two lines of a running stage where there is no terminal."""
@@ -170,8 +171,7 @@ def results(folders: Iterable[Path]) -> None:
     """A table for each probe among the folders, with its protocol."""
     for folder in folders:
         record = artifact.read(folder)
-        if record and record["kind"] == "probe":
-            rows = record["metrics"].get("rows", {})
+        if record and (rows := record["metrics"].get("rows")):
             table(
                 f"{record['stage']}  ({folder})",
                 ["encoder", "linear", f"linear, {record['settings']['per_class']} a class", "kNN"],
@@ -185,7 +185,7 @@ def compare(variants: dict[str, list[Path]]) -> None:
     found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for mark, folders in variants.items():
         for record in filter(None, map(artifact.read, folders)):
-            for name, row in record["metrics"].get("rows", {}).items() if record["kind"] == "probe" else ():
+            for name, row in record["metrics"].get("rows", {}).items():
                 found.setdefault((record["stage"], name), {})[mark] = row
     keys = ("linear_top1", "linear_few", "knn_top1")
     rows = []
@@ -225,16 +225,16 @@ def protocol(record: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------- dry run
 def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     """What there is to do, what it takes, and every derived number with its formula."""
-    packs = {p.name: p for p in planned if p.kind == "pack"}
+    packs = {p.name: p for p in planned if "shards" in p.settings.makes}
     rows, notes = [], []
     for p in chosen:
         state = "done" if p.done else "to do"
-        known = training(p, packs[p.settings.data]) if p.kind in ("pretrain", "generate") else ("",) * 4
+        known = training(p, packs[p.settings.data]) if isinstance(p.settings, Training) else ("",) * 4
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.provisional else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
-        if p.kind in ("pretrain", "generate"):
+        if isinstance(p.settings, Training):
             notes.append(rate(p))
-        if p.kind in ("pretrain", "generate", "probe"):
+        if hasattr(p.settings, "data"):
             notes += remarks(p, packs[p.settings.data])
     table(
         "Nothing is run",
@@ -266,12 +266,12 @@ def remarks(p: Any, pack: Any) -> list[str]:
     if p.done:
         return []
     if (pack.folder / "manifest.json").exists():
-        said = advice.stage(p.name, p.settings, pack.folder)
-    elif p.kind == "probe" or (data := estimate.packed(pack.settings, pack.seed, pack.folder)) is None:
-        said = []
+        notes = advice.stage(p.name, p.settings, pack.folder)
     else:
-        said = advice.training(p.name, p.settings, data.images, data.side)
-    return [f"{p.name}: {text}" for text in said]
+        data = estimate.packed(pack.settings, pack.seed, pack.folder)
+        known = data is not None and isinstance(p.settings, Training)
+        notes = advice.training(p.name, p.settings, data.images, data.side) if known else []
+    return [f"{p.name}: {text}" for text in notes]
 
 
 def rate(p: Any) -> str:

@@ -233,7 +233,7 @@ MUTATIONS = (
     # ---- runner, artifact, config
     M("seeds share a key", "artifact.py", '"seed": seed,', '"seed": 0,',
       RUNNER + "a_change_renames_what_depends_on_it_and_nothing_else"),
-    M("versions share a key", "artifact.py", '"version": VERSIONS[kind],', '"version": 0,',
+    M("versions share a key", "artifact.py", '"version": settings.version,', '"version": 0,',
       RUNNER + "the_code_version_is_in_the_key"),
     M("another host's lock never stale", "artifact.py", "        return age < STALE\n", "        return True\n",
       RUNNER + "another_hosts_lock_is_stale_after_a_minute_without_heartbeat"),

@@ -148,11 +148,11 @@ def test_any_number_of_ranks_learns_the_same_dictionary(made, digits, world, tmp
 
 def test_a_batch_that_ranks_cannot_share_is_refused(digits, tmp_path):
     world = Ranks(3).world(0)
-    with pytest.raises(ConfigError, match="batch 256 cannot be shared evenly by 3 processes"):
+    with pytest.raises(ConfigError, match="batch: 256 does not divide over 3 workers"):
         codes.run(SHORT, 0, {"shards": digits}, tmp_path, world)
 
 
-@pytest.mark.parametrize(("batch", "steps", "said"), [(255, 30, "lista_batch 256"), (255, 0, None)])
+@pytest.mark.parametrize(("batch", "steps", "said"), [(255, 30, "lista_batch: 256"), (255, 0, None)])
 def test_so_is_one_of_lista(digits, tmp_path, batch, steps, said, monkeypatch):
     """By three: 255 divides, 256 does not, and would have lost a signal a step without a word."""
     settings = SHORT.model_copy(update={"batch": batch, "lista_steps": steps})

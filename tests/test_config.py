@@ -66,7 +66,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.views=[{}, {scale: [1, 0.5]}]", "moco.views.1.scale: found [1.0, 0.5]; expected [low, high]"),
     ("moco.views=[{}, 3]", "moco.views.1: found 3; expected keys {..}"),
     ("moco.views=3", "moco.views: found 3; expected keys {..}"),
-    ("pirl.views={kind: pirl, small: {size: 4}}", "views.small is for objective moco with a cnn or resnet"),
+    ("pirl.views={kind: pirl, small: {size: 4}}", "views.small: is for objective moco with a cnn or resnet"),
     # misspelt stages and top keys
     ("moc.epochs=3", 'no stage "moc"; did you mean "moco"?'),
     ("sed=3", 'did you mean "seed"?'),
@@ -113,7 +113,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("root=", "root: found null"),
     ("moco=5", "moco: found 5"),
     # numbers that do not go together
-    ("moco.accumulate=3", "batch 256 is not a multiple of accumulate 3"),
+    ("moco.accumulate=3", "moco.batch: 256 is not a multiple of accumulate 3"),
     ("moco.train_examples=100", "100 is less than one batch of 256"),
     ("moco.place={on: workers, workers: 3}", "expected a multiple of 3, such as 255"),
     ("moco.place={on: workers, workers: 4, min_workers: 2}", "over 2 to 4 workers"),
@@ -122,12 +122,13 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.place.workers=2", "no effect with on: auto; set on: workers"),
     ("probe.place={on: workers, workers: 2}", "a probe stage is one process"),
     ("codes.place={on: workers, workers: 3}", "512 does not divide over 3 workers; expected a multiple of 3"),
-    ("codes={kind: codes, data: shards, batch: 9, place: {on: workers, workers: 3}}", "lista_batch: 256 does not"),
+    ("codes={kind: codes, data: shards, batch: 9, place: {on: workers, workers: 3}}",
+     "codes.lista_batch: 256 does not divide over 3 workers; expected a multiple of 3, such as 255"),
     # references
     ("probe.encoders=[moc]", 'no stage "moc"; did you mean "moco"?'),
     ("probe.encoders=[shards]", '"shards" makes shards; expected an encoder, such as moco or pirl'),
     ("probe.encoders=[moco, moco]", "moco is listed 2 times"),
-    ("probe.data=moco", '"moco" makes an encoder; expected shards, such as shards'),
+    ("probe.data=moco", '"moco" makes a model and an encoder; expected shards, such as shards'),
     ("moco.data=shard", 'no stage "shard"; did you mean "shards"?'),
     ("moco.data=SHARDS", "expected the name of a stage"),
     ("codes.encoder=codes", "needs itself: codes needs codes"),

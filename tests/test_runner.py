@@ -14,11 +14,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from pipeline import artifact, cli, config, progress, runner
+from pipeline import artifact, cli, config, progress, runner, show
 from pipeline import plan as planning
 from pipeline.data import patterns
 from pipeline.errors import ConfigError, DataError, PipelineError, Stopped
+from pipeline.placement import here
 from pipeline.plan import PlannedStage
+from pipeline.settings.stages import Codes
 from pipeline.signals import Stop
 
 CONFIG = """\
@@ -97,7 +99,7 @@ def test_a_change_renames_what_depends_on_it_and_nothing_else(place, override, c
 
 def test_the_code_version_is_in_the_key(place, monkeypatch):
     before = keys()
-    monkeypatch.setitem(artifact.VERSIONS, "codes", 99)
+    monkeypatch.setattr(Codes, "version", 99)
     assert {name for name, key in keys().items() if key != before[name]} == {"codes", "probe"}
 
 
@@ -383,8 +385,6 @@ class Heard:
 
 
 def away(cluster, heard) -> int:
-    from pipeline.placement import here
-
     planned = list(plan().values())
     planned = [PlannedStage(**{**vars(p), "place": "task"}) for p in planned]
     return runner.execute(planned, planned, heard, here, cluster)
@@ -732,3 +732,15 @@ def test_how_values_are_listed():
     assert sweep(["seed=0,1", "c=1"])["seed=1"] == ["seed=1", "c=1"]
     for one in ("s=wds:{a,b}.tar", "v.size=[1,2]", "m={a: {c: 1, d: 2}, b: 3}", 's="a,b"', "bad", ""):
         assert sweep([one]) == {"": [one]}
+
+
+def test_a_batch_that_a_launchers_ranks_cannot_share_is_refused_before_packing(place, stages, monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.launcher.size", lambda: 3)
+    planned = list(plan("codes.batch=100", "vae.batch=96").values())
+    with show.Watch() as watch:
+        assert runner.execute(planned, planned, watch, here) == 2
+    assert stages.calls == []
+    assert capsys.readouterr().err.splitlines() == [
+        "codes.batch: 100 does not divide over 3 workers; expected a multiple of 3, such as 99",
+        "codes.lista_batch: 256 does not divide over 3 workers; expected a multiple of 3, such as 255",
+    ]

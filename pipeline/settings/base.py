@@ -1,10 +1,22 @@
 """The base of every settings model, and the type of a reference from one stage to another."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Mistake = tuple[str, str]
+"""A key, dotted where it lies in a nested group, and what is wrong with its value."""
+
+
+class RuleError(ValueError):
+    """Settings of which each is possible, but not all together; ``mistakes``: every rule that they break."""
+
+    def __init__(self, mistakes: list[Mistake]):
+        super().__init__("; ".join(f"{key}: {text}" for key, text in mistakes))
+        self.mistakes = mistakes
 
 
 class Settings(BaseModel):
@@ -14,48 +26,60 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_the_default(cls, given: Any) -> Any:
+    def _from_the_default(cls, body: Any) -> Any:
         """A partly given group starts from the default of its field, wherever it is read: PIRL's `head: {dim: 64}`
         keeps PIRL's hidden: 0, and `objective: {queue: 512}` is of the default kind."""
-        if not isinstance(given, dict):
-            return given
+        if not isinstance(body, dict):
+            return body
         fields = {name: info.default for name, info in cls.model_fields.items()}
-        return {name: over(fields.get(name), value) for name, value in given.items()}
+        return {name: over(fields.get(name), value) for name, value in body.items()}
+
+    @model_validator(mode="after")
+    def _rules_hold(self):
+        if mistakes := list(self.mistakes()):
+            raise RuleError(mistakes)
+        return self
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """The rules about several settings at once that these break. A class with rules of its own yields those
+        beside its parents'."""
+        yield from ()
 
 
-def over(default: Any, given: Any) -> Any:
-    """What was given on top of a default, key by key where both are groups of the same kind; lists as tuples, since no
-    setting is a list."""
-    if isinstance(given, list):
-        return tuple(over(None, value) for value in given)
-    if not isinstance(given, dict) or not isinstance(default, Settings):
-        return given
+def over(default: Any, body: Any) -> Any:
+    """What a body says on top of a default, key by key where both are groups of the same kind; lists as tuples, since
+    no setting is a list."""
+    if isinstance(body, list):
+        return tuple(over(None, value) for value in body)
+    if not isinstance(body, dict) or not isinstance(default, Settings):
+        return body
     kind = getattr(default, "kind", None)
-    if given.get("kind", kind) != kind:
-        return given
+    if body.get("kind", kind) != kind:
+        return body
     usual = {"kind": kind} if kind is not None else {}
     usual |= {name: getattr(default, name) for name in default.model_fields_set}
-    return usual | {name: over(usual.get(name), value) for name, value in given.items()}
+    return usual | {name: over(usual.get(name), value) for name, value in body.items()}
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Marks a field that names another stage; ``needs`` says what that stage has to make."""
+    """Marks a field that names another stage, which has to make what this one ``needs``."""
 
-    needs: str  # "shards" or "encoder"
+    needs: str
 
 
-ShardsRef = Annotated[str, Edge("shards"), Field(pattern=r"^[a-z0-9_]+$")]
-EncoderRef = Annotated[str, Edge("encoder"), Field(pattern=r"^[a-z0-9_]+$")]
-
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+ShardsRef = Annotated[StageName, Edge("shards")]
+ModelRef = Annotated[StageName, Edge("model")]
+EncoderRef = Annotated[StageName, Edge("encoder")]
 
 
 def at_home(path: str) -> str:
     """A path with the user's folder in the place of a leading ~."""
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
         raise ValueError(f"{path}: nobody of that name has a home; a folder that is named so is ./{path}")
-    return found
+    return expanded
 
 
 def source_at_home(source: str) -> str:
@@ -64,10 +88,17 @@ def source_at_home(source: str) -> str:
     return scheme + colon + at_home(where) if scheme in ("folder", "wds", "shards") else source
 
 
+def low_to_high(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if not 0 < low <= high:
+        raise ValueError(f"found [{low}, {high}]; expected [low, high] with 0 < low <= high")
+    return bounds
+
+
 FilePath = Annotated[str, AfterValidator(at_home)]
 SourceText = Annotated[str, AfterValidator(source_at_home)]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-Range = tuple[float, float]
+Range = Annotated[tuple[float, float], AfterValidator(low_to_high)]

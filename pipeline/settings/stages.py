@@ -1,10 +1,12 @@
 """The kinds of stage, and what each can be told."""
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from .base import Count, EncoderRef, FilePath, Fraction, Positive, Settings, ShardsRef, SourceText
+from .base import Count, EncoderRef, FilePath, Fraction, Mistake, Positive, Settings, ShardsRef, SourceText
 from .data import Characters, EachView, MoCoV2, Splits
 from .nets import CNN, Net
 from .objectives import VAE, Contrastive, Generative, MoCo
@@ -27,23 +29,63 @@ class Place(Settings):
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
     """Memory asked of Ray for the task, or for each worker; 0: none asked."""
 
+    def mistakes(self) -> Iterator[Mistake]:
+        if (self.min_workers or 1) > self.workers:
+            yield "min_workers", f"found {self.min_workers}; expected at most workers, {self.workers}"
+        if self.workers > 1 and self.on != "workers":
+            yield "workers", f"has no effect with on: {self.on}; set on: workers"
+
+    @property
+    def counts(self) -> range:
+        """Numbers of workers that the stage may come to run on."""
+        return range(min(self.min_workers or self.workers, self.workers), self.workers + 1)
+
 
 class Stage(Settings):
-    """What every stage has."""
+    """What every stage has; and, as class variables, what is true of every stage of a kind."""
 
+    version: ClassVar[int]
+    """Raised when the kind's code comes to other results from the same settings, or when one of its defaults changes:
+    artifacts that were made before are then not reused."""
+    makes: ClassVar[tuple[str, ...]]
+    """What other stages may take from one of this kind."""
     shared: ClassVar[bool] = False
     """Whether its work is shared over the ranks of a world; else it is rank 0's alone."""
 
     place: Place = Place()
     threads: Count = 1
     """Threads of each process; part of the key, since sums of floats depend on it."""
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
     """None: the config's."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if not self.shared and self.place.on == "workers" and self.place.workers > 1:
+            yield "place.workers", f"found {self.place.workers}; a {getattr(self, 'kind', '')} stage is one process"
+        yield from self.unequal_shares(self.place.counts)
+
+    def batches(self) -> dict[str, tuple[int, int]]:
+        """Batches that are shared over ranks, by setting: samples, and the micro-batches that they are cut into."""
+        return {}
+
+    def unequal_shares(self, ranks: range) -> Iterator[Mistake]:
+        """The batches that some number of ``ranks`` cannot share equally."""
+        counts = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else ranks[0]
+        for name, (size, micro) in self.batches().items():
+            share = math.lcm(*ranks) * micro
+            if size % share and not size % micro:  # else a rule of its own says so
+                parts = f" x {micro} micro-batches" if micro > 1 else ""
+                yield name, (
+                    f"{size} does not divide over {counts} workers{parts}; "
+                    f"expected a multiple of {share}, such as {max(1, round(size / share)) * share}"
+                )
 
 
 class Pack(Stage):
     """Images -> WebDataset shards with an index and a manifest."""
 
+    version = 3
+    makes = ("shards",)
     kind: Literal["pack"] = "pack"
     source: SourceText = "digits"
     """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS
@@ -69,18 +111,19 @@ class Pack(Stage):
     max_bad: Annotated[int, Field(ge=0)] = 100
     """Unreadable images listed before packing gives up."""
 
-    @model_validator(mode="after")
-    def layouts_are_of_folders(self) -> "Pack":
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
         for name in ("splits", "classes"):
             if getattr(self, name) != "auto" and not self.source.startswith("folder:"):
-                raise ValueError(f"{name} is for a source folder:PATH; leave it out")
-        return self
+                yield name, "is for a source folder:PATH; leave it out"
 
 
-class Pretrain(Stage, Training):
+class Pretrain(Training, Stage):
     """Contrastive pretraining of a trunk."""
 
-    shared: ClassVar[bool] = True
+    version = 3
+    makes = ("model", "encoder")
+    shared = True
     kind: Literal["pretrain"] = "pretrain"
     data: ShardsRef
     net: Net = CNN()
@@ -88,12 +131,11 @@ class Pretrain(Stage, Training):
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
 
-    @model_validator(mode="after")
-    def small_crops_have_a_use(self) -> "Pretrain":
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
         takes = self.objective.inputs.small_crops and self.net.kind != "vit"
         if getattr(self.views[0], "small", None) and not takes:
-            raise ValueError("views.small is for objective moco with a cnn or resnet; leave it out")
-        return self
+            yield "views.small", "is for objective moco with a cnn or resnet; leave it out"
 
     @property
     def view_size(self) -> int | None:
@@ -101,10 +143,12 @@ class Pretrain(Stage, Training):
         return self.views[0].size
 
 
-class Generate(Stage, Training):
+class Generate(Training, Stage):
     """Autoencoders and the VAE: reconstructions, samples, latents, and an encoder to probe."""
 
-    shared: ClassVar[bool] = True
+    version = 2
+    makes = ("encoder",)
+    shared = True
     kind: Literal["generate"] = "generate"
     data: ShardsRef
     objective: Generative = VAE()
@@ -116,10 +160,12 @@ class Generate(Stage, Training):
     weights: Literal["replicated"] = "replicated"
 
 
-class Codes(Stage, Coding):
+class Codes(Coding, Stage):
     """Sparse coding: a dictionary learned from streamed patches (or from an encoder's features), codes, LISTA."""
 
-    shared: ClassVar[bool] = True
+    version = 2
+    makes = ("encoder",)
+    shared = True
     kind: Literal["codes"] = "codes"
     data: ShardsRef
     encoder: EncoderRef | None = None
@@ -151,6 +197,9 @@ class Codes(Stage, Coding):
     save_steps: Count = 200
     """Dictionary updates between two checkpoints."""
 
+    def batches(self) -> dict[str, tuple[int, int]]:
+        return {"batch": (self.batch, 1)} | ({"lista_batch": (self.lista_batch, 1)} if self.lista_steps else {})
+
 
 TAKEN = ("raw_pixels", "random", "features", "scores", "sheets", "projector")
 """Rows and folders that every probe has."""
@@ -160,6 +209,8 @@ class Probe(Stage):
     """Evaluates encoders by a linear probe on all labels and on a few, and by weighted kNN; raw pixels and an
     untrained network beside them."""
 
+    version = 2
+    makes = ("report",)
     kind: Literal["probe"] = "probe"
     data: ShardsRef
     encoders: Annotated[tuple[EncoderRef, ...], Field(min_length=1)]
@@ -190,9 +241,6 @@ class Probe(Stage):
         return names
 
 
-AnyStage = Annotated[
-    Pack | Pretrain | Probe | Codes | Generate, Field(discriminator="kind")
-]
-MAKES = {"pack": "shards", "pretrain": "encoder", "generate": "encoder", "codes": "encoder", "probe": "report"}
+AnyStage = Annotated[Pack | Pretrain | Probe | Codes | Generate, Field(discriminator="kind")]
 
-__all__ = ["MAKES", "AnyStage", "Characters", "Codes", "Generate", "Pack", "Place", "Pretrain", "Probe", "Stage"]
+__all__ = ["AnyStage", "Characters", "Codes", "Generate", "Pack", "Place", "Pretrain", "Probe", "Stage"]

@@ -1,10 +1,11 @@
 """The one loop's settings: batch, optimiser, schedule, precision, saving."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from .base import Count, Fraction, Positive, Settings
+from .base import Count, Fraction, Mistake, Positive, Settings
 
 Scaling = Literal["linear", "sqrt"]
 """How lr grows from reference_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's
@@ -107,17 +108,20 @@ class Training(Settings):
     max_bad_share: Fraction = 0.001
     """Share of unreadable samples past which training stops (ten are always forgiven)."""
 
-    @model_validator(mode="after")
-    def _whole_micro_batches(self):
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
-        return self
-
-    @model_validator(mode="after")
-    def _shards_are_plain(self):
+            yield "batch", f"{self.batch} is not a multiple of accumulate {self.accumulate}"
         if self.weights == "sharded" and (self.compile or self.channels_last):
-            raise ValueError("weights: sharded goes with neither compile nor channels_last: leave one of them out")
-        return self
+            yield "weights", "sharded goes with neither compile nor channels_last: leave one of them out"
+        if self.train_examples is not None and self.train_examples < self.batch:
+            yield "train_examples", (
+                f"{self.train_examples} is less than one batch of {self.batch}; lower batch or raise it"
+            )
+
+    def batches(self) -> dict[str, tuple[int, int]]:
+        """Batches that are shared over ranks, by setting: samples, and the micro-batches that they are cut into."""
+        return {"batch": (self.batch, self.accumulate)}
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up: lr x batch / reference_batch, or with the root of that ratio, or lr itself

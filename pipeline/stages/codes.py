@@ -50,11 +50,9 @@ def run(settings: Codes, seed: int, inputs: dict[str, Path], out: Path, world: W
 
 
 def check_shares(settings: Codes, world: World) -> None:
-    """Raises ConfigError where a batch cannot be shared evenly by the processes."""
-    batches = {"batch": settings.batch} | ({"lista_batch": settings.lista_batch} if settings.lista_steps else {})
-    for name, batch in batches.items():
-        if batch % world.size:
-            raise ConfigError(f"{name} {batch} cannot be shared evenly by {world.size} processes: change either")
+    """Raises ConfigError where a batch does not divide over the processes."""
+    for key, text in settings.unequal_shares(range(world.size, world.size + 1)):
+        raise ConfigError(f"{key}: {text}")
 
 
 def signals(settings: Codes, seed: int, inputs: dict[str, Path], device: torch.device) -> tuple[Signals, Signals]:
