@@ -67,7 +67,7 @@ def remarks(settings: Training, images: int, count: int, side: int | None) -> It
             f"warmup_epochs {settings.warmup_epochs:g} are {settings.warmup_epochs * an_epoch:,.0f} steps of "
             f"{total:,}: the learning rate never reaches its peak"
         )
-    size = getattr(settings, "view_size", None)
+    size = settings.view_size
     if size and side and size > ENLARGED * side:
         yield f"views.size {size} of images of {side} pixels: they are enlarged {times(size / side)}"
 

@@ -13,8 +13,7 @@ from PIL import Image as Pictures
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
 from pipeline.settings.stages import Pretrain
-from pipeline.stages import pretrain
-from pipeline.training import gradients, loop, optim
+from pipeline.training import fit, gradients, loop, optim
 from pipeline.world import World
 
 IMAGES, STEPS = 384, 3
@@ -46,7 +45,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Found:
     """Measures the stage's own feed and objective on its own shards; writes nothing."""
     shards = Shards.open(folder, "train")
     one = settings.model_copy(update={"threads": 1})
-    objective, loader, _ = pretrain.prepare(one, seed, shards, world, None)
+    objective, loader, _ = fit.prepare(one, seed, shards, world, None)
     objective.to(world.device)
     count = -(-IMAGES // settings.batch)
     steps = islice(loader.steps(0), count + 1)

@@ -6,7 +6,6 @@ The objective is built, and one micro-batch sent through it, on torch's meta dev
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from pipeline.data.sources import digits
 from pipeline.data.splits import halves
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective, Setup
-from pipeline.settings.stages import Generate, Pack, Pretrain
+from pipeline.settings.stages import Pack, Pretrain
 from pipeline.views import transforms
 from pipeline.world import World
 
@@ -42,18 +41,17 @@ def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
     return None
 
 
-def build(settings: Pretrain | Generate, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
+def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
     """The objective on the meta device and the images it is for; None where their side is not known yet."""
-    side = getattr(settings, "view_size", None) or (data.side if data else None)
+    side = settings.view_size or (data.side if data else None)
     if side is None:
         return None
     channels = data.channels if data else 3
     image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
-    net: Any = getattr(settings, "net", None)
     world = World.single(device="meta")
     samples = settings.samples(data.images) if data else settings.train_examples or 1
     with torch.device("meta"):
-        return objectives.build(settings.objective, Setup(image, samples, net, world, seed)), image
+        return objectives.build(settings.objective, Setup(image, samples, settings.net, world, seed)), image
 
 
 def parameters(objective: Objective) -> int:
@@ -61,7 +59,7 @@ def parameters(objective: Objective) -> int:
     return sum(p.numel() for p in objective.parameters() if p.requires_grad)
 
 
-def memory(settings: Pretrain | Generate, objective: Objective, image: Image) -> int:
+def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
     """Bytes that one process holds at the peak of a step: weights, gradients, optimiser, memory banks, and what the
     forward pass keeps for the backward pass of one micro-batch. Workspaces and the allocator's slack come on top."""
     trained = 4 * parameters(objective)
@@ -74,12 +72,11 @@ def memory(settings: Pretrain | Generate, objective: Objective, image: Image) ->
     return weights + memories + kept(settings, objective, image)
 
 
-def kept(settings: Pretrain | Generate, objective: Objective, image: Image) -> int:
+def kept(settings: Pretrain, objective: Objective, image: Image) -> int:
     """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
     the table of energies. Under bf16, half of it."""
     rows = settings.batch // settings.accumulate // settings.place.workers
-    drawn = settings.views if isinstance(settings, Pretrain) else ()
-    shapes = transforms.build(settings.objective.inputs, drawn, image, 0).view_shapes
+    shapes = transforms.build(settings.objective.inputs, settings.views, image, 0).view_shapes
     views = tuple(torch.empty(rows, *shape, device="meta") for shape in shapes)
     seen: list[Tensor] = []  # kept alive, so that no storage is counted for another that took its place
     weights = {p.untyped_storage()._cdata for p in objective.parameters()}

@@ -11,14 +11,14 @@ from pipeline.image import Image
 from pipeline.objectives.base import Batch, Lasso, Objective, Setup
 from pipeline.objectives.contrastive import Contrastive
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Bottleneck, Head, Inputs, MoCo, MoCoV3, SimCLR
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
 GLOBAL = Norm()
 HEAD = Head(hidden=12, dim=6)
-NARROW = Bottleneck(latent=4, width=16)
+NARROW = Decoder(width=16)
 CASES = {
     "simclr": SimCLR(head=HEAD, temperature=0.5),
     "simclr_v2": SimCLR(head=Head(hidden=12, dim=6, layers=3, norm="hidden"), temperature=0.5),
@@ -41,10 +41,10 @@ CASES = {
     "pirl_sharded": PIRL(negatives=16, bank="sharded", temperature=0.5, head=Head(hidden=0, dim=6)),
     "pirl_rotation": PIRL(negatives=0, bank="sharded", pretext="rotation", temperature=0.5, head=HEAD),
     "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
-    "ae": AE(net=NARROW),
-    "dae": DAE(net=Bottleneck(latent=4, width=16, shape="conv")),
-    "vae": VAE(net=NARROW, warmup=0.5),
-    "vae_gaussian": VAE(net=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
+    "ae": AE(latent=4, decoder=NARROW),
+    "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
+    "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
+    "vae_gaussian": VAE(latent=4, decoder=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }

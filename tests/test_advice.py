@@ -4,7 +4,8 @@ import pytest
 
 from pipeline import advice, cli
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Generate, Pretrain
+from pipeline.settings.objectives import VAE
+from pipeline.settings.stages import Pretrain
 
 MOCO = {"data": "shards", "batch": 64, "epochs": 4, "objective": {"kind": "moco", "queue": 1024}}
 
@@ -15,7 +16,7 @@ def said(images: int, side: int | None = None, **changes) -> list[str]:
 
 def test_nothing_is_said_of_what_is_usual():
     assert said(1600, 32, views={"kind": "moco_v2", "size": 32}) == []
-    assert advice.training("vae", Generate(data="shards", batch=64), 1600, 8) == []
+    assert advice.training("vae", Pretrain(data="shards", objective=VAE(), batch=64), 1600, 8) == []
 
 
 def test_a_queue_of_more_than_the_images():

@@ -16,7 +16,7 @@ CONFIG = """\
 stages:
   shards: {kind: pack, source: digits}
   moco: {kind: pretrain, data: shards, views: {kind: characters}, objective: {kind: moco, queue: 512}, epochs: 3}
-  vae: {kind: generate, data: shards}
+  vae: {kind: pretrain, data: shards, objective: {kind: vae}}
   probe: {kind: probe, data: shards, encoders: [moco, vae]}
 """
 

@@ -16,6 +16,7 @@ from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.evaluation import encoders
 from pipeline.nets import trunks
+from pipeline.objectives import models
 from pipeline.settings.nets import CNN
 from pipeline.settings.stages import Codes, Place
 from pipeline.sparse import dictionary, features, solvers
@@ -78,7 +79,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(made, digits, world, tmp_pat
         patch.setattr(world, "_stop", lambda: next(calls) == dead_at + (5 if dead_at == 16 else 0))
         with pytest.raises(Stopped):
             run(digits, world, tmp_path / "again")
-    assert not (tmp_path / "again" / encoders.SPEC).exists()
+    assert not (tmp_path / "again" / models.SPEC).exists()
     assert run(digits, world, tmp_path / "again") == made[1]
     first, again = results(made[0]), results(tmp_path / "again")
     ignored = {n for n in (*first, *again) if n.endswith("progress.json") or "checkpoints/" in n}
@@ -167,7 +168,7 @@ def test_where_it_ran_is_not_in_the_encoder(made, digits, world, tmp_path):
     """The same bytes from a worker of Ray Train as from here."""
     away = SHORT.model_copy(update={"place": Place(on="workers", workers=2, memory_gb=1.0)})
     run(digits, world, tmp_path, away)
-    for name in (encoders.SPEC, encoders.WEIGHTS):
+    for name in (models.SPEC, models.WEIGHTS):
         assert (tmp_path / name).read_bytes() == (made[0] / name).read_bytes()
 
 
@@ -177,7 +178,7 @@ def test_an_encoder_that_is_broken_is_not_coded(digits, world, tmp_path):
     with torch.no_grad():
         next(trunk.parameters()).fill_(torch.nan)
     spec = {"net": net.model_dump(mode="json"), "image": encoders.describe(image)}
-    encoders.save(tmp_path / "moco", "trunk", trunk, spec)
+    encoders.save(tmp_path / "moco", trunk, spec)
     settings = SHORT.model_copy(update={"encoder": "moco"})
     with pytest.raises(DataError, match="moco: its features are not all finite"):
         run(digits, world, tmp_path / "out", settings, moco=tmp_path / "moco")

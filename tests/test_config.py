@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings.base import Settings, over
 from pipeline.settings.nets import CNN, Norm
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
-from pipeline.settings.stages import Codes, Generate, Pretrain
+from pipeline.settings.stages import Codes, Pretrain
 
 GOOD = """\
 seed: 0
@@ -27,7 +27,7 @@ stages:
     objective: {kind: pirl, head: {dim: 64}}
     views: {kind: characters}
   codes: {kind: codes, data: shards}
-  vae: {kind: generate, data: shards, optimiser: {lr: 2e-3}}
+  vae: {kind: pretrain, data: shards, objective: {kind: vae}, optimiser: {lr: 2e-3}}
   probe: {kind: probe, data: shards, encoders: [moco, pirl, codes, vae]}
 """
 
@@ -44,7 +44,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("codes.atom=3", 'did you mean "atoms"?'),
     ("codes.lista.layer=3", 'did you mean "layers"?'),
     ("vae.objective.likelyhood=gaussian", 'did you mean "likelihood"?'),
-    ("vae.objective.net.latents=3", 'did you mean "latent"?'),
+    ("vae.objective.latents=3", 'did you mean "latent"?'),
     ("probe.neighbors=3", 'did you mean "neighbours"?'),
     ("shards.sorce=digits", 'did you mean "source"?'),
     ("moco.place.gpu=1", 'did you mean "gpus"?'),
@@ -55,7 +55,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.gpus=1", 'did you mean "place.gpus"?'),
     ("pirl.objective.queue=512", "kind moco has it"),
     ("pirl.views.jitter_p=0.5", "kind moco_v1 has it"),
-    ("vae.views=3", "kind pretrain has it"),
+    ("codes.views=3", "kind pretrain has it"),
     ("moco.views=[{size: 8}, {size: 8}, {size: 8}]", "moco.views: found a list of 3; expected one mapping for both"),
     ("moco.views=[]", "moco.views: found a list of 0; expected one mapping for both"),
     ("moco.views=[{size: 8}, {kind: characters, size: 8}]", "moco.views: found kinds moco_v2 and characters"),
@@ -75,7 +75,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     # unknown kinds and values
     ("moco.kind=pretrian", 'unknown kind "pretrian"; did you mean "pretrain"?'),
     ("moco.objective.kind=mocco", 'did you mean "moco"?'),
-    ("moco.objective.kind=vae", 'unknown kind "vae"; expected one of simclr, moco, moco_v3, pirl'),
+    ("moco.objective.kind=rbn", 'unknown kind "rbn"; expected one of simclr, moco, moco_v3, pirl, ae, dae, vae'),
     ("moco.net.kind=resnet80", 'did you mean "resnet'),
     ("moco.views.kind=simclear", 'did you mean "simclr"?'),
     ("moco.optimiser.kind=admm", 'did you mean "adam"?'),
@@ -284,13 +284,13 @@ def test_views_are_one_mapping_or_two(place):
 
 
 def test_partly_given_groups_start_from_their_fields_default(place):
-    stages: dict = config.load("good.yaml", ["moco.views.size=16", "vae.objective.net.width=8"]).stages
+    stages: dict = config.load("good.yaml", ["moco.views.size=16", "vae.objective.decoder.width=8"]).stages
     head = stages["pirl"].objective.head
     assert (head.hidden, head.dim) == (0, 64)  # PIRL's own is linear
     assert (stages["vae"].optimiser.kind, stages["vae"].optimiser.lr) == ("adam", 2e-3)
     assert [(v.kind, v.size) for v in stages["moco"].views] == [("moco_v2", 16)]
-    dae: dict = config.load("good.yaml", ["vae.objective={kind: dae, net: {width: 8}}"]).stages
-    assert dae["vae"].objective.net.latent == 64
+    dae: dict = config.load("good.yaml", ["vae.objective={kind: dae, decoder: {width: 8}}"]).stages
+    assert dae["vae"].objective.latent == 64
 
 
 def partial_groups(model: type[Settings]) -> Iterator[dict[str, Any]]:
@@ -302,7 +302,7 @@ def partial_groups(model: type[Settings]) -> Iterator[dict[str, Any]]:
                 yield {name: {key: json.loads(default.model_dump_json())[key]}}
 
 
-@pytest.mark.parametrize("model", [Pretrain, Generate, Codes, SimCLR, MoCo, MoCoV3, PIRL, AE, DAE, VAE])
+@pytest.mark.parametrize("model", [Pretrain, Codes, SimCLR, MoCo, MoCoV3, PIRL, AE, DAE, VAE])
 def test_a_group_means_the_same_wherever_it_is_read(model, place):
     """A config, an override, model_validate and the constructor: one key given leaves the default's others."""
     bodies = list(partial_groups(model))
@@ -315,8 +315,7 @@ def test_a_group_means_the_same_wherever_it_is_read(model, place):
         assert model.model_validate_json(json.dumps(needed | body), strict=True) == expected
         stage = needed | body
         if "data" not in needed:
-            kind = "pretrain" if issubclass(model, SimCLR | MoCo | MoCoV3 | PIRL) else "generate"
-            stage = {"kind": kind, "data": "shards", "objective": needed | body}
+            stage = {"kind": "pretrain", "data": "shards", "objective": needed | body}
         (place / "one.yaml").write_text(json.dumps({"stages": {"shards": {"kind": "pack"}, "one": stage}}))
         loaded: Any = config.load("one.yaml").stages["one"]
         assert (loaded if "data" in needed else loaded.objective) == expected

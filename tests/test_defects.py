@@ -63,7 +63,7 @@ def test_04_published_configs_are_built(path, tmp_path):
 
     cfg = config.load(str(path), [] if path.stem == "quickstart" else [f"shards.source=folder:{tmp_path}"])
     for stage in cfg.stages.values():
-        if stage.kind in ("pretrain", "generate"):
+        if stage.kind == "pretrain":
             data = estimate.Packed(1_000_000, 3, 32 if "cifar" in path.stem else 28)
             assert estimate.build(stage, data, cfg.seed) is not None
 

@@ -17,9 +17,10 @@ from pipeline.evaluation.features import features
 from pipeline.evaluation.lbfgs import minimise
 from pipeline.image import Image
 from pipeline.nets import trunks
+from pipeline.objectives import models
 from pipeline.objectives.base import Setup
-from pipeline.settings.nets import CNN
-from pipeline.settings.objectives import VAE, Bottleneck
+from pipeline.settings.nets import CNN, MLP
+from pipeline.settings.objectives import VAE
 from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
 
@@ -396,16 +397,15 @@ def trunk(folder):
     net = CNN(width=8, depth=2)
     module = trunks.build(net, IMAGE, None, 5)
     module.train()(PIXELS / 255)  # running statistics that are not the first ones
-    encoders.save(folder, "trunk", module, {"net": net.model_dump(mode="json"), "image": encoders.describe(IMAGE)})
+    encoders.save(folder, module, {"net": net.model_dump(mode="json"), "image": encoders.describe(IMAGE)})
     return module.eval(), (PIXELS.float() / 255 - 0.3) / 0.4
 
 
 def autoencoder(folder):
-    settings = VAE(net=Bottleneck(latent=4, width=16))
-    module = objectives.build(settings, Setup(IMAGE, 10, CNN(), None, 5)).encoder  # type: ignore[arg-type]
-    spec = {"objective": settings.model_dump(mode="json"), "image": encoders.describe(IMAGE)}
-    encoders.save(folder, "autoencoder", module, spec)
-    return module.eval(), PIXELS.float() / 255
+    setup = Setup(IMAGE, 10, MLP(width=16), None, 5)  # type: ignore[arg-type]
+    objective = objectives.build(VAE(latent=4), setup)
+    models.write(folder, objective.state_dict(), models.spec(objective, setup))
+    return objective.encoder.eval(), PIXELS.float() / 255
 
 
 def codes(folder):
@@ -414,14 +414,14 @@ def codes(folder):
     atoms = nn.functional.normalize(torch.randn(9, 6, generator=draw), dim=0)
     module = sparse.SparseFeatures(sparse.Coder(settings, torch.randn(9, generator=draw), torch.eye(9), atoms))
     spec = {"codes": settings.model_dump(mode="json"), "image": encoders.describe(IMAGE)}
-    encoders.save(folder, "sparse", module, spec)
+    encoders.save(folder, module, spec)
     return module.eval(), PIXELS.float() / 255
 
 
 @pytest.mark.parametrize("make", [trunk, autoencoder, codes])
 def test_encoders_come_back_as_they_were(tmp_path, make):
     module, taken = make(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     found = encoders.load(tmp_path)
     assert not found.training and not any(p.requires_grad for p in found.parameters())
     with torch.no_grad():
@@ -434,23 +434,23 @@ def test_encoders_come_back_as_they_were(tmp_path, make):
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no encoder that can be read"):
+    with pytest.raises(DataError, match="no model that can be read"):
         encoders.load(tmp_path)
     trunk(tmp_path)
-    whole = (tmp_path / "encoder.safetensors").read_bytes()
-    (tmp_path / "encoder.safetensors").write_bytes(whole[:-40])
-    with pytest.raises(DataError, match="no encoder"):
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-40])
+    with pytest.raises(DataError, match="no model"):
         encoders.load(tmp_path)
-    (tmp_path / "encoder.safetensors").write_bytes(whole)
-    spec = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    spec = json.loads((tmp_path / "model.json").read_text())
     for wrong in ({"kind": "pickle"}, {"net": {"kind": "cnn", "width": 16}}, {"image": {"side": 8}}):
-        (tmp_path / "encoder.json").write_text(json.dumps(spec | wrong))
-        with pytest.raises(DataError, match="no encoder"):
+        (tmp_path / "model.json").write_text(json.dumps(spec | wrong))
+        with pytest.raises(DataError, match="no model"):
             encoders.load(tmp_path)
 
 
 def test_untrained_and_raw():
-    spec = {"kind": "trunk", "net": CNN(width=8, depth=2).model_dump(mode="json"), "image": encoders.describe(IMAGE)}
+    spec = {"net": CNN(width=8, depth=2).model_dump(mode="json"), "image": encoders.describe(IMAGE)}
     one, same, other = (encoders.untrained(spec, seed) for seed in (0, 0, 1))
     assert torch.equal(one(PIXELS), same(PIXELS)) and not torch.allclose(one(PIXELS), other(PIXELS))
     assert torch.equal(encoders.pixels(IMAGE)(PIXELS), PIXELS.flatten(1).float() / 255)

@@ -56,7 +56,7 @@ def trained(folder, net, image):
     """An encoder's folder, its statistics no longer the first ones."""
     trunk = trunks.build(net, image)
     trunk(torch.rand(4, image.channels, image.side, image.side))
-    encoders.save(folder, "trunk", trunk, {"net": net.model_dump(mode="json"), "image": encoders.describe(image)})
+    encoders.save(folder, trunk, {"net": net.model_dump(mode="json"), "image": encoders.describe(image)})
     return encoders.load(folder)
 
 

@@ -117,7 +117,7 @@ def test_codes_of_two_workers_are_those_of_two_ranks_and_of_one(cluster, tmp_pat
     small.here(config, f"root={tmp_path / 'ranks'}", "--only", "codes", ranks=2)
     assert differences(root, tmp_path / "ranks") == []
     small.here(config, f"root={tmp_path / 'one'}", "--only", "codes")
-    for name in ("encoder.json", "encoder.safetensors"):
+    for name in ("model.json", "model.safetensors"):
         alone, shared = (small.only(r, "codes-*") / name for r in (tmp_path / "one", root))
         assert alone.read_bytes() == shared.read_bytes()
 

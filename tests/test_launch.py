@@ -41,10 +41,10 @@ OBJECTIVES = {
 }
 AUTOENCODER = """\
   vae_PRECISION:
-    kind: generate
+    kind: pretrain
     data: shards
-    objective: {kind: vae, net: {latent: 4, width: 32}}
-    bubbles: false
+    net: {kind: mlp, width: 32}
+    objective: {kind: vae, latent: 4, decoder: {width: 32}}
     steps: 5
     batch: 32
     log_steps: 1
@@ -86,7 +86,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         folders[name] = home / name
         shutil.move(home / "runs", folders[name])
         records = [json.loads(p.read_text()) for p in folders[name].glob("*/artifact.json")]
-        ranks = {record["processes"] for record in records if record["kind"] in ("pretrain", "generate")}
+        ranks = {record["processes"] for record in records if record["kind"] == "pretrain"}
         assert ranks == {2 if name.endswith("_2") else 1}, f"{name}: trained by {ranks} processes"
     return folders
 

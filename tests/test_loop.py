@@ -105,7 +105,7 @@ def test_a_training_by_hand(limit, made, tmp_path, world):
     ours, exported = made(), []
     loop.train(
         ours, Stream(), settings(limit), total=TOTAL, seed=0, out=tmp_path, world=world,
-        export=lambda encoder, _: exported.append({k: v.clone() for k, v in encoder.state_dict().items()}),
+        export=lambda weights, _: exported.append({k.removeprefix("net."): v.clone() for k, v in weights.items()}),
     )  # fmt: skip
 
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()

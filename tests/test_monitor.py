@@ -16,9 +16,9 @@ from pipeline.objectives.contrastive import pair_statistics, ranking
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.stages import Generate, Pretrain
+from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import SGD, Adam, Training
-from pipeline.stages import generate, pretrain
+from pipeline.stages import pretrain
 from pipeline.training import checkpoint, monitor
 from tests.cases import CONTRASTIVE, batch, make, random, warm
 
@@ -135,10 +135,8 @@ def test_objectives_without_rows_have_signs_of_their_own(name, healthy, bad, wor
 @pytest.mark.parametrize(("beta", "silent"), [(60.0, True), (1.0, False)])
 def test_a_posterior_that_collapses(beta, silent, digits, tmp_path, world, capsys):
     """A KL that costs sixty times too much; at the bound's own price it is small at first, and grows."""
-    settings = Generate(
-        data="shards", objective=chosen.VAE(beta=beta), steps=280, snapshots=0, bubbles=False, save_steps=280
-    )
-    generate.run(settings, 0, {"shards": digits}, tmp_path, world)
+    settings = Pretrain(data="shards", objective=chosen.VAE(beta=beta), steps=280, snapshots=0, save_steps=280)
+    pretrain.run(settings, 0, {"shards": digits}, tmp_path, world)
     assert ("VAE: collapsed at step 50: the latent says nothing" in capsys.readouterr().out) == silent
 
 

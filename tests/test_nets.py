@@ -11,8 +11,8 @@ from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import decoders, ema, heads, norm, trunks
 from pipeline.nets.norm import BatchNorm
-from pipeline.settings.nets import CNN, Norm, ResNet, ViT
-from pipeline.settings.objectives import Bottleneck, Head
+from pipeline.settings.nets import CNN, MLP, Norm, ResNet, ViT
+from pipeline.settings.objectives import Decoder, Head
 from tests.cases import random
 
 GREY, COLOUR = Image(1, 8, (0.5,), (0.5,)), Image(3, 32, (0.5,) * 3, (0.5,) * 3)
@@ -183,16 +183,25 @@ def test_heads():
     assert [m.out_features for m in heads.build(Head(hidden=0, dim=7), 64)] == [7]
 
 
-@pytest.mark.parametrize("shape", ["mlp", "conv"])
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("side", [7, 8, 28])
-def test_decoder_undoes_the_encoders_shape(shape, layers, side):
+def test_a_decoder_comes_to_the_images_shape(kind, layers, side):
     image = Image(3, side, (0.5,) * 3, (0.5,) * 3)
-    settings = Bottleneck(latent=5, width=32, layers=layers, shape=shape)
-    x = torch.zeros(2, 3, side, side)
-    z = decoders.encoder(settings, image, 10)(x)
-    assert z.shape == (2, 10)
-    assert decoders.decoder(settings, image)(z[:, :5]).shape == x.shape
+    decoder = decoders.build(Decoder(kind=kind, width=32, layers=layers), 5, image)
+    assert decoder(torch.zeros(2, 5)).shape == (2, 3, side, side)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_fully_connected_layers_with_a_relu_after_each(layers):
+    trunk = trunks.build(MLP(width=9, layers=layers), COLOUR, None, 3)
+    x = random(2, 3, 32, 32).float()
+    expected = x.flatten(1)
+    for part in trunk:
+        if isinstance(part, torch.nn.Linear):
+            expected = (expected @ part.weight.T + part.bias).clamp(min=0)
+    assert trunk.features == 9 and trunk(x).shape == (2, 9) and len(trunk) == 1 + 2 * layers
+    torch.testing.assert_close(trunk(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_vit_has_a_fixed_position_embedding_and_a_frozen_projection():

@@ -365,7 +365,7 @@ def test_sigma_has_a_floor_and_a_gradient_everywhere(raw, world):
 def test_vae_energy_is_the_whole_elbo_whatever_presses_it(world):
     objective = make("vae_gaussian", world)
     plain = copy.copy(objective)
-    plain.settings = VAE(likelihood="gaussian", net=objective.settings.net)
+    plain.settings = VAE(likelihood="gaussian", latent=4)
     b = batch(objective, IDS)
     result = plain(b)
     torch.testing.assert_close(objective(b).low, result.low)

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from pipeline import board
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError, Stopped
 from pipeline.evaluation import encoders, report, scores
-from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.settings.nets import CNN, Net, Norm, ResNet
+from pipeline.objectives import models
+from pipeline.settings.nets import CNN, MLP, Net, Norm, ResNet
 from pipeline.settings.objectives import VAE
 from pipeline.settings.sparse import Coding
 from pipeline.settings.stages import Probe
@@ -37,7 +36,7 @@ def inputs(digits, tmp_path_factory) -> dict[str, Path]:
     spec = {"net": NET.model_dump(mode="json"), "image": encoders.describe(image)}
     for i, place in enumerate(("moco/snapshots/00000010", "moco/snapshots/00000020", "moco", "codes")):
         first, *rest = Path(place).parts
-        encoders.save(folders[first].joinpath(*rest), "trunk", trunks.build(NET, image, None, i), spec)
+        encoders.save(folders[first].joinpath(*rest), trunks.build(NET, image, None, i), spec)
     (folders["moco"] / "metrics.jsonl").write_text('{"step": 10, "train/loss": 2}\n{"step": 30, "train/loss": 1}\n')
     return folders
 
@@ -75,28 +74,28 @@ def test_rows_of_any_number_of_labels_have_the_same_names(inputs, tmp_path, worl
 
 def saved(folder: Path, spec: dict) -> Path:
     """An encoder as a training leaves it, whatever its weights."""
-    image = TypeAdapter(Image).validate_python(spec["image"])
-    encoders.save(folder, spec["kind"], encoders.rebuild(spec, image, 5)[0], {k: spec[k] for k in spec if k != "kind"})
+    made = models.build(spec, 5) if "objective" in spec else encoders.build(spec, 5).module
+    encoders.save(folder, made, spec)
     return folder
 
 
 def trunk(net: Net, digits: Path) -> dict:
     about = encoders.describe(Shards.open(digits).image(None))
-    return {"kind": "trunk", "net": net.model_dump(mode="json"), "image": about}
+    return {"net": net.model_dump(mode="json"), "image": about}
 
 
 def test_the_untrained_row_is_the_encoders_own_network(digits, tmp_path, world):
     """A network each, once: a ResNet-18 of 512 features is held against a ResNet-18 of 512, not against a small one.
     Where batch norm takes its statistics from is nothing that an untrained network knows."""
     wide = ResNet(norm=Norm(kind="shuffle", splits=8))
-    vae = {"kind": "autoencoder", "objective": VAE().model_dump(mode="json"), "image": trunk(NET, digits)["image"]}
-    inner = {"kind": "sparse", "codes": Coding(atoms=16).model_dump(mode="json"),
+    vae = trunk(MLP(), digits) | {"objective": VAE().model_dump(mode="json")}
+    inner = {"codes": Coding(atoms=16).model_dump(mode="json"),
              "inner": trunk(NET, digits), "image": trunk(NET, digits)["image"]}  # fmt: skip
     specs = {
         "moco": trunk(wide, digits), "pirl": trunk(ResNet(), digits), "small": trunk(NET, digits),
         "vae": vae, "coded": inner,
     }  # fmt: skip
-    patches = {"kind": "sparse", "codes": Coding(atoms=16).model_dump(mode="json"), "image": vae["image"]}
+    patches = {"codes": Coding(atoms=16).model_dump(mode="json"), "image": vae["image"]}
     inputs = {name: saved(tmp_path / name, spec) for name, spec in (specs | {"codes": patches}).items()}
     settings = Probe(data="shards", encoders=tuple(inputs))
     rows = probe.untrained(settings, inputs)
@@ -261,7 +260,7 @@ def test_features_that_are_not_finite_are_refused(inputs, tmp_path, world):
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     spec = {"net": NET.model_dump(mode="json"), "image": encoders.describe(image)}
-    encoders.save(tmp_path / "e", "trunk", broken, spec)
+    encoders.save(tmp_path / "e", broken, spec)
     with pytest.raises(DataError, match="codes: its features are not all finite"):
         probe.run(
             Probe(data="shards", encoders=("codes",), **FEW), 0, inputs | {"codes": tmp_path / "e"}, tmp_path, world

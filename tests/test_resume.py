@@ -105,7 +105,7 @@ def kill(started: list[subprocess.Popen], out: Path, moment: int) -> None:
     for p in started:
         p.send_signal(signal.SIGKILL)
     told = [p.communicate()[0] for p in started]
-    assert any(p.returncode == -9 for p in started) and not (out / "encoder.safetensors").exists(), "\n".join(told)
+    assert any(p.returncode == -9 for p in started) and not (out / "model.safetensors").exists(), "\n".join(told)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_sharded_weights_are_the_replicated_ones(digits, tmp_path):
     assert len(list(cut.parent.glob("ids-*.jsonl"))) == 2
     finish(begin(digits, cut, 1, 2, SHARDED))
     compare(whole, tmp_path / "cut", exact=False)
-    for name in ("encoder.safetensors", f"snapshots/{STEPS // 2:08d}/encoder.safetensors"):
+    for name in ("model.safetensors", f"snapshots/{STEPS // 2:08d}/model.safetensors"):
         one, two = load_file(whole / name), load_file(cut / name)
         assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in two.items()}
 
@@ -127,7 +127,7 @@ def test_sharded_weights_are_the_replicated_ones(digits, tmp_path):
 def compare(whole: Path, home: Path, exact: bool) -> None:
     """Loss curve, weights, memory, and every planned id once in every epoch."""
     if exact:
-        for name in ("metrics.jsonl", "encoder.safetensors", f"checkpoints/{STEPS:08d}/tensors.safetensors"):
+        for name in ("metrics.jsonl", "model.safetensors", f"checkpoints/{STEPS:08d}/tensors.safetensors"):
             assert (whole / name).read_bytes() == (home / "run" / name).read_bytes(), name
     a, b = rows(whole), rows(home / "run")
     assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, STEPS + 1))

@@ -27,10 +27,10 @@ CONFIG = """\
 stages:
   shards: {kind: pack, source: digits}
   codes: {kind: codes, data: shards}
-  vae: {kind: generate, data: shards}
+  vae: {kind: pretrain, data: shards, objective: {kind: vae}}
   probe: {kind: probe, data: shards, encoders: [codes, vae]}
 """
-KINDS = ("pack", "codes", "generate", "probe")
+KINDS = ("pack", "codes", "pretrain", "probe")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_follows_is_known_by_what_was_packed(place, stages, capsys):
     assert len({s["shards"] for s in seen}) == 3
     for name in ("codes", "vae", "probe"):
         assert seen[0][name] == seen[1][name] != seen[2][name]
-    assert stages.calls == ["codes", "generate", "probe"] * 2
+    assert stages.calls == ["codes", "pretrain", "probe"] * 2
 
 
 def test_what_a_probe_lacks_is_said_before_anything_is_trained(place, stages, monkeypatch, capsys):
@@ -209,7 +209,7 @@ def test_a_change_runs_only_what_depends_on_it(place, stages):
 
 def test_only_runs_a_stage_and_what_it_still_needs(place, stages, capsys):
     assert go("--only", "codes") == 0 and stages.calls == ["pack", "codes"]
-    assert go("--only", "vae", "codes") == 0 and stages.calls == ["pack", "codes", "generate"]
+    assert go("--only", "vae", "codes") == 0 and stages.calls == ["pack", "codes", "pretrain"]
     assert go("--only", "vea") == 2
     assert 'no such stage; did you mean "vae"?' in capsys.readouterr().err
 
@@ -396,7 +396,7 @@ def meet(barrier):
 
 def test_independent_stages_run_side_by_side(place, stages):
     both = threading.Barrier(2)  # passes only if the two are in flight at once
-    stages.acts |= {"codes": meet(both), "generate": meet(both)}
+    stages.acts |= {"codes": meet(both), "pretrain": meet(both)}
     cluster = Cluster()
     assert away(cluster, Heard()) == 0
     assert cluster.most == 2 and stages.calls[0] == "pack" and stages.calls[-1] == "probe"
@@ -409,7 +409,7 @@ def test_after_a_failure_those_in_flight_finish(place, stages):
         failed.set()
         raise DataError("bad")
 
-    stages.acts |= {"codes": fail, "generate": lambda out, world: (failed.wait(30), time.sleep(1))}
+    stages.acts |= {"codes": fail, "pretrain": lambda out, world: (failed.wait(30), time.sleep(1))}
     heard = Heard()
     assert away(Cluster(), heard) == 65
     assert heard.failed == ["codes: bad"]
@@ -574,7 +574,7 @@ def run(settings, seed, inputs, out, world):
         time.sleep(0.05)
     return {"steps": 40}
 
-for kind in ("pack", "codes", "generate", "probe"):
+for kind in ("pack", "codes", "pretrain", "probe"):
     sys.modules[f"pipeline.stages.{kind}"] = module = ModuleType(kind)
     module.run = run
 
@@ -718,7 +718,7 @@ def test_a_list_of_values_is_a_run_of_each(place, stages, capsys):
     assert go("probe.draws=2,3,4", "vae.epochs=[1,2][0]") == 2  # a comma inside brackets lists nothing
     assert "epochs" in capsys.readouterr().err
     assert go("probe.draws=2,3,4") == 0
-    assert sorted(stages.calls) == ["codes", "generate", "pack", "probe", "probe", "probe"]
+    assert sorted(stages.calls) == ["codes", "pretrain", "pack", "probe", "probe", "probe"]
     told = capsys.readouterr().out
     assert "3 variants" in told and "51.00 ± 1.00 %" in told
     assert {f"probe probe.draws={n}: starts" in told for n in (2, 3, 4)} == {True} and "codes: starts" in told

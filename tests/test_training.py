@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError, NoProgressError, Stopped
 from pipeline.objectives.base import Objective, ParameterGroup
 from pipeline.settings.nets import CNN, Norm, ResNet
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Head, MoCo, SimCLR
-from pipeline.settings.stages import Generate, Pretrain
+from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import LARS, SGD, Adam
-from pipeline.stages import generate, pretrain
+from pipeline.stages import pretrain
 from pipeline.training import checkpoint, optim
 from pipeline.world import World
 
@@ -36,19 +36,18 @@ def stage(name: str, **changes):
         "data": "shards", "batch": 32, "train_examples": 128, "epochs": 3, "save_epochs": 1, "log_steps": 2,
         "snapshots": 1, "objective": OBJECTIVES[name],
     }  # fmt: skip
-    if name in ("ae", "dae", "vae"):
-        return generate, Generate(**{**common, "bubbles": False, **changes})
-    views = {"kind": "characters"}
-    return pretrain, Pretrain(**{**common, "views": views, "net": CNN(width=8), "optimiser": Adam(), **changes})
+    if OBJECTIVES[name].inputs.views:
+        common |= {"views": {"kind": "characters"}, "net": CNN(width=8), "optimiser": Adam()}
+    return Pretrain(**{**common, **changes})
 
 
 def train(name: str, digits: Path, out: Path, stop_at: int | None = None, **changes) -> dict[str, torch.Tensor]:
     """Runs a stage (stopping before step ``stop_at`` of this start) -> its last checkpoint's tensors."""
-    module, settings = stage(name, **changes)
+    settings = stage(name, **changes)
     asked = iter(range(10**6))
     world = World(stop=None if stop_at is None else lambda: next(asked) == stop_at)
     out.mkdir(exist_ok=True)
-    module.run(settings, 0, {"shards": digits}, out, world)
+    pretrain.run(settings, 0, {"shards": digits}, out, world)
     return checkpoint.newest(out / "checkpoints")[0]
 
 
@@ -61,7 +60,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, digits, tmp_path):
     parts = train(name, digits, tmp_path / "cut")
     assert set(whole) == set(parts)
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
-    for file in ("metrics.jsonl", "encoder.safetensors", "snapshots/00000006/encoder.safetensors"):
+    for file in ("metrics.jsonl", "model.safetensors", "snapshots/00000006/model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
 
 
@@ -210,7 +209,7 @@ def test_bf16_trains(digits, tmp_path):
 
 def test_moving_average_is_what_is_exported(digits, tmp_path):
     tensors = train("moco", digits, tmp_path / "a", ema=0.5, steps=4)
-    exported = load_file(tmp_path / "a/encoder.safetensors")
+    exported = load_file(tmp_path / "a/model.safetensors")
     for name, value in exported.items():
         assert torch.equal(value, tensors[f"average.{name}"])
     assert any(not torch.equal(v, tensors[f"objective.trunk.{k}"]) for k, v in exported.items())

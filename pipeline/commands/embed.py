@@ -22,13 +22,14 @@ def main(words: Sequence[str]) -> int:
     if options.out.suffix != ".parquet":
         raise ConfigError(f"{options.out}: the file is written as Parquet; expected a name that ends in .parquet")
     from pipeline.evaluation import embed, encoders
+    from pipeline.objectives import models
     from pipeline.world import World
 
     folder = options.encoder
     encoder = encoders.load(folder)
     record = folder / "artifact.json"
     key = json.loads(record.read_text()).get("key", "") if record.exists() else ""
-    about = {"encoder": folder.name, "key": key, "spec": (folder / encoders.SPEC).read_text()}
+    about = {"encoder": folder.name, "key": key, "spec": (folder / models.SPEC).read_text()}
     device = World(options.threads).device
     count = embed.embed(encoder, options.images, options.out, device, about, options.max_bad, lines.say)
     print(f"{options.out}: features of {count} images")

@@ -10,7 +10,7 @@ runs/moco-1a2b3c4d, or of one of its snapshots."""
 
 def main(words: Sequence[str]) -> int:
     parser = Parser(prog="pipeline export", description=ABOUT, allow_abbrev=False)
-    parser.add_argument("encoder", type=path, metavar="ENCODER", help="a folder with encoder.safetensors")
+    parser.add_argument("encoder", type=path, metavar="ENCODER", help="a folder with model.safetensors")
     parser.add_argument("out", type=path, metavar="FOLDER", help="where to")
     parser.add_argument("--onnx", action="store_true", help="model.onnx too: uint8 images to features, any encoder")
     options = parse(parser, words)

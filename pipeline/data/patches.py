@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
-from pipeline.data.loader import MicroBatch, images
+from pipeline.data.images import images
+from pipeline.data.loader import MicroBatch
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.settings.stages import Codes

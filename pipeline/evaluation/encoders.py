@@ -1,4 +1,4 @@
-"""Encoders as files: weights in safetensors, what they are in JSON; read back, uint8 images in, features out."""
+"""Encoders: models as they are evaluated, uint8 images in, features out."""
 
 import json
 from dataclasses import asdict
@@ -7,21 +7,14 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import files, objectives, tensors
-from pipeline.errors import DataError
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.objectives.base import Setup
+from pipeline.objectives import OBJECTIVES, models
 from pipeline.settings.nets import Net, Norm
-from pipeline.settings.objectives import Generative
 from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
-
-WEIGHTS, SPEC = "encoder.safetensors", "encoder.json"
 
 
 class Encoder(nn.Module):
@@ -45,78 +38,88 @@ def describe(image: Image) -> dict[str, Any]:
     return asdict(image)
 
 
-def save(folder: Path, kind: str, module: nn.Module, spec: dict[str, Any]) -> None:
-    """Writes `encoder.safetensors` and `encoder.json` (last, so that a folder with it is whole)."""
-    with files.replacing(folder / WEIGHTS) as part:
-        tensors.write(module.state_dict(), part)
-    files.write_json(folder / SPEC, {"kind": kind, **spec})
+def save(folder: Path, module: nn.Module, spec: dict[str, Any]) -> None:
+    """Writes a network that no objective of ours trained, as a model whose spec names a ``net`` alone or ``codes``."""
+    models.write(folder, module.state_dict(), spec)
 
 
 def load(folder: Path | str) -> Encoder:
-    """The encoder in a folder, in evaluation mode. Raises DataError where there is none, or a damaged one."""
+    """The encoder of the model in a folder, in evaluation mode. Raises DataError where there is none, or a damaged
+    one."""
     folder = Path(folder).expanduser()
+    spec, weights = models.read(folder)
     try:
-        spec = json.loads((folder / SPEC).read_text())
-        weights = load_file(folder / WEIGHTS)
-        image = TypeAdapter(Image).validate_python(spec["image"])
-        module, normalised = rebuild(spec, image)
-        dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)
-        module.to(dtype).load_state_dict(weights)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{folder}: no encoder that can be read ({type(error).__name__}: {error})") from error
-    return Encoder(module.float(), image, normalised).eval().requires_grad_(False)
+        return restore(spec, weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise models.unreadable(folder, error) from error
+
+
+def restore(spec: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
+    if "objective" in spec:
+        objective = models.restore(spec, weights)
+        return frozen(objective.encoder, models.image(spec), objective.normalised)
+    encoder = build(spec)
+    encoder.module.to(models.dtype(weights.values())).load_state_dict(weights)
+    return frozen(encoder.module.float(), encoder.image, encoder.normalised)
+
+
+def frozen(module: nn.Module, image: Image, normalised: bool) -> Encoder:
+    return Encoder(module, image, normalised).eval().requires_grad_(False)
+
+
+def build(spec: dict[str, Any], seed: int = 0) -> Encoder:
+    """The encoder of a spec with its first weights."""
+    image = models.image(spec)
+    if "objective" in spec:
+        objective = models.build(spec, seed)
+        return Encoder(objective.encoder, image, objective.normalised)
+    if "codes" not in spec:
+        return Encoder(trunks.build(settings(spec), image, None, seed), image, True)
+    codes = Coding.model_validate(spec["codes"])
+    if "inner" not in spec:
+        return Encoder(sparse.SparseFeatures(sparse.blank(codes, image.channels * codes.patch**2)), image, False)
+    inner = build(spec["inner"])
+    blank: Any = sparse.blank(codes, inner.module.features)  # type: ignore[arg-type]
+    return Encoder(sparse.CodedFeatures(inner, blank), image, False)
 
 
 def settings(spec: dict[str, Any]) -> Net:
-    """The net's settings in a trunk's spec."""
+    """The settings of a spec's net."""
     return TypeAdapter(Net).validate_python(spec["net"])
 
 
-def rebuild(spec: dict[str, Any], image: Image, seed: int = 0) -> tuple[nn.Module, bool]:
-    """The module of a spec with its first weights, and whether it takes normalised images."""
-    if spec["kind"] == "trunk":
-        return trunks.build(settings(spec), image, None, seed), True
-    if spec["kind"] == "autoencoder":
-        chosen = TypeAdapter(Generative).validate_python(spec["objective"])
-        setup: Any = Setup(image, 0, Norm(), None, seed)  # type: ignore[arg-type]
-        return objectives.build(chosen, setup).encoder, False
-    if spec["kind"] == "sparse":
-        codes = Coding.model_validate(spec["codes"])
-        if "inner" not in spec:
-            return sparse.SparseFeatures(sparse.blank(codes, image.channels * codes.patch**2)), False
-        inner, normalised = rebuild(spec["inner"], image)
-        coded = Encoder(inner, image, normalised)
-        return sparse.CodedFeatures(coded, sparse.blank(codes, inner.features)), False  # type: ignore[arg-type]
-    raise ValueError(f"kind {spec['kind']!r} is none of trunk, autoencoder, sparse")
+def trunk_settings(spec: dict[str, Any]) -> Net | None:
+    """The settings of the net that a spec's encoder is; None where it is more than a net."""
+    whole = "net" in spec and ("objective" not in spec or not OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
+    return settings(spec) if whole else None
 
 
 def network(folder: Path) -> dict[str, Any] | None:
     """The spec of the network under the encoder in a folder: equal for two that differ in their weights alone, or in
     which images batch norm saw in training. None under codes of patches, which have no network."""
     try:
-        return bare(json.loads((folder / SPEC).read_text()))
+        return bare(json.loads((folder / models.SPEC).read_text()))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: no encoder that can be read ({type(error).__name__}: {error})") from error
+        raise models.unreadable(folder, error) from error
 
 
 def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
-    """Of an encoder's spec, what its untrained network depends on."""
-    if spec["kind"] == "sparse":
+    """Of a spec, what its untrained encoder depends on."""
+    if "codes" in spec:
         return bare(spec["inner"]) if "inner" in spec else None
-    if spec["kind"] == "autoencoder":
-        kept = {k: spec["objective"][k] for k in ("kind", "net")}
-        return {"kind": "autoencoder", "objective": kept, "image": spec["image"]}
     net = settings(spec)
     if net.norm.kind != "none":
         net = net.model_copy(update={"norm": Norm()})
-    return {"kind": "trunk", "net": net.model_dump(mode="json"), "image": spec["image"]}
+    kept: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
+    if trunk_settings(spec) is None:
+        fields = ("kind", *OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
+        kept["objective"] = {name: spec["objective"][name] for name in fields}
+    return kept
 
 
 def untrained(network: dict[str, Any], seed: int) -> Encoder:
     """A network with its random first weights: what an encoder is worth before it has learned."""
-    image = TypeAdapter(Image).validate_python(network["image"])
-    module, normalised = rebuild(network, image, seed)
-    return Encoder(module, image, normalised).eval().requires_grad_(False)
+    return build(network, seed).eval().requires_grad_(False)
 
 
 class Pixels(nn.Module):
@@ -127,4 +130,4 @@ class Pixels(nn.Module):
 
 
 def pixels(image: Image) -> Encoder:
-    return Encoder(Pixels(), image, False).eval()
+    return frozen(Pixels(), image, False)

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import cards, encoders
 from pipeline.image import Image
 from pipeline.nets import trunks
+from pipeline.objectives import models
 from pipeline.settings.nets import ResNet, ViT
 
 
@@ -32,10 +33,10 @@ def write(
     """
     folder, out = Path(folder), Path(out)
     encoder = encoders.load(folder)
-    spec = json.loads((folder / encoders.SPEC).read_text())
-    net = encoders.settings(spec) if spec["kind"] == "trunk" else None
+    spec = json.loads((folder / models.SPEC).read_text())
+    net = encoders.trunk_settings(spec)
     if not (onnx or isinstance(net, ResNet | ViT)):
-        what = spec["kind"] if net is None else net.kind
+        what = net.kind if net else spec["objective"]["kind"] if "objective" in spec else "sparse code"
         raise DataError(
             f"{folder}: a {what} has no counterpart in timm or torchvision; expected a resnet or a vit. --onnx writes "
             f"any encoder as ONNX, `pipeline embed` its features"

@@ -12,6 +12,7 @@ from pipeline import keyed
 from pipeline.data.images import SquareImages
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.evaluation.encoders import Encoder
 from pipeline.evaluation.features import BATCH
 from pipeline.evaluation.knn import classify
 from pipeline.evaluation.quality import rankme
@@ -25,10 +26,10 @@ DRAW = "judged"  # the key of their draw: another word would draw other images
 
 
 def evaluation(
-    shards: Shards, image: Image, used: int, budget: int, seed: int
+    shards: Shards, image: Image, used: int, budget: int, seed: int, normalised: bool = True
 ) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Scalars of a trunk while it learns: RankMe of its features, and the share of a fifth of the images whose class
-    their nearest neighbours in the rest name (k 20, T 0.07).
+    """Scalars of an encoder while it learns: RankMe of its features, and the share of a fifth of the images whose
+    class their nearest neighbours in the rest name (k 20, T 0.07). ``normalised``: whether it takes normalised pixels.
 
     The images are a fixed draw of the training split, at most ``budget``: those past the ``used`` ones that are
     trained on, if there are enough. Their labels are used here and nowhere else in a training; without labels there is
@@ -43,14 +44,13 @@ def evaluation(
     images = SquareImages(shards, image.side, chosen, MEMORY)
 
     @torch.no_grad()
-    def scalars(trunk: nn.Module) -> dict[str, float]:
+    def scalars(module: nn.Module) -> dict[str, float]:
         # A copy, so that neither its mode nor its statistics are touched.
-        still: Any = copy.deepcopy(trunk).float().eval()
+        still: Any = Encoder(copy.deepcopy(module).float(), image, normalised).eval()
         still.to(memory_format=torch.channels_last)
         device = next(still.parameters()).device
         try:
-            batches = (image.normalise(x.to(device).float() / 255) for x in images.batches(BATCH))
-            rows = torch.cat([still(x).float() for x in batches])
+            rows = torch.cat([still(x.to(device)) for x in images.batches(BATCH)])
         except DataError as error:  # a training forgives some unreadable images
             say(f"not evaluated while it trains: {error}")
             return {}

@@ -1,6 +1,7 @@
 """The trunks: images to the features that are probed and exported."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import norm, seeded
-from pipeline.settings.nets import CNN, Net, ResNet, ViT
+from pipeline.settings.nets import CNN, MLP, Net, ResNet, ViT
 from pipeline.world import World
 
 
@@ -42,6 +43,16 @@ class SmallCNN(nn.Module):
         return self.top(nn.functional.adaptive_avg_pool2d(last, self.grid).flatten(1))
 
 
+class FullyConnected(nn.Sequential):
+    """Linear layers with a ReLU after each, on all pixels: [B, C, H, W] -> [B, features]."""
+
+    def __init__(self, settings: MLP, image: Image):
+        widths = [math.prod(image.shape), *[settings.width] * settings.layers]
+        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+        super().__init__(nn.Flatten(), *layers)
+        self.features = settings.width
+
+
 def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> Any:
     """The trunk that the settings name: a module from normalised images [B, C, H, W] to [B, D], with ``features`` = D.
 
@@ -51,6 +62,8 @@ def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> 
     with seeded(seed, "init", "trunk"):
         if isinstance(net, CNN):
             return SmallCNN(net, image.channels, world)
+        if isinstance(net, MLP):
+            return FullyConnected(net, image)
         if isinstance(net, ViT):
             return _vit(net, image)
         return _resnet(net, image, world)

@@ -1,27 +1,6 @@
-"""The objectives, by the kind that names them in a config."""
+"""What is trained: energies that go down on data and up, or are bounded, elsewhere."""
 
-from typing import Any
+from pipeline.objectives.kinds import OBJECTIVES, build
+from pipeline.objectives.models import load
 
-from pipeline.objectives.autoencoders import AE, DAE, VAE
-from pipeline.objectives.base import Objective, Setup
-from pipeline.objectives.lista import LISTA
-from pipeline.objectives.moco import MoCo
-from pipeline.objectives.moco_v3 import MoCoV3
-from pipeline.objectives.pirl import PIRL
-from pipeline.objectives.simclr import SimCLR
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "simclr": SimCLR,
-    "moco": MoCo,
-    "moco_v3": MoCoV3,
-    "pirl": PIRL,
-    "ae": AE,
-    "dae": DAE,
-    "vae": VAE,
-    "lista": LISTA,
-}
-
-
-def build(settings: Any, setup: Setup) -> Objective:
-    """The objective that the settings name."""
-    return OBJECTIVES[settings.kind](settings, setup)  # type: ignore[call-arg]
+__all__ = ["OBJECTIVES", "build", "load"]

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from pipeline import keyed
-from pipeline.nets import decoders, seeded
+from pipeline import keyed, sheets
+from pipeline.nets import decoders, seeded, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import NARROW, directions, full
 from pipeline.settings import objectives as chosen
 
 SILENT = 0.05  # nats of KL, over all units
+SHOWN, PATHS, PATH_STEPS = 32, 8, 10  # images reconstructed; paths between images, and images of a path
+GRID = 16  # images on a side of a latent plane
 ACTIVE = 0.01  # variance of a unit's mean over images
 FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 
@@ -22,13 +24,17 @@ FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 class Mean(nn.Module):
     """The first ``latent`` outputs of an encoder: what is probed and exported of an autoencoder."""
 
-    def __init__(self, net: nn.Module, latent: int):
+    def __init__(self, trunk: Any, outputs: int, latent: int):
         super().__init__()
-        self.net, self.features = net, latent
+        self.trunk, self.projection, self.features = trunk, nn.Linear(trunk.features, outputs), latent
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> [B, outputs]."""
+        return self.projection(self.trunk(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> [B, latent]."""
-        return self.net(images)[:, : self.features]
+        return self.outputs(images)[:, : self.features]
 
 
 class AE(Objective):
@@ -39,17 +45,17 @@ class AE(Objective):
 
     Settings = chosen.AE
     normalised = False
-    outputs = 1
+    encoder_fields = ("latent",)
+    parts = 1
     """Numbers the encoder gives for each latent unit."""
 
     def __init__(self, settings: Any, setup: Setup):
         super().__init__()
-        self.settings, self.world, self.image = settings, setup.world, setup.image
-        self.latent = settings.net.latent
+        self.settings, self.world, self.latent = settings, setup.world, settings.latent
+        trunk = trunks.build(setup.net, setup.image, setup.world, setup.seed)
         with seeded(setup.seed, "init", "autoencoder"):
-            encoder = decoders.encoder(settings.net, setup.image, self.outputs * self.latent)
-            self.decoder = decoders.decoder(settings.net, setup.image)
-        self.mean = Mean(encoder, self.latent)
+            self.mean = Mean(trunk, self.parts * self.latent, self.latent)
+            self.decoder = decoders.build(settings.decoder, self.latent, setup.image)
 
     def code(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> latent [B, latent]."""
@@ -85,6 +91,19 @@ class AE(Objective):
         text = f"the codes fill {filled:.2g} directions of {self.latent}"
         return {"narrow": Sign(text, 4 * PATIENCE_STEPS)} if filled < 0.99 * least else {}
 
+    @torch.no_grad()
+    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Images over their reconstructions, and straight paths in latent space between some of them."""
+        images = images[:SHOWN]
+        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
+        ends = self.code(images[: 2 * PATHS])
+        share = torch.linspace(0, 1, PATH_STEPS, device=images.device).view(1, -1, 1)
+        paths = ends[: len(ends) // 2, None] * (1 - share) + ends[len(ends) // 2 :][: len(ends) // 2, None] * share
+        return {
+            "reconstructions": sheets.tile(pairs, 8),
+            "interpolations": sheets.tile(self.decode(paths.flatten(0, 1)), PATH_STEPS),
+        }
+
     @property
     def encoder(self) -> nn.Module:
         return self.mean
@@ -114,7 +133,7 @@ class VAE(AE):
 
     Settings = chosen.VAE
     settings: chosen.VAE
-    outputs = 2
+    parts = 2
 
     def __init__(self, settings: chosen.VAE, setup: Setup):
         super().__init__(settings, setup)
@@ -124,7 +143,7 @@ class VAE(AE):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1], [B, C, H, W] -> mean and log variance of q(z|x), [B, latent] each, at least fp32."""
-        mean, logvar = full(self.mean.net(images)).chunk(2, 1)
+        mean, logvar = full(self.mean.outputs(images)).chunk(2, 1)
         return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -137,6 +156,22 @@ class VAE(AE):
         some = next(self.decoder.parameters())
         z = keyed.normal(self.latent, seed, np.arange(count), "sample")
         return self.decode(torch.from_numpy(z).to(some))
+
+    @torch.no_grad()
+    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Also samples of the prior; of two latent units also where images lie in their plane, and what lies where."""
+        figures = super().figures(images, labels, seed) | {"samples": sheets.tile(self.sample(64, seed), 8)}
+        if self.latent == 2:
+            mean, logvar = (x.cpu() for x in self.encode(images))
+            figures["latent/codes"] = sheets.ellipses(mean, logvar.mul(0.5).exp(), labels)
+            figures["latent/plane"] = sheets.tile(self.decoded_grid(GRID), GRID)
+        return figures
+
+    def decoded_grid(self, count: int) -> Tensor:
+        """Decoded points of a latent plane at the prior's quantiles: [count^2, C, H, W], the first axis downwards."""
+        quantiles = torch.erfinv(torch.linspace(-0.95, 0.95, count)) * 2**0.5
+        y, x = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
+        return self.decode(torch.stack([x, y], -1).view(-1, 2).to(next(self.decoder.parameters())))
 
     def log_deviation(self) -> Tensor:
         """log sigma of p(x|z), 0-d: above FLOOR, smoothly, so that its gradient is nowhere 0 (Rybkin et al. 2021,

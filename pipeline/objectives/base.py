@@ -125,6 +125,8 @@ class Objective(nn.Module):
     """Starts of the names of the state that only training needs: a finished model is written without it."""
     monitor_warmup_epochs: ClassVar[int] = 0
     """Epochs before its energies tell anything."""
+    encoder_fields: ClassVar[tuple[str, ...]] = ()
+    """Settings that its encoder is made of, beside the net; none: the encoder is the net itself."""
     normalised: ClassVar[bool] = True
     """Whether its encoder takes pixels less their mean over their deviation, or as they are, in [0, 1]."""
 
@@ -172,9 +174,9 @@ class Objective(nn.Module):
         """Weights and memory that every rank holds alike."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
-    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, tuple[Tensor, int]]:
-        """What a trained one draws of test images in [0, 1], [n, C, H, W]: images in [0, 1] by tag, and how many of
-        them stand in a row."""
+    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """What a trained one draws of test images in [0, 1], [n, C, H, W], and their labels [n]: pictures by tag,
+        uint8 [H, W, 3]."""
         return {}
 
     @property

@@ -1,6 +1,6 @@
 """The trunks: what turns an image into the features that are probed and exported."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ class Norm(Settings):
 class CNN(Settings):
     """A small convolutional network for small images: blocks of 3x3 convolution, norm and ReLU, pooled in between."""
 
+    any_side: ClassVar[bool] = True
+    """Whether it takes images of any side, patches and small crops too; else of one side alone."""
     kind: Literal["cnn"] = "cnn"
     width: Count = 32
     """Channels of the first block; each later block has twice as many as the one before."""
@@ -39,9 +41,22 @@ class CNN(Settings):
     norm: Norm = Norm()
 
 
+class MLP(Settings):
+    """Fully connected layers with a ReLU after each, on all pixels of an image at once, for small images."""
+
+    any_side: ClassVar[bool] = False
+    kind: Literal["mlp"] = "mlp"
+    width: Count = 256
+    """Units of each layer."""
+    layers: Annotated[int, Field(ge=1, le=8)] = 2
+    norm: Norm = Norm()
+    """Of the heads; the layers have none."""
+
+
 class ResNet(Settings):
     """torchvision's residual networks (arXiv 1512.03385) without their classifier."""
 
+    any_side: ClassVar[bool] = True
     kind: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["auto", "imagenet", "small"] = "auto"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1 without pool; auto: small below 64 pixels."""
@@ -57,6 +72,7 @@ class ViT(Settings):
 
     Defaults: MoCo v3's ViT-S, twelve blocks of twelve heads."""
 
+    any_side: ClassVar[bool] = False
     kind: Literal["vit"] = "vit"
     patch: Count = 16
     width: Count = 384
@@ -74,4 +90,4 @@ class ViT(Settings):
         return self
 
 
-Net = Annotated[CNN | ResNet | ViT, Field(discriminator="kind")]
+Net = Annotated[CNN | MLP | ResNet | ViT, Field(discriminator="kind")]

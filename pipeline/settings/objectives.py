@@ -1,11 +1,13 @@
 """The objectives: an energy that goes down on data and up, or is bounded, elsewhere. Defaults are the papers'."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import Count, Fraction, Positive, Settings
+from .nets import MLP
+from .training import Adam
 
 
 class Jigsaw(Settings):
@@ -33,6 +35,16 @@ class Inputs:
     signals: bool = False
 
 
+class Objective(Settings):
+    """The facts of an objective."""
+
+    inputs: ClassVar[Inputs] = Inputs()
+    draws: ClassVar[bool] = False
+    """Whether a trained one draws pictures (`generate`)."""
+    training_defaults: ClassVar[dict[str, Any]] = {}
+    """What a stage that trains it is given where nothing else is said."""
+
+
 class Head(Settings):
     """The projection between the trunk and the space in which energies are measured."""
 
@@ -46,16 +58,15 @@ class Head(Settings):
     (MoCo v3); scaled: after the last too, there with a scale and without a shift (SimCLR's code)."""
 
 
-class SimCLR(Settings):
+class SimCLR(Objective):
     """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) over both views of the whole global batch."""
 
-    inputs: ClassVar[Inputs] = Inputs()
     kind: Literal["simclr"] = "simclr"
     temperature: Positive = 0.1
     head: Head = Head()
 
 
-class MomentumEncoder(Settings):
+class MomentumEncoder(Objective):
     """An exponential moving average of the encoder that gives the keys: key <- momentum key + (1 - momentum) query."""
 
     momentum: Fraction = 0.999
@@ -85,7 +96,6 @@ class MoCo(MomentumEncoder):
 class MoCoV3(MomentumEncoder):
     """MoCo v3 (arXiv 2104.02057, algorithm 1): predictor, no queue, the batch's keys as negatives, both directions."""
 
-    inputs: ClassVar[Inputs] = Inputs()
     kind: Literal["moco_v3"] = "moco_v3"
     temperature: Positive = 1.0
     """1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by twice it."""
@@ -98,7 +108,7 @@ class MoCoV3(MomentumEncoder):
     """On top of the queries' head; none: removed."""
 
 
-class PIRL(Settings):
+class PIRL(Objective):
     """PIRL (arXiv 1912.01991): image and shuffled patches, both against the image's row in a memory bank."""
 
     kind: Literal["pirl"] = "pirl"
@@ -127,38 +137,44 @@ class PIRL(Settings):
         return Inputs(jigsaw=self.jigsaw if self.pretext == "jigsaw" else None)
 
 
-class Bottleneck(Settings):
-    """Shape of an encoder-decoder."""
+class Decoder(Settings):
+    """The way back from a latent to an image."""
 
-    latent: Count = 16
+    kind: Literal["mlp", "conv"] = "mlp"
+    """mlp: fully connected layers; conv: a linear layer, then 3x3 convolutions between enlargements by two."""
     width: Count = 256
-    """Units of the hidden layers (mlp) or channels of the last convolution (conv)."""
+    """Units of the hidden layers (mlp) or channels of the smallest image (conv)."""
     layers: Annotated[int, Field(ge=1, le=4)] = 2
-    shape: Literal["mlp", "conv"] = "mlp"
 
 
-class AE(Settings):
+class AutoEncoder(Objective):
+    """What all autoencoders have. Their net takes pixels in [0, 1]; a linear layer makes its features a latent."""
+
+    inputs: ClassVar[Inputs] = Inputs(views=0)
+    draws: ClassVar[bool] = True
+    training_defaults = {"net": MLP(), "optimiser": Adam(), "epochs": 50, "batch": 128}
+    latent: Count = 16
+    decoder: Decoder = Decoder()
+
+
+class AE(AutoEncoder):
     """Autoencoder: energy of an image is its squared reconstruction error."""
 
-    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["ae"] = "ae"
-    net: Bottleneck = Bottleneck()
 
 
-class DAE(Settings):
+class DAE(AutoEncoder):
     """Denoising autoencoder: || y - f(y + noise) ||^2, trained on corrupted images."""
 
-    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["dae"] = "dae"
+    latent: Count = 64
     noise: Positive = 0.3
     """Standard deviation of the Gaussian noise on pixels between 0 and 1."""
-    net: Bottleneck = Bottleneck(latent=64)
 
 
-class VAE(Settings):
+class VAE(AutoEncoder):
     """Variational autoencoder (arXiv 1312.6114): - ELBO, summed over pixels and units, mean over the batch."""
 
-    inputs: ClassVar[Inputs] = Inputs(views=0)
     kind: Literal["vae"] = "vae"
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """bernoulli: on grey pixels a continuous relaxation, not a log-likelihood; gaussian: one learned sigma."""
@@ -167,10 +183,9 @@ class VAE(Settings):
     """Share of training over which beta rises linearly from 0."""
     free_bits: Annotated[float, Field(ge=0)] = 0.0
     """Nats per unit below which its KL (mean over the batch) is not pressed further."""
-    net: Bottleneck = Bottleneck()
 
 
-class LISTA(Settings):
+class LISTA(Objective):
     """LISTA (Gregor & LeCun 2010): layers z <- soft_threshold(We y + S z, theta), trained to predict sparse codes."""
 
     inputs: ClassVar[Inputs] = Inputs(views=0, signals=True)
@@ -181,5 +196,5 @@ class LISTA(Settings):
     """code: squared distance to the exact code; energy: the lasso's own objective."""
 
 
-Contrastive = Annotated[SimCLR | MoCo | MoCoV3 | PIRL, Field(discriminator="kind")]
-Generative = Annotated[AE | DAE | VAE, Field(discriminator="kind")]
+AnyObjective = Annotated[SimCLR | MoCo | MoCoV3 | PIRL | AE | DAE | VAE, Field(discriminator="kind")]
+"""What a net can be trained by. LISTA is a part of sparse coding."""

@@ -2,16 +2,28 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from .base import Count, EncoderRef, FilePath, Fraction, Mistake, Positive, Settings, ShardsRef, SourceText
+from .base import (
+    Count,
+    EncoderRef,
+    FilePath,
+    Fraction,
+    Mistake,
+    ModelRef,
+    Positive,
+    Settings,
+    ShardsRef,
+    SourceText,
+    over,
+)
 from .data import Characters, EachView, MoCoV2, Splits
 from .nets import CNN, Net
-from .objectives import VAE, Contrastive, Generative, MoCo
+from .objectives import AnyObjective, MoCo
 from .sparse import Coding
-from .training import Adam, Optimiser, Training
+from .training import Training
 
 
 class Place(Settings):
@@ -119,7 +131,8 @@ class Pack(Stage):
 
 
 class Pretrain(Training, Stage):
-    """Contrastive pretraining of a trunk."""
+    """Trains a net by an objective. What the objective usually takes (`training_defaults` of its settings: an
+    autoencoder's Adam, say) stands where a config says nothing else."""
 
     version = 3
     makes = ("model", "encoder")
@@ -127,9 +140,17 @@ class Pretrain(Training, Stage):
     kind: Literal["pretrain"] = "pretrain"
     data: ShardsRef
     net: Net = CNN()
-    objective: Contrastive = MoCo()
+    objective: AnyObjective = MoCo()
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_objective_is_trained(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        defaults = training_defaults(body.get("objective"))
+        return body | {name: over(usual, body.get(name, usual)) for name, usual in defaults.items()}
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
@@ -140,24 +161,26 @@ class Pretrain(Training, Stage):
     @property
     def view_size(self) -> int | None:
         """Side of a view in pixels; none: that of the packed images."""
-        return self.views[0].size
+        return self.views[0].size if self.objective.inputs.views else None
 
 
-class Generate(Training, Stage):
-    """Autoencoders and the VAE: reconstructions, samples, latents, and an encoder to probe."""
+def training_defaults(objective: Any) -> dict[str, Any]:
+    """What the objective of a body that is not validated yet is usually trained with."""
+    kind = objective.get("kind") if isinstance(objective, dict) else getattr(objective, "kind", None)
+    models = get_args(get_args(AnyObjective)[0])
+    return next((model.training_defaults for model in models if model.model_fields["kind"].default == kind), {})
 
-    version = 2
-    makes = ("encoder",)
-    shared = True
+
+class Generate(Stage):
+    """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane."""
+
+    version = 3
+    makes = ("pictures",)
     kind: Literal["generate"] = "generate"
     data: ShardsRef
-    objective: Generative = VAE()
-    epochs: Count = 50
-    batch: Count = 128
-    optimiser: Optimiser = Adam()
-    bubbles: bool = True
-    """Also train a two-dimensional twin and draw its latent plane: a circle at each mean, as wide as its deviation."""
-    weights: Literal["replicated"] = "replicated"
+    model: ModelRef
+    images: Annotated[int, Field(ge=32)] = 1000
+    """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
 
 
 class Codes(Coding, Stage):

@@ -15,6 +15,7 @@ from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, Stopped
 from pipeline.evaluation import codes as evaluation
 from pipeline.evaluation import encoders
+from pipeline.objectives import models
 from pipeline.objectives.base import Lasso, Setup
 from pipeline.settings.nets import CNN
 from pipeline.settings.sparse import Coding
@@ -140,6 +141,6 @@ def export(settings: Codes, train: Signals, coder: Coder, inputs: dict[str, Path
     module: nn.Module = SparseFeatures(coder)
     if train.encoder is not None:
         assert settings.encoder is not None
-        spec["inner"] = json.loads((inputs[settings.encoder] / encoders.SPEC).read_text())
+        spec["inner"] = json.loads((inputs[settings.encoder] / models.SPEC).read_text())
         module = CodedFeatures(train.encoder, coder)
-    encoders.save(out, "sparse", module, spec)
+    encoders.save(out, module, spec)

@@ -54,13 +54,13 @@ def train(
     seed: int,
     out: Path,
     world: World,
-    export: Callable[[nn.Module, Path], None],
+    export: Callable[[dict[str, Tensor], Path], None],
     sheets: Callable[[tuple[Tensor, ...]], Mapping[str, np.ndarray]] | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
 
-    On rank 0 ``export(encoder, folder)`` writes each snapshot's encoder and the last one, ``sheets`` makes pictures of
+    On rank 0 ``export(weights, folder)`` writes each snapshot's model and the last one, ``sheets`` makes pictures of
     the first step's views, uint8 [H, W, 3] by tag, and ``evaluate`` scalars of the encoder at every checkpoint.
     Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
     that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
@@ -80,10 +80,10 @@ def train(
         monitor.compare_ranks(objective, step, world)
         state.save(now, step, settings, seed, world, prune=alarm.calm)
 
-    def write_encoder(folder: Path) -> None:
-        encoder = now.encoder()
+    def write_model(folder: Path) -> None:
+        weights = now.weights()
         if world.main:
-            export(encoder, folder)
+            export(weights, folder)
 
     for step, epoch, micro_batches in loader.steps(now.step):
         if world.stopping():
@@ -118,11 +118,11 @@ def train(
                 progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
             alarm.note(done, last)
         if done in snapshots:
-            write_encoder(out / "snapshots" / f"{done:08d}")
+            write_model(out / "snapshots" / f"{done:08d}")
         if saving:
             monitor.histograms(board, done, result)
             save(done)
-    write_encoder(out)
+    write_model(out)
     board.close()
     return last or board.last
 

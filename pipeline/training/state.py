@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.nets import ema
+from pipeline.objectives import models
 from pipeline.objectives.base import Objective
 from pipeline.settings.training import Training
 from pipeline.training import checkpoint, optim, sharded
@@ -45,6 +46,15 @@ class State:
         """The encoder that is exported, with full tensors. Called on all ranks together."""
         encoder = self.average or self.objective.encoder
         return sharded.unsharded_copy(self.skeleton, encoder) if self.skeleton else encoder
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a finished model is written with, as full tensors. Called on all ranks together."""
+        held = self.objective.state_dict()
+        weights = {name: held[name] for name in models.state_names(self.objective)}
+        if self.average is not None:
+            (prefix,) = (name for name, part in self.objective.named_modules() if part is self.objective.encoder)
+            weights |= {f"{prefix}.{name}": x for name, x in self.average.state_dict().items()}
+        return {name: sharded.full_tensor(x) for name, x in weights.items()}
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All full tensors that the rest of the training depends on, and the optimiser's numbers. Called on all ranks
