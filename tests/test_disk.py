@@ -59,6 +59,7 @@ def left(root: Path) -> list[str]:
     return [p.name for pattern in ("*/*.tar*", "*/*.idx*", "*/*.npy*", "*/manifest*") for p in root.glob(pattern)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["disk", "largest file"])
 def test_a_disk_that_fills_while_packing_and_then_has_room(place, how):
     """300 kB of photographs; 100 kB of room, or of the largest file that the user may write."""

@@ -47,7 +47,7 @@ class Run:
         (0, ["--only", "shards"], ""),
         (2, ["moco.epoch=3"], 'did you mean "epochs"'),
         (65, ["shards.source=folder:EMPTY"], "EMPTY"),
-        (69, ["shards.place={on: task, gpus: 64}"], "64 GPU"),
+        pytest.param(69, ["shards.place={on: task, gpus: 64}"], "64 GPU", marks=pytest.mark.slow),
         (70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", *TRAIN], "moco:"),
     ],
 )

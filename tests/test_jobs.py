@@ -44,22 +44,30 @@ def signalled(root: Path, ask) -> None:
         until((out / "stop").exists)
 
 
+def end(cluster: Raylets, config: Path, words: dict[int, list[str]]) -> dict[int, str]:
+    """Jobs side by side with the changes that make each end with its code -> what they printed."""
+    jobs = {code: submit(cluster, config, *changes) for code, changes in words.items()}
+    ends = {code: ended(cluster, job) for code, job in jobs.items()}
+    assert {code: own for code, (own, _, _) in ends.items()} == {code: code for code in words}, ends
+    assert {code: info.driver_exit_code for code, (_, _, info) in ends.items()} == {code: code for code in words}
+    return {code: log for code, (_, log, _) in ends.items()}
+
+
 def test_jobs_end_with_the_true_exit_code_and_the_same_bytes(cluster, whole, tmp_path):
-    config = small.write(tmp_path / "job")
+    logs = end(cluster, small.write(tmp_path / "job"), {0: [], 2: ["moco.epoch=3"]})
+    assert "tensorboard --logdir" in logs[0] and 'did you mean "epochs"' in logs[2]
+    assert differences(whole, tmp_path / "job") == []
+
+
+@pytest.mark.slow
+def test_jobs_that_fail_end_with_the_true_exit_code(cluster, tmp_path):
     (empty := tmp_path / "empty").mkdir()
     words = {
-        0: [],
-        2: ["moco.epoch=3"],
         65: [f"shards.source=folder:{empty}", f"root={tmp_path}/65"],
         69: ["shards.place={on: task, gpus: 64}", f"root={tmp_path}/69"],
         70: ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", f"root={tmp_path}/70", "--only", "moco"],
     }
-    started = {code: submit(cluster, config, *changes) for code, changes in words.items()}
-    told = {code: ended(cluster, job) for code, job in started.items()}
-    assert {code: found for code, (found, _, _) in told.items()} == {code: code for code in words}, told
-    assert {code: info.driver_exit_code for code, (_, _, info) in told.items()} == {code: code for code in words}
-    assert "tensorboard --logdir" in told[0][1] and 'did you mean "epochs"' in told[2][1]
-    assert differences(whole, tmp_path / "job") == []
+    end(cluster, small.write(tmp_path / "job"), words)
 
 
 @pytest.mark.slow

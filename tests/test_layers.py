@@ -99,7 +99,7 @@ def test_trains_without_ray_webdataset_and_the_compiler(tmp_path):
         "  shards: {kind: pack}\n"
         "  moco: {kind: pretrain, data: shards, views: {kind: characters}, steps: 2, batch: 64,"
         " objective: {kind: moco, queue: 64}}\n"
-        "  probe: {kind: probe, data: shards, encoders: [moco]}\n"
+        "  probe: {kind: probe, data: shards, encoders: [moco], draws: 2, train_examples: 400}\n"
     )
     done = subprocess.run([sys.executable, "-c", BLOCKED, "run", str(config)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

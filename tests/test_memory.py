@@ -35,6 +35,7 @@ def test_queue_is_a_deque(size, writes):
             assert queue.hidden(ids)[:, queue.steps < 0].all()
 
 
+@pytest.mark.slow
 def test_queue_is_a_deque_over_ten_thousand_sequences():
     """The same at length: 10^4 random sequences of batch sizes, the keys' order after each."""
     draw = np.random.default_rng(0)

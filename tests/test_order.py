@@ -116,7 +116,7 @@ def test_a_batch_draws_from_all_shards_of_the_window(window):
     assert abs(rate / uniform / theory - 1) < 0.1
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 10, 63])
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 10, pytest.param(63, marks=pytest.mark.slow)])
 def test_small_permutations_favour_none(n):
     """Where each element goes, and where the first two go, over 20,000 keys."""
     keys = 20_000

@@ -268,6 +268,7 @@ print(f(2), sum(f.stats.cache_hits.values()))
 """
 
 
+@pytest.mark.slow
 def test_what_numba_keeps_saves_seconds_and_nothing_else(tmp_path):
     """Damaged it is made anew; where no folder takes it, it is done without."""
     (tmp_path / "sum.py").write_text(SUM)

@@ -34,6 +34,7 @@ def test_ranks_that_agree(tmp_path, capsys):
     assert "moco: 1 and 2 processes, fp64: agree over 2 steps within 1e-10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_per_rank_statistics_are_found(tmp_path, capsys):
     assert cli.main(["parity", config(tmp_path, "local"), "--steps", "1"]) == 1

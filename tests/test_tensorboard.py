@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHORT = [
-    "moco.steps=20", "pirl.steps=20", "vae.steps=20", "codes.signals=4096", "codes.lista_steps=20", "probe.draws=2",
-    "probe.train_examples=700",
+    "moco.steps=20", "moco.snapshots=1", "pirl.steps=20", "pirl.snapshots=0", "vae.steps=20", "vae.snapshots=0",
+    "codes.signals=2048", "codes.lista_steps=20", "probe.draws=2", "probe.train_examples=400",
 ]  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_learns_the_same_and_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
     changes = {"net": CNN(width=4, depth=1), "log_steps": 1, "snapshots": 0}
