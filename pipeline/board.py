@@ -59,18 +59,19 @@ LAYOUT = {
 
 
 def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Drops the rows after ``step``, and a last one that was not written whole. Returns what it kept and dropped."""
+    """Drops the rows after ``step``, and a last one that was not written completely. Returns the rows until ``step``
+    and those dropped."""
     if not path.exists():
         return [], []
-    kept, dropped = [], []
+    rows, dropped = [], []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
-        (kept if row["step"] <= step else dropped).append(row)
-    files.write_json_lines(path, kept)
-    return kept, dropped
+        (rows if row["step"] <= step else dropped).append(row)
+    files.write_json_lines(path, rows)
+    return rows, dropped
 
 
 class Board:
@@ -158,26 +159,14 @@ class Board:
         """
         if self.folder is None:
             return
-        from google.protobuf import text_format
-        from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # type: ignore[attr-defined]
-
-        place = self.folder / "projector" / flat(tag)
-        place.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / "projector" / flat(tag)
+        folder.mkdir(parents=True, exist_ok=True)
         rows = ("\t".join(f"{v:.6g}" for v in point) for point in points[:POINTS].tolist())
-        (place / "points.tsv").write_text("\n".join(rows) + "\n")
-        (place / "labels.tsv").write_text("\n".join(" ".join(label.split()) for label in labels[:POINTS]) + "\n")
+        (folder / "points.tsv").write_text("\n".join(rows) + "\n")
+        (folder / "labels.tsv").write_text("\n".join(" ".join(label.split()) for label in labels[:POINTS]) + "\n")
         sheet, side = mosaic(pictures[:POINTS])
-        store(place / "sprite.png", sheet)
-        path = self.folder / "projector_config.pbtxt"
-        known = ProjectorConfig()
-        if path.exists():
-            text_format.Parse(path.read_text(), known)
-        config = ProjectorConfig(embeddings=[e for e in known.embeddings if e.tensor_name != tag])
-        new = config.embeddings.add(tensor_name=tag, tensor_shape=list(points[:POINTS].shape))
-        new.tensor_path, new.metadata_path = (f"projector/{flat(tag)}/{n}.tsv" for n in ("points", "labels"))
-        new.sprite.image_path = f"projector/{flat(tag)}/sprite.png"
-        new.sprite.single_image_dim.extend([side, side])
-        files.write(path, text_format.MessageToString(config))
+        store(folder / "sprite.png", sheet)
+        list_embedding(self.folder / "projector_config.pbtxt", tag, list(points[:POINTS].shape), side)
 
     def flush(self) -> None:
         if self.folder is not None:
@@ -186,6 +175,22 @@ class Board:
     def close(self) -> None:
         if self.folder is not None:
             self.events.close()
+
+
+def list_embedding(path: Path, tag: str, shape: list[int], side: int) -> None:
+    """Adds an embedding of [n, D] points, with sprites of ``side`` pixels, to the projector's list in ``path``."""
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  # type: ignore[attr-defined]
+
+    before = ProjectorConfig()
+    if path.exists():
+        text_format.Parse(path.read_text(), before)
+    config = ProjectorConfig(embeddings=[e for e in before.embeddings if e.tensor_name != tag])
+    new = config.embeddings.add(tensor_name=tag, tensor_shape=shape)
+    new.tensor_path, new.metadata_path = (f"projector/{flat(tag)}/{n}.tsv" for n in ("points", "labels"))
+    new.sprite.image_path = f"projector/{flat(tag)}/sprite.png"
+    new.sprite.single_image_dim.extend([side, side])
+    files.write(path, text_format.MessageToString(config))
 
 
 def flat(tag: str) -> str:

@@ -1,17 +1,21 @@
 """What limits a training: a few hundred images through the loader, a few steps without it, and what follows."""
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pictures
 
+from pipeline.data.loader import Loader
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
+from pipeline.objectives.base import Objective
 from pipeline.settings.stages import Pretrain
 from pipeline.training import fit, gradients, loop, optim
 from pipeline.world import World
@@ -23,7 +27,7 @@ FAR = 2.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """Seconds an image: ``stages`` of the loader, in one thread; ``step`` of the model, which waits for nothing.
     ``threads``: those that feed it; ``side``: median short side of the files; ``neighbours``: share of images whose
     next one in the shards is of their class, and ``chance`` that it is in a random order (none: no labels)."""
@@ -41,44 +45,62 @@ class Found:
         return sum(self.stages.values()) / self.step
 
 
-def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Found:
+def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measurement:
     """Measures the stage's own feed and objective on its own shards; writes nothing."""
     shards = Shards.open(folder, "train")
-    one = settings.model_copy(update={"threads": 1})
-    objective, loader, _ = fit.prepare(one, seed, shards, world, None)
+    one_thread = settings.model_copy(update={"threads": 1})
+    objective, loader, _ = fit.prepare(one_thread, seed, shards, world, None)
     objective.to(world.device)
-    count = -(-IMAGES // settings.batch)
-    steps = islice(loader.steps(0), count + 1)
     try:
-        _, epoch, loaded = next(steps)  # threads start, and a small set is decoded once
-        before, begun = dict(loader.seconds), count
-        for _ in steps:
-            pass
-        seconds = {k: (v - before[k]) / (begun * settings.batch) for k, v in loader.seconds.items() if k != "wait"}
-        optimiser = optim.build(objective, settings)
+        seconds, epoch, loaded = feed_seconds(loader, settings.batch)
         batches = [loop.batch(x, settings, 0, epoch, seed, 0.0) for x in loaded]
-        best = np.inf
-        for _ in range(STEPS + 1):
-            at = time.perf_counter()
-            with loop.precision(settings, world):
-                result = gradients.backward(objective, objective, batches)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            float(result.loss)  # waits for the device
-            best = min(best, time.perf_counter() - at)
+        step = step_seconds(objective, settings, batches, world)
     finally:
         loader.close()
-    labels = shards.labels
-    told = len(labels) > 1 and labels.min() >= 0
-    shares = np.bincount(labels) / len(labels) if told else np.zeros(0)
-    return Found(
+    neighbours, chance = sorting(shards.labels)
+    return Measurement(
         stages={k: v for k, v in seconds.items() if v > 0.01 * sum(seconds.values())},
-        step=best / settings.batch,
+        step=step / settings.batch,
         threads=settings.threads,
         side=float(np.median(list(sides(shards)))),
-        neighbours=float((labels[1:] == labels[:-1]).mean()) if told else None,
-        chance=float((shares**2).sum()) if told else None,
+        neighbours=neighbours,
+        chance=chance,
     )
+
+
+def feed_seconds(loader: Loader, batch: int) -> tuple[dict[str, float], int, list[Any]]:
+    """Seconds an image of each of the feed's stages; the epoch and the micro-batches of its first step."""
+    count = -(-IMAGES // batch)
+    steps = islice(loader.steps(0), count + 1)
+    _, epoch, loaded = next(steps)  # threads start, and a small set is decoded once
+    before = dict(loader.seconds)
+    for _ in steps:
+        pass
+    seconds = {k: (v - before[k]) / (count * batch) for k, v in loader.seconds.items() if k != "wait"}
+    return seconds, epoch, loaded
+
+
+def step_seconds(objective: Objective, settings: Pretrain, batches: list[Any], world: World) -> float:
+    """Seconds of the quickest of some steps on the same batch."""
+    optimiser, best = optim.build(objective, settings), math.inf
+    for _ in range(STEPS + 1):
+        start = time.perf_counter()
+        with loop.precision(settings, world):
+            result = gradients.backward(objective, objective, batches)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        float(result.loss)  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def sorting(labels: np.ndarray) -> tuple[float | None, float | None]:
+    """The share of images whose next one is of their class, and what it would be in a random order; none without
+    labels."""
+    if len(labels) < 2 or labels.min() < 0:
+        return None, None
+    shares = np.bincount(labels) / len(labels)
+    return float((labels[1:] == labels[:-1]).mean()), float((shares**2).sum())
 
 
 def sides(shards: Shards) -> Iterator[int]:
@@ -90,30 +112,34 @@ def sides(shards: Shards) -> Iterator[int]:
             continue
 
 
-def advice(settings: Pretrain, found: Found, shards: Shards, size: int, ranks: int = 1) -> tuple[str, list[str]]:
-    """What limits the training with one thing to change, and what is odd about the shards."""
-    slowest = max(found.stages, key=lambda k: found.stages[k])
-    large = found.side > FAR * size
-    if found.cores <= found.threads:
-        limit = "the model limits it: the feed keeps up. To go faster: precision bf16, or more processes"
-    else:
-        need = int(np.ceil(found.cores))
-        limit = f"the feed limits it, {slowest} most: threads {need} would keep the model busy, it has {found.threads}"
-        if slowest == "decode" and large:
-            limit += f"; or pack again with short_side {size * 8 // 7}, so that less is decoded"
-    odd = []
-    if found.neighbours is not None and found.chance is not None and found.neighbours > (1 + found.chance) / 2:
-        odd.append(
-            f"the shards are sorted by class ({found.neighbours:.0%} of neighbours are of one class, by chance "
-            f"{found.chance:.0%}): other readers see one class at a time, and so does a small window; pack again"
+def advice(settings: Pretrain, speed: Measurement, shards: Shards, size: int, ranks: int = 1) -> tuple[str, list[str]]:
+    """What limits the training with one thing to change, and warnings about the shards."""
+    return limit(speed, size), list(warnings(settings, speed, shards, size, ranks))
+
+
+def limit(speed: Measurement, size: int) -> str:
+    if speed.cores <= speed.threads:
+        return "the model limits it: the feed keeps up. To go faster: precision bf16, or more processes"
+    slowest = max(speed.stages, key=lambda k: speed.stages[k])
+    need = math.ceil(speed.cores)
+    text = f"the feed limits it, {slowest} most: threads {need} would keep the model busy, it has {speed.threads}"
+    if slowest == "decode" and speed.side > FAR * size:
+        text += f"; or pack again with short_side {size * 8 // 7}, so that less is decoded"
+    return text
+
+
+def warnings(settings: Pretrain, speed: Measurement, shards: Shards, size: int, ranks: int) -> Iterator[str]:
+    if speed.neighbours is not None and speed.chance is not None and speed.neighbours > (1 + speed.chance) / 2:
+        yield (
+            f"the shards are sorted by class ({speed.neighbours:.0%} of neighbours are of one class, by chance "
+            f"{speed.chance:.0%}): other readers see one class at a time, and so does a small window; pack again"
         )
     if settings.window and settings.window * 4 > len(shards.shards):
-        odd.append(
+        yield (
             f"window {settings.window} of {len(shards.shards)} shards: hardly less than all; leave it out, or pack "
             f"smaller shards"
         )
     if len(shards.shards) < ranks:
-        odd.append(f"{len(shards.shards)} shards for {ranks} processes: more (shard_images) would spread the reads")
-    if large:
-        odd.append(f"images of {found.side:.0f} pixels for views of {size}: pack with short_side {size * 8 // 7}")
-    return limit, odd
+        yield f"{len(shards.shards)} shards for {ranks} processes: more (shard_images) would spread the reads"
+    if speed.side > FAR * size:
+        yield f"images of {speed.side:.0f} pixels for views of {size}: pack with short_side {size * 8 // 7}"

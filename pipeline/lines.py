@@ -16,8 +16,8 @@ def machine() -> bool:
 def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = None, **facts: Any) -> None:
     """One line, on stdout or ``file``, at once. As JSON: time (UTC), event, stage, text and the ``facts``."""
     if machine():
-        told = {"time": datetime.now(UTC).isoformat(), "event": event, "stage": stage, "text": text}
-        line = json.dumps(told | facts)
+        body = {"time": datetime.now(UTC).isoformat(), "event": event, "stage": stage, "text": text}
+        line = json.dumps(body | facts)
     else:
         line = f"{stage}: {text}" if stage else text
     with suppress(OSError):  # a log on a full disk: no reason to end what the line tells of

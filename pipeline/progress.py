@@ -19,8 +19,8 @@ def report(out: Path, step: int, total: int, text: str = "") -> None:
 def read(out: Path) -> tuple[int, int, str] | None:
     """(step, total, text) as last reported, or None."""
     try:
-        said = json.loads((out / NAME).read_text())
-        return int(said["step"]), int(said["total"]), str(said["text"])
+        body = json.loads((out / NAME).read_text())
+        return int(body["step"]), int(body["total"]), str(body["text"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

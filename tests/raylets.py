@@ -156,4 +156,4 @@ def ended(cluster: Raylets, job: str) -> tuple[int, str, object]:
     client = cluster.client()
     until(lambda: client.get_job_status(job).is_terminal(), 800, lambda: client.get_job_logs(job))
     told, log = client.get_job_info(job), client.get_job_logs(job)
-    return jobs.code(told, log), log, told
+    return jobs.exit_code(told, log), log, told

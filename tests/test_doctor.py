@@ -13,9 +13,9 @@ from tests import small
 FED = {"read": 1e-4, "decode": 3e-4, "crop": 1e-4}
 
 
-def found(**changes) -> diagnosis.Found:
+def found(**changes) -> diagnosis.Measurement:
     settled = {"stages": FED, "step": 1e-3, "threads": 1, "side": 32.0, "neighbours": 0.1, "chance": 0.1}
-    return diagnosis.Found(**(settled | changes))
+    return diagnosis.Measurement(**(settled | changes))
 
 
 def test_the_command_measures_and_says_what_limits(tmp_path, capsys):

@@ -41,12 +41,12 @@ def main(words: Sequence[str]) -> int:
         print(shlex.join(command))
         return 0
     try:
-        told = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         raise ClusterError("sbatch is not on this machine: run this where Slurm is, or leave --submit out") from None
-    if told.returncode:
-        raise ClusterError(f"Slurm refused the job: {told.stderr.strip()}")
-    print(told.stdout.strip())
+    if result.returncode:
+        raise ClusterError(f"Slurm refused the job: {result.stderr.strip()}")
+    print(result.stdout.strip())
     return 0
 
 
@@ -62,7 +62,7 @@ def sbatch(options) -> list[str]:
     if not script.is_file():
         raise ConfigError(f"{script} is not there: run this from a checkout of the project")
     tasks = 1 if options.ray else options.tasks or options.gpus or 1
-    chosen = {
+    values = {
         "--nodes": options.nodes,
         "--ntasks-per-node": tasks,
         "--gpus-per-node": options.gpus,
@@ -70,9 +70,9 @@ def sbatch(options) -> list[str]:
         "--time": options.time,
         "--partition": options.partition,
     }
+    flags = [f"{name}={value}" for name, value in values.items() if value]
     here = Path.cwd()
-    shown = script.relative_to(here) if script.is_relative_to(here) else script
-    flags = [f"{name}={value}" for name, value in chosen.items() if value]
-    return ["sbatch", "--parsable", *flags, str(shown), options.config, *options.overrides]
+    path = script.relative_to(here) if script.is_relative_to(here) else script
+    return ["sbatch", "--parsable", *flags, str(path), options.config, *options.overrides]
 
 

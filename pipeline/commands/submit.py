@@ -37,11 +37,11 @@ def main(words: Sequence[str]) -> int:
     cfg = load(options) if options.config else None  # a mistake in the config is met here, before anything is sent
     from pipeline.placement import jobs
 
-    with jobs.reached(options.address):
+    with jobs.one_line(options.address):
         client = jobs.connect(options.address)
         if options.stop:
             return jobs.stop(client, options.stop)
-        return watch(client, options.attach) if cfg is None else begin(options, client, cfg)
+        return follow(client, options.attach) if cfg is None else begin(options, client, cfg)
 
 
 def load(options):
@@ -51,7 +51,7 @@ def load(options):
 
 
 def begin(options, client, cfg) -> int:
-    """Submits the run, or finds the job that does it already, and watches it."""
+    """Submits the run, or finds the job that does it already, and follows it."""
     from pipeline.placement import jobs
 
     root = Path.cwd() / cfg.root  # a job's own folder vanishes with it
@@ -59,21 +59,21 @@ def begin(options, client, cfg) -> int:
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     only = ["--only", *options.only] if options.only else []
-    sent = [str(path), *options.overrides, f"root={root}", *only]
-    called = jobs.name(options.config, cfg)
-    job, before = jobs.running(client, called)
+    words = [str(path), *options.overrides, f"root={root}", *only]
+    run = jobs.run_name(options.config, cfg)
+    job, before = jobs.running(client, run)
     if job is None:
-        job = jobs.submit(client, called, before, sent, root, options.python)
+        job = jobs.submit(client, run, before, words, root, options.python)
         print(f"{job}: submitted; artifacts in {root}", flush=True)
     else:
         print(f"{job}: runs already", flush=True)
     if options.detach:
         print(f"pipeline submit --address {options.address} --attach {job}    (or --stop {job})")
         return 0
-    return watch(client, job)
+    return follow(client, job)
 
 
-def watch(client, job: str) -> int:
+def follow(client, job: str) -> int:
     from pipeline.placement import jobs
 
     def say(text: str) -> None:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.errors import ClusterError, ConfigError
+from pipeline.errors import ClusterError, ConfigError, first_line
 
 if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by ray when it is imported
 
 GRACE = 120
 """Seconds that a stopped job may take to save before it is killed; Ray's own default is 3."""
-PATIENCE = 60
-"""Seconds that a cluster which is being watched may not answer."""
+SILENCE = 60
+"""Seconds without an answer after which a cluster counts as gone."""
 KILLED = 137
 LEFT_OUT = [".git", ".venv", "/data", "/runs", "/tests", "/benchmarks", "uv.lock"]
 """Of the project's folder, beside what .gitignore and .rayignore name."""
@@ -42,8 +42,8 @@ def connect(address: str) -> Any:
 
 
 @contextmanager
-def reached(address: str) -> Iterator[None]:
-    """Whatever the cluster's address answers wrongly, in one line."""
+def one_line(address: str) -> Iterator[None]:
+    """Turns whatever goes wrong with the cluster at an address into one line."""
     from ray.exceptions import RayError
 
     try:
@@ -53,30 +53,29 @@ def reached(address: str) -> Iterator[None]:
 
 
 def unreachable(address: str, error: Exception) -> str:
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
     if re.search(r"\b(401|403)\b|[Uu]nauthori|[Aa]uthenticat", str(error)):
         mode = os.environ.get("RAY_AUTH_MODE", "not set")
         return (
             f"{address} refuses us (RAY_AUTH_MODE is {mode}): give RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN, the "
             f"token that the cluster was started with"
         )
-    return f"{address} does not answer as a Ray dashboard ({told}): give its address, such as http://head:8265"
+    return f"{address} does not answer as a Ray dashboard ({first_line(error)}): give its address, such as http://head:8265"
 
 
-def name(config: str, cfg: Config) -> str:
-    """What a run of this config is called: the same for the same stages, seed and root."""
+def run_name(config: str, cfg: Config) -> str:
+    """The name of a run of this config: the same for the same stages, seed and root."""
     facts = json.dumps(cfg.model_dump(mode="json"), sort_keys=True).encode()
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(config).stem)
     return f"{stem}-{hashlib.sha256(facts).hexdigest()[:8]}"
 
 
-def running(client: Any, called: str) -> tuple[str | None, int]:
+def running(client: Any, run: str) -> tuple[str | None, int]:
     """The job of a run that has not ended, if there is one, and how many there have been."""
-    ours = [j for j in client.list_jobs() if (j.submission_id or "").rpartition("-")[0] == called]
+    ours = [j for j in client.list_jobs() if (j.submission_id or "").rpartition("-")[0] == run]
     return next((j.submission_id for j in ours if not j.status.is_terminal()), None), len(ours)
 
 
-def submit(client: Any, called: str, attempt: int, words: list[str], root: Path, python: str) -> str:
+def submit(client: Any, run: str, attempt: int, words: list[str], root: Path, python: str) -> str:
     """Uploads this folder's code and starts ``jobs/run.py WORDS`` with it; returns the job's id.
 
     The words reach the cluster's shell quoted, one by one.
@@ -85,7 +84,7 @@ def submit(client: Any, called: str, attempt: int, words: list[str], root: Path,
         raise ConfigError(f"{Path.cwd()} has no jobs/run.py: run this from the project's folder, which is uploaded")
     return client.submit_job(
         entrypoint=f"{python} jobs/run.py {shlex.join(words)}",
-        submission_id=f"{called}-{attempt}",
+        submission_id=f"{run}-{attempt}",
         runtime_env={
             "working_dir": ".",
             "excludes": LEFT_OUT,
@@ -98,49 +97,48 @@ def submit(client: Any, called: str, attempt: int, words: list[str], root: Path,
 def follow(client: Any, job: str, say: Callable[[str], None]) -> int:
     """Says a job's log as it comes, until the job has ended; returns its exit code. A dropped connection is taken up
     again where it broke."""
-    said, patience = 0, time.monotonic() + PATIENCE
+    position, deadline = 0, time.monotonic() + SILENCE
     while True:
         try:
-            told = client.get_job_info(job)
-            over = told.status.is_terminal()
-            log = client.get_job_logs(job) if over else asyncio.run(tail(client, job, said, say))
+            info = client.get_job_info(job)
+            over = info.status.is_terminal()
+            log = client.get_job_logs(job) if over else asyncio.run(tail(client, job, position, say))
         except (OSError, RuntimeError):
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
             continue
         if over:
-            say(log[said:])
-            return code(told, log)
-        said, patience = max(said, len(log)), time.monotonic() + PATIENCE
+            say(log[position:])
+            return exit_code(info, log)
+        position, deadline = max(position, len(log)), time.monotonic() + SILENCE
         time.sleep(0.2)
 
 
-async def tail(client: Any, job: str, said: int, say: Callable[[str], None]) -> str:
-    """The log from its beginning, as far as the connection lasts; what comes after its first ``said`` letters is
-    said."""
+async def tail(client: Any, job: str, position: int, say: Callable[[str], None]) -> str:
+    """The log from its beginning, as far as the connection lasts; what comes after ``position`` is said."""
     log = ""
     try:
         async for part in client.tail_job_logs(job):
             log += part
-            if len(log) > said:
-                say(log[said:])
-                said = len(log)
+            if len(log) > position:
+                say(log[position:])
+                position = len(log)
     except (TimeoutError, OSError, RuntimeError):
         pass
     return log
 
 
-def code(told: Any, log: str) -> int:
+def exit_code(info: Any, log: str) -> int:
     """The exit code of a job that has ended."""
-    if told.status == "SUCCEEDED":
+    if info.status == "SUCCEEDED":
         return 0
-    if told.driver_exit_code is not None:
-        return told.driver_exit_code if told.driver_exit_code > 0 else 128 - told.driver_exit_code
-    if told.status == "STOPPED":
+    if info.driver_exit_code is not None:
+        return info.driver_exit_code if info.driver_exit_code > 0 else 128 - info.driver_exit_code
+    if info.status == "STOPPED":
         last = re.search(r"^exit code (\d+)\s*\Z", log, re.MULTILINE)
         return int(last[1]) if last else KILLED
-    raise ClusterError(f"the cluster lost the job: {(told.message or 'no word').splitlines()[0]}; submit it again")
+    raise ClusterError(f"the cluster lost the job: {(info.message or 'no word').splitlines()[0]}; submit it again")
 
 
 def stop(client: Any, job: str) -> int:
