@@ -125,6 +125,21 @@ def test_unreadable_images_are_left_out_and_listed(encoder, tmp_path, capsys):
     assert cli.main(words) == 65 and "none of 4 images can be read" in capsys.readouterr().err
 
 
+def test_a_class_that_cannot_be_read_is_named_and_the_others_keep_their_labels(encoder, tmp_path, capsys):
+    """By the line that packing says, from the folder and with the same labels as its other images have."""
+    photos(tmp_path / "photos", *(f"{group}/{i}.png" for group in "abc" for i in range(2)))
+    for path in (tmp_path / "photos/b").iterdir():
+        path.write_bytes(b"none")
+    found = written(tmp_path)
+    assert [(found["class"][i], found["label"][i]) for i in range(4)] == [("a", 0), ("a", 0), ("c", 2), ("c", 2)]
+    assert "1 class lost whole, none of its images can be read: b" in capsys.readouterr().out
+    (tmp_path / "photos/b/1.png").unlink()
+    photos(tmp_path / "photos", "b/1.png")
+    assert written(tmp_path)["class"] == ["a", "a", "b", "c", "c"]
+    said = capsys.readouterr().out
+    assert "1 unreadable image, the first b/0.png" in said and "lost whole" not in said
+
+
 def test_a_damaged_shard_loses_its_image_alone(tmp_path, encoder, world, capsys):
     from pipeline.settings.stages import Pack
     from pipeline.stages import pack

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline import files
 from pipeline.data.images import centre
-from pipeline.data.layout import Ambiguous, plural
+from pipeline.data.layout import Ambiguous, plural, some
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import MANIFEST, Shards
 from pipeline.data.sources import folder as listed
@@ -51,38 +51,72 @@ def embed(
     that ends in .bad.jsonl. ``about``: kept as the file's metadata; ``say``: gets what was left out. Raises DataError
     past ``max_bad`` unreadable images, or where none can be read.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
     encoder, where, out = encoder.to(device).eval(), Path(where), Path(out)
-    bad: list[dict[str, str]] = []
-    count = 0
+    tally = Tally(where, max_bad)
     with files.replacing(out) as part, ExitStack() as closing:
         writer: Any = None
-        found = rows(where, say)
-        while chunk := list(islice(found, ROWS)):
-            good, pixels = readable(chunk, encoder.image, bad, max_bad, where)
-            if not good:
-                continue
-            features = encoder(pixels.to(device)).cpu().numpy()
-            table = pa.table({
-                "name": [legible(row.name) for row in good],
-                "split": [row.split for row in good],
-                "label": np.array([row.label for row in good], np.int64),
-                "class": pa.array([row.group and legible(row.group) for row in good], pa.string()),
-                "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]),
-            }).replace_schema_metadata(about)  # fmt: skip
-            writer = writer or closing.enter_context(parquet.ParquetWriter(part, table.schema))
-            writer.write_table(table)
-            count += len(good)
-        if not count:
-            raise DataError(f"{where}: none of {len(bad)} images can be read, the first {first(bad)}")
-    bad_samples = out.with_suffix(".bad.jsonl")
-    bad_samples.unlink(missing_ok=True)
-    if bad:
-        files.write_json_lines(bad_samples, bad)
-        say(f"left out, and listed in {bad_samples}: {plural(len(bad), 'unreadable image')}, the first {first(bad)}")
-    return count
+        images = rows(where, say)
+        while chunk := list(islice(images, ROWS)):
+            good, pixels = readable(chunk, encoder.image, tally)
+            if good:
+                found = table(good, encoder(pixels.to(device)).cpu().numpy(), about)
+                writer = writer or closing.enter_context(parquet.ParquetWriter(part, found.schema))
+                writer.write_table(found)
+        if not tally.count:
+            raise DataError(f"{where}: none of {len(tally.bad)} images can be read, the first {tally.first()}")
+    tally.write(out.with_suffix(".bad.jsonl"), say)
+    return tally.count
+
+
+class Tally:
+    """What was read of the images at ``where`` and what was not; more than ``max_bad`` unreadable ones end it."""
+
+    def __init__(self, where: Path, max_bad: int):
+        self.where, self.max_bad = where, max_bad
+        self.count = 0
+        self.bad: list[tuple[Row, str]] = []
+        self.groups: set[str | None] = set()
+
+    def read(self, row: Row) -> None:
+        self.count += 1
+        self.groups.add(row.group)
+
+    def fail(self, row: Row, error: Exception) -> None:
+        self.bad.append((row, str(error).splitlines()[0]))
+        if len(self.bad) > self.max_bad:
+            raise DataError(
+                f"{self.where}: more than {plural(self.max_bad, 'unreadable image')}, the first {self.first()}; take "
+                f"them out, or raise --max-bad"
+            ) from error
+
+    def first(self) -> str:
+        row, reason = self.bad[0]
+        return f"{legible(row.name)}: {reason}"
+
+    def write(self, path: Path, say: Callable[[str], None]) -> None:
+        """Lists the unreadable images in a file, and says how many there are and which classes are lost with them."""
+        path.unlink(missing_ok=True)
+        if not self.bad:
+            return
+        files.write_json_lines(path, [{"image": row.name, "reason": reason} for row, reason in self.bad])
+        say(f"left out, and listed in {path}: {plural(len(self.bad), 'unreadable image')}, the first {self.first()}")
+        if lost := sorted({row.group for row, _ in self.bad if row.group} - self.groups):
+            say(f"{plural(len(lost), 'class')} lost whole, none of its images can be read: {some(lost)}")
+
+
+def table(good: list[Row], features: np.ndarray, about: dict[str, str]) -> Any:
+    """An Arrow table of these images and their features [n, D]."""
+    import pyarrow as pa
+
+    return pa.table({
+        "name": [legible(row.name) for row in good],
+        "split": [row.split for row in good],
+        "label": np.array([row.label for row in good], np.int64),
+        "class": pa.array([row.group and legible(row.group) for row in good], pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]),
+    }).replace_schema_metadata(about)  # fmt: skip
 
 
 def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
@@ -108,26 +142,16 @@ def group(classes: list[str] | None, label: int) -> str | None:
     return classes[label] if classes and label >= 0 else None
 
 
-def readable(
-    chunk: list[Row], image: Image, bad: list[dict[str, str]], max_bad: int, where: Path
-) -> tuple[list[Row], Tensor]:
-    """The rows that can be read, and their pixels, uint8 [n, C, side, side]; the others go to ``bad``."""
+def readable(chunk: list[Row], image: Image, tally: Tally) -> tuple[list[Row], Tensor]:
+    """The rows that can be read, and their pixels, uint8 [n, C, side, side]; the tally has both kinds."""
     good, pixels = [], []
     for row in chunk:
         try:
             found = decode(row.load(), image.channels, None, image.exif_orientation)
         except (OSError, ValueError, BadSample) as error:
-            bad.append({"image": row.name, "reason": str(error).splitlines()[0]})
-            if len(bad) > max_bad:
-                raise DataError(
-                    f"{where}: more than {plural(max_bad, 'unreadable image')}, the first {first(bad)}; take them "
-                    f"out, or raise --max-bad"
-                ) from error
+            tally.fail(row, error)
             continue
+        tally.read(row)
         good.append(row)
         pixels.append(found if tuple(found.shape[1:]) == (image.side, image.side) else centre(found, image.side))
     return good, torch.stack(pixels) if pixels else torch.empty(0)
-
-
-def first(bad: list[dict[str, str]]) -> str:
-    return f"{legible(bad[0]['image'])}: {bad[0]['reason']}"
