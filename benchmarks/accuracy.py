@@ -215,7 +215,7 @@ def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float,
 def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
     """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
     chosen, world, root = settings(name, "pirl"), World(1), out / name / str(seed) / "pirl"
-    objective, loader, _ = fit.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
+    objective, _, loader = fit.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
     step, epoch, (loaded,) = next(iter(loader.steps(0)))
     batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)
     found = {}

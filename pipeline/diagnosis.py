@@ -49,7 +49,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measur
     """Measures the stage's own feed and objective on its own shards; writes nothing."""
     shards = Shards.open(folder, "train")
     one_thread = settings.model_copy(update={"threads": 1})
-    objective, loader, _ = fit.prepare(one_thread, seed, shards, world, None)
+    objective, _, loader = fit.prepare(one_thread, seed, shards, world, None)
     objective.to(world.device)
     try:
         seconds, epoch, loaded = feed_seconds(loader, settings.batch)
