@@ -1,9 +1,11 @@
 """Distributed self-supervised pretraining: the names for use from Python.
 
     run            the stages of a config, in this process        load_config    a config, checked
-    load_encoder   a trained encoder: images in, features out     embed          features of any images, as Parquet
-    Shards         packed images, by id                           World          this process, or one of several ranks
+    load_model     a trained objective, with all that it learned  load_encoder   its encoder: images in, features out
+    embed          features of any images, as Parquet             prepare        an objective and its loader, for a
+    Shards         packed images, by id                                          training loop of one's own
     Stream         their files in exact order, for torch          datasource     the same for Ray Data
+    Loader         batches of views, from any step on             World          this process, or one of several ranks
     Objective, Batch, Step                                        what a new objective is made of
     PipelineError, ConfigError, DataError                         what goes wrong, in one line, with its exit code
 
@@ -17,11 +19,14 @@ from typing import Any
 HOME = {
     "run": "api",
     "load_config": "config:load",
+    "load_model": "objectives:load",
     "load_encoder": "evaluation.encoders:load",
     "embed": "evaluation.embed",
     "Shards": "data",
     "Stream": "data",
     "datasource": "data",
+    "Loader": "data.loader",
+    "prepare": "training.fit",
     "World": "world",
     "Objective": "objectives.base",
     "Batch": "objectives.base",

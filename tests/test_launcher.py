@@ -1,6 +1,8 @@
 """The variables of a launcher: a whole world, nothing, or one line."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,11 @@ def test_a_variable_that_is_no_number_is_refused(no_launcher, value):
     no_launcher.setenv("PIPELINE_JOIN_S", value)
     with pytest.raises(ConfigError, match=f"PIPELINE_JOIN_S={value}: expected a number"):
         launcher.number("PIPELINE_JOIN_S", 300)
+
+
+def test_every_variable_of_our_own_is_in_one_list():
+    root = Path(__file__).parents[1]
+    files = [p for folder in ("pipeline", "jobs", "slurm", "benchmarks") for p in (root / folder).rglob("*.*")]
+    read = {name for p in files if p.suffix in (".py", ".sh", ".sbatch", ".md")
+            for name in re.findall(r"PIPELINE_\w+", p.read_text())}  # fmt: skip
+    assert read == set(launcher.OURS)
