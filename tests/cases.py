@@ -22,6 +22,7 @@ NARROW = Decoder(width=16)
 CASES = {
     "simclr": SimCLR(head=HEAD, temperature=0.5),
     "simclr_v2": SimCLR(head=Head(hidden=12, dim=6, layers=3, norm="hidden"), temperature=0.5),
+    "simclr_crops": SimCLR(head=HEAD, temperature=0.5),
     "moco": MoCo(queue=20, momentum=0.9, head=HEAD),
     "moco_symmetric": MoCo(queue=21, momentum=0.9, symmetric=True, head=HEAD),
     "moco_paper": MoCo(queue=20, temperature=0.07, mask_own=False, head=Head(hidden=0, dim=6)),
@@ -35,12 +36,15 @@ CASES = {
     ),
     "moco_crops": MoCo(queue=22, momentum=0.9, symmetric=True, head=HEAD),
     "moco_v3": MoCoV3(momentum=0.9, head=Head(hidden=12, dim=6, norm="all"), predictor=Head(hidden=12, dim=6)),
+    "moco_v3_crops": MoCoV3(temperature=0.5, momentum=0.9, head=HEAD, predictor=Head(hidden=12, dim=6)),
     "moco_v3_paper": MoCoV3(temperature=0.2, momentum=0.9, mask_own=False, head=HEAD, predictor=None),
     "pirl": PIRL(negatives=16, temperature=0.5, head=Head(hidden=0, dim=6)),
     "pirl_infonce": PIRL(loss="infonce", negatives=0, temperature=0.5, weight=0.3, head=HEAD),
     "pirl_sharded": PIRL(negatives=16, bank="sharded", temperature=0.5, head=Head(hidden=0, dim=6)),
     "pirl_rotation": PIRL(negatives=0, bank="sharded", pretext="rotation", temperature=0.5, head=HEAD),
     "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
+    "pirl_crops": PIRL(negatives=16, temperature=0.5, weight=0.3, head=Head(hidden=0, dim=6)),
+    "pirl_rotation_crops": PIRL(loss="binary_nce", negatives=16, pretext="rotation", temperature=0.5, head=HEAD),
     "ae": AE(latent=4, decoder=NARROW),
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
@@ -48,7 +52,7 @@ CASES = {
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }
-CROPPED = {"moco_crops"}
+CROPPED = {"simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "pirl_rotation_crops"}
 """Those that see three small crops of each image as well."""
 CONTRASTIVE = [name for name in CASES if issubclass(objectives.OBJECTIVES[CASES[name].kind], Contrastive)]
 

@@ -149,8 +149,8 @@ MUTATIONS = (
     M("bending of the wrong size", "views/affine.py", "weights / weights.norm(dim=1, keepdim=True)",
       "weights / weights.sum(1, keepdim=True)", "test_affine.py::test_bending_is_noise_smoothed_by_a_gaussian"),
     # ---- objectives
-    M("SimCLR: negatives without gradient", "objectives/simclr.py", "self.world.gather(rows).flatten",
-      "self.world.gather(rows.detach()).flatten", ORACLES + "simclr_is_eq_1"),
+    M("SimCLR: negatives without gradient", "objectives/simclr.py", "self.world.gather(views).flatten",
+      "self.world.gather(views.detach()).flatten", ORACLES + "simclr_is_eq_1"),
     M("MoCo: keys by the query encoder", "objectives/moco.py", "unit(self.key_head(self.key_trunk(key)))",
       "unit(self.head(self.trunk(key)))", ORACLES + "twenty_steps_of_published_moco"),
     M("small crops ask for one key twice", "objectives/moco.py", "k.repeat(1, q.shape[1] // k.shape[1], 1)",

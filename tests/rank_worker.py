@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
         for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian")
     },
 }
-CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "pirl", "moco_fp32", "simclr_cut")
+CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "moco_fp32", "simclr_cut")
 RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
 WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32")
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "moco_symmetric_weights")

@@ -66,7 +66,6 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.views=[{}, {scale: [1, 0.5]}]", "moco.views.1.scale: found [1.0, 0.5]; expected [low, high]"),
     ("moco.views=[{}, 3]", "moco.views.1: found 3; expected keys {..}"),
     ("moco.views=3", "moco.views: found 3; expected keys {..}"),
-    ("pirl.views={kind: pirl, small: {size: 4}}", "views.small: is for objective moco with a cnn or resnet"),
     # misspelt stages and top keys
     ("moc.epochs=3", 'no stage "moc"; did you mean "moco"?'),
     ("sed=3", 'did you mean "seed"?'),
@@ -281,6 +280,12 @@ def test_views_are_one_mapping_or_two(place):
     ):
         with pytest.raises(ConfigError, match=re.escape(answer)):
             config.load("good.yaml", [pair, words])
+
+
+def test_small_crops_are_not_for_a_vit(place):
+    with pytest.raises(ConfigError, match=r"moco.views.small: net.kind vit takes images of one size"):
+        config.load("good.yaml", ["moco.net={kind: vit}", "moco.views={small: {size: 4}}"])
+    config.load("good.yaml", ["pirl.views={kind: pirl, small: {size: 4}}"])
 
 
 def test_partly_given_groups_start_from_their_fields_default(place):

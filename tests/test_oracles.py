@@ -33,19 +33,21 @@ def agree(objective, b: Batch, oracle) -> None:
     assert any(g.abs().max() > 1e-6 for g in results[0][1])
 
 
-def test_simclr_is_eq_1(world):
-    objective = make("simclr", world)
+@pytest.mark.parametrize("name", ["simclr", "simclr_crops"])
+def test_simclr_is_eq_1(name, world):
+    """A view asks for the other, a small crop for both, against the views of all other images."""
+    objective = make(name, world)
     b = batch(objective, IDS)
+    asked = [(0, 1), (1, 0)] + [(crop, v) for crop in (2, 3, 4) for v in (0, 1)] * (name == "simclr_crops")
 
     def oracle(rows: Tensor) -> Tensor:
         z, total = [(i, v, rows[n, v]) for n, i in enumerate(IDS) for v in (0, 1)], torch.zeros(()).double()
         for n, i in enumerate(IDS):
-            for v in (0, 1):
-                query, positive = rows[n, v], rows[n, 1 - v]
+            for query, positive in ((rows[n, a], rows[n, p]) for a, p in asked):
                 up = exp(query @ positive / 0.5)
                 down = sum((exp(query @ k / 0.5) for j, _, k in z if j != i), torch.zeros(()).double())
                 total = total - torch.log(up / (up + down))
-        return total / (2 * len(IDS))
+        return total / (len(asked) * len(IDS))
 
     agree(objective, b, oracle)
 
@@ -73,38 +75,53 @@ def test_moco_is_eq_1(name, world):
     agree(objective, b, oracle)
 
 
-def test_each_small_crop_asks_for_both_keys(world):
-    objective = make("moco_crops", world)
+HEADS = {
+    "simclr_crops": lambda objective: objective.head,
+    "moco_crops": lambda objective: objective.head,
+    "moco_v3_crops": lambda objective: nn.Sequential(objective.head, objective.predictor),
+    "pirl_crops": lambda objective: objective.f,
+    "pirl_rotation_crops": lambda objective: objective.f,
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_small_crops_come_after_the_views(name, world):
+    """Through the head of whole images, all small crops in one pass; of MoCo's queries each stands twice, since it
+    asks for both keys."""
+    objective = make(name, world)
     b = batch(objective, IDS)
-    queries, keys = objective.embed(b)
-    assert queries.shape[1] == 2 + 2 * 3 and keys.shape[1] == 2
-    torch.testing.assert_close(queries[:, 2::2], queries[:, 3::2], rtol=0, atol=0)
-    crops = objective.head(objective.trunk(b.views[2].flatten(0, 1))).unflatten(0, (len(IDS), 3))
-    torch.testing.assert_close(queries[:, 2::2], normalize(crops, dim=2), rtol=1e-12, atol=1e-14)
+    rows, *keys = objective.embed(b)
+    assert rows.shape[1] == 2 + 3 * (1 + len(keys)) and all(k.shape[1] == 2 for k in keys)
+    crops = HEADS[name](objective)(objective.trunk(b.views[2].flatten(0, 1))).unflatten(0, (len(IDS), 3))
+    for each in range(1 + len(keys)):
+        torch.testing.assert_close(rows[:, 2 + each :: 1 + len(keys)], normalize(crops, dim=2), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["moco_v3", "moco_v3_paper"])
+@pytest.mark.parametrize("name", ["moco_v3", "moco_v3_paper", "moco_v3_crops"])
 def test_moco_v3_is_algorithm_1(name, world):
-    """ctr(q1, k2) + ctr(q2, k1), each times 2 T; with mask_own a second key of the query's image is left out."""
+    """ctr(q1, k2) + ctr(q2, k1), each times 2 T; with mask_own a second key of the query's image is left out. Small
+    crops ask for both keys, and the sum is twice the mean over all of them."""
     objective, settings = warm(make(name, world), 1), CASES[name]
     b, t = batch(objective, IDS, 1), settings.temperature
 
     def oracle(queries: Tensor, keys: Tensor) -> Tensor:
         total, keys = torch.zeros(()).double(), keys.detach()
-        for view in (0, 1):
+        count = queries.shape[1]
+        for a in range(count):
+            view = a % 2  # of the keys: the first is the second view's
             for n, i in enumerate(IDS):
-                q, down = queries[n, view], 0.0
+                q, down = queries[n, a], 0.0
                 up = exp(q @ keys[n, view] / t)
                 for m, j in enumerate(IDS):
                     if m != n and not (settings.mask_own and i == j):
                         down = down + exp(q @ keys[m, view] / t)
                 total = total - 2 * t * torch.log(up / (up + down)) / len(IDS)
-        return total
+        return 2 * total / count
 
     agree(objective, b, oracle)
     _, k = objective.embed(b)
     assert not k.requires_grad and (settings.predictor is None) == isinstance(objective.predictor, nn.Identity)
-    first, second = (normalize(objective.key_head(objective.key_trunk(v)), dim=1) for v in b.views)
+    first, second = (normalize(objective.key_head(objective.key_trunk(v)), dim=1) for v in b.views[:2])
     torch.testing.assert_close(k, torch.stack([second, first], 1), rtol=1e-12, atol=1e-14)
 
 
@@ -174,11 +191,12 @@ def test_pirl_is_eq_3_to_5(name, world):
         return -torch.log(up / z / (up / z + odds)) - sum(torch.log(odds / (d / z + odds)) for d in downs)
 
     def oracle(rows: Tensor) -> Tensor:
-        terms = [
-            settings.weight * term(rows[n, 1], i, 1) + (1 - settings.weight) * term(rows[n, 0], i, 0)
-            for n, i in enumerate(IDS)
-        ]
-        return sum(terms, torch.zeros(()).double()) / len(IDS)
+        total, images = torch.zeros(()).double(), [a for a in range(rows.shape[1]) if a != 1]  # small crops are images
+        for n, i in enumerate(IDS):
+            total = total + settings.weight * term(rows[n, 1], i, 1)
+            for a in images:
+                total = total + (1 - settings.weight) * term(rows[n, a], i, 0) / len(images)
+        return total / len(IDS)
 
     agree(objective, b, oracle)
 
@@ -190,8 +208,9 @@ def test_pirl_draws_its_negatives_anew_each_step(world):
     assert drawn[1] == objective.negative_ids(batch(objective, [7, 8], 1)).tolist()  # of the step, whoever asks
 
 
-def test_binary_nce_fixes_its_partition_on_the_first_batch(world):
-    objective = make("pirl_binary_nce", world)
+@pytest.mark.parametrize("name", ["pirl_binary_nce", "pirl_rotation_crops"])
+def test_binary_nce_fixes_its_partition_on_the_first_batch(name, world):
+    objective = make(name, world)
     b = batch(objective, IDS)
     (rows,) = objective.embed(b)
     noise = objective.negative_ids(b).tolist()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.nets import norm, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
-from pipeline.objectives.energies import NARROW, directions, infonce
+from pipeline.objectives.energies import NARROW, directions, infonce, unit
 
 POINT, FAR, FLAT, LEAKAGE = 0.17, 0.9, 0.02, 0.08
 PAIRS = 256
@@ -41,8 +41,8 @@ class Contrastive(Objective):
         return scalars
 
     def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
-        """Of `embed`'s rows, the two embeddings of each image [B, 2, dim]."""
-        return embedded[0]
+        """Of `embed`'s rows, the two embeddings of each image [B, 2, dim]; small crops come after them."""
+        return embedded[0][:, :2]
 
     @torch.no_grad()
     def batchnorm_leakage(self, batch: Batch) -> Tensor:
@@ -83,6 +83,11 @@ class Contrastive(Objective):
     @property
     def encoder(self) -> nn.Module:
         return self.trunk
+
+
+def embed_crops(trunk: nn.Module, head: nn.Module, crops: Tensor) -> Tensor:
+    """Unit rows [B, P, dim] of small crops [B, P, C, S, S]."""
+    return unit(head(trunks.embed_patches(trunk, crops).flatten(0, 1))).unflatten(0, crops.shape[:2])
 
 
 def false_negatives(ids: Tensor, columns: Tensor) -> Tensor:

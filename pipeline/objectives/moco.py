@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from pipeline.nets import ema, heads, seeded, trunks
+from pipeline.nets import ema, heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
-from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
 from pipeline.objectives.memory import Queue
 from pipeline.settings.objectives import MoCo as Settings
@@ -37,7 +37,7 @@ class MoCo(Contrastive):
         asked = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
         queries = torch.stack([unit(self.head(self.trunk(query))) for query, _ in asked], 1)
         for crops in small:
-            more = unit(self.head(trunks.embed_patches(self.trunk, crops).flatten(0, 1))).unflatten(0, crops.shape[:2])
+            more = embed_crops(self.trunk, self.head, crops)
             queries = torch.cat([queries, more.repeat_interleave(len(asked), 1)], 1)
         with torch.no_grad():
             keys = [unit(self.key_head(self.key_trunk(key))) for _, key in asked]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.nets import ema, heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
-from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
 from pipeline.settings.objectives import MoCoV3 as Settings
 
@@ -14,7 +14,8 @@ class MoCoV3(Contrastive):
     """Algorithm 1: L = 2 T (ctr(q1, k2) + ctr(q2, k1)), ctr(q, k) = - log e^(q k+/T) / sum_batch e^(q k/T).
 
     Each direction is a mean over the global batch, the two are added. Keys come from a momentum encoder of trunk and
-    head, without a predictor. No queue: the keys of the whole global batch are the negatives.
+    head, without a predictor. No queue: the keys of the whole global batch are the negatives. Small crops are more
+    queries, each for the keys of both views; L is then 4 T times the mean over all pairs of a query and its key.
     """
 
     Settings = Settings
@@ -33,26 +34,31 @@ class MoCoV3(Contrastive):
         self.key_trunk, self.key_head = ema.momentum_encoder(setup.net, self.trunk, self.head)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit queries of both views and, in the same places, the unit keys they ask for: [B, 2, dim] each."""
-        queries = [unit(self.predictor(self.head(self.trunk(view)))) for view in batch.views]
+        """-> unit queries [B, A, dim] and keys [B, 2, dim]: the first view asks for the second's key, the second for
+        the first's; A is 2, and 2 P more of P small crops, each asking for both. Query a asks for key a mod 2."""
+        first, second, *small = batch.views
+        queries = torch.stack([unit(self.predictor(self.head(self.trunk(view)))) for view in (first, second)], 1)
+        for crops in small:
+            more = embed_crops(self.trunk, nn.Sequential(self.head, self.predictor), crops)
+            queries = torch.cat([queries, more.repeat_interleave(2, 1)], 1)
         with torch.no_grad():
-            keys = [unit(self.key_head(self.key_trunk(view))) for view in reversed(batch.views)]
-        return torch.stack(queries, 1), torch.stack(keys, 1)
+            keys = [unit(self.key_head(self.key_trunk(view))) for view in (second, first)]
+        return queries, torch.stack(keys, 1)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [2B], high [2B, B global]: a row for each view; infinite where it is no negative of the row."""
+        """low [A B], high [A B, B global]: infinite where it is no negative of the row."""
         q, k = embedded[0], embedded[1].detach()
-        t = self.settings.temperature
+        t, asked = self.settings.temperature, q.shape[1]
         with full_precision(q):
-            everyone, ids = self.world.gather(k), self.negative_ids(batch)
-            low = -(q * k).sum(2).flatten() / t
+            everyone, ids = self.world.gather(k).repeat(1, asked // 2, 1), self.negative_ids(batch)
+            low = -(q * k.repeat(1, asked // 2, 1)).sum(2).flatten() / t
             high = (-torch.einsum("bvd,gvd->bvg", q, everyone) / t).flatten(0, 1)
             if self.settings.mask_own:
                 own = false_negatives(batch.ids, ids)
             else:  # only the positive itself, which stands in low
                 positions = torch.arange(len(ids), device=q.device)
                 own = false_negatives(self.world.rank * len(q) + positions[: len(q)], positions)
-            high = high.masked_fill(own.repeat_interleave(2, 0), torch.inf)
+            high = high.masked_fill(own.repeat_interleave(asked, 0), torch.inf)
             scalars = {"learn/false_negative_share": own.to(low.dtype).mean() - 1 / len(ids)}
             loss = 2 * t * 2 * infonce(low, high).mean()
             return Step(loss, low, high, scalars, per_sample={"pair": self.pair((q, k)).detach()})

@@ -10,7 +10,7 @@ from pipeline import keyed
 from pipeline.errors import ConfigError
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Setup, Step, send
-from pipeline.objectives.contrastive import Contrastive, false_negatives
+from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
 from pipeline.objectives.energies import binary_nce, full_precision, infonce, nce, unit
 from pipeline.objectives.memory import Bank
 from pipeline.settings.objectives import PIRL as Settings
@@ -21,7 +21,8 @@ class PIRL(Contrastive):
 
     L is by default the noise contrastive estimator of eq. 3-4 over rows drawn once a step for the whole batch. Both
     terms meet the row, never each other. The row moves towards f(image) in `commit`. With pretext rotation the second
-    term sees the other view, turned by a quarter as often as drawn, through a head like f.
+    term sees the other view, turned by a quarter as often as drawn, through a head like f. Small crops meet the row as
+    the image does, through f: the image's term is then the mean of its own and theirs.
     """
 
     Settings = Settings
@@ -46,18 +47,19 @@ class PIRL(Contrastive):
             self.register_buffer("log_partition", torch.full((2,), torch.nan))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit rows of the image and of its patches (or of the turned view), [B, 2, dim]."""
-        image, other = batch.views
+        """-> unit rows of the image, of its patches (or of the turned view) and of P small crops, [B, 2 + P, dim]."""
+        image, other, *small = batch.views
         f = unit(self.f(self.trunk(image)))
         if self.settings.pretext == "rotation":
             turns = (4 * batch.uniform("rotation")).long()
             g = unit(self.g(self.trunk(turn(other, turns))))
         else:
             g = unit(self.g(trunks.embed_patches(self.trunk, other)))
-        return (torch.stack([f, g], 1),)
+        return (torch.cat([torch.stack([f, g], 1), *(embed_crops(self.trunk, self.f, crops) for crops in small)], 1),)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [2B], high [2B, K]: a row for each image, then one for its patches; infinite for the own row."""
+        """low [A B], high [A B, K], A = 2 + P: of each image itself, its patches, its small crops; infinite for the
+        own row."""
         (rows,) = embedded
         chosen = self.settings
         with full_precision(rows):
@@ -67,21 +69,24 @@ class PIRL(Contrastive):
             memory = self.bank.read_own(batch.ids)
             low = -(rows * memory[:, None]).sum(2).flatten() / chosen.temperature
             high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
-            own = false_negatives(batch.ids.repeat_interleave(2), columns)
+            own = false_negatives(batch.ids.repeat_interleave(rows.shape[1]), columns)
             if chosen.mask_own:
                 high = high.masked_fill(own, torch.inf)
             pending = {"rows": self.world.gather(rows.detach()[:, 0]), "ids": self.world.gather(batch.ids)}
             if chosen.loss == "binary_nce":
-                pending["log_partition"] = estimate = self._estimate(low.detach(), high.detach())
+                pending["log_partition"] = estimate = self._estimate(low.detach(), high.detach(), rows.shape[1])
                 fixed = torch.where(self.log_partition.isnan(), estimate[0], self.log_partition)
                 odds = math.log(len(others) / self.samples)
+                fixed = torch.cat([fixed, fixed[:1].expand(rows.shape[1] - 2)])  # small crops are images
                 losses = binary_nce(low, high, fixed.repeat(len(rows)), odds)
             else:
                 losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
-            of_image, of_patches = losses.view(-1, 2).unbind(1)
+            of_image, of_patches, *of_crops = losses.view(len(rows), -1).unbind(1)
+            if of_crops:
+                of_image = torch.stack([of_image, *of_crops]).mean(0)
             scalars = {"learn/false_negative_share": own.to(low.dtype).mean()}
             loss = ((1 - chosen.weight) * of_image + chosen.weight * of_patches).mean()
-            return Step(loss, low, high, scalars, pending, {"pair": rows.detach()})
+            return Step(loss, low, high, scalars, pending, {"pair": rows[:, :2].detach()})
 
     def negative_ids(self, batch: Batch) -> Tensor:
         """The rows that a step's whole global batch is held against: drawn without repetition, or all in order."""
@@ -94,9 +99,9 @@ class PIRL(Contrastive):
     def energy_count(self, share: int, batch: int) -> int:
         return 2 * share * min(self.settings.negatives or self.samples, self.samples)
 
-    def _estimate(self, low: Tensor, high: Tensor) -> Tensor:
+    def _estimate(self, low: Tensor, high: Tensor, count: int) -> Tensor:
         """log(samples x mean e^-E) over the global batch's positives and negatives, of image and patches -> [1, 2]."""
-        logits = torch.cat([low[:, None], high], 1).neg().unflatten(0, (-1, 2))
+        logits = torch.cat([low[:, None], high], 1).neg().unflatten(0, (-1, count))[:, :2]
         seen = torch.isfinite(logits)
         total = self.world.sum(torch.stack([logits.exp().sum((0, 2)), seen.to(low.dtype).sum((0, 2))]))
         return (math.log(self.samples) + torch.log(total[0] / total[1]))[None]

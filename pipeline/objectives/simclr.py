@@ -5,13 +5,17 @@ from torch import Tensor
 
 from pipeline.nets import heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
-from pipeline.objectives.contrastive import Contrastive, false_negatives
-from pipeline.objectives.energies import full_precision, infonce, unit
+from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
+from pipeline.objectives.energies import full_precision, infonce
 from pipeline.settings.objectives import SimCLR as Settings
 
 
 class SimCLR(Contrastive):
-    """NT-Xent, eq. 1: l(i, j) = - log e^(s_ij/T) / sum_{k != i} e^(s_ik/T) over the 2B views of the global batch."""
+    """NT-Xent, eq. 1: l(i, j) = - log e^(s_ij/T) / sum_{k != i} e^(s_ik/T) over the 2B views of the global batch.
+
+    Small crops are more queries i, each for both views j of its image against the views of all others; they are no
+    one's negatives. The loss is the mean over all pairs of a query and a view that it asks for.
+    """
 
     Settings = Settings
     coupled = True
@@ -23,22 +27,27 @@ class SimCLR(Contrastive):
             self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit rows of both views [B, 2, dim]."""
+        """-> unit rows of both views and of P small crops [B, 2 + P, dim]."""
+        first, second, *small = batch.views
         # Sample by sample, both views in one pass: batch norm sees both, and blocks of samples stay blocks.
-        images = torch.stack(batch.views, 1)
-        return (unit(self.head(self.trunk(images.flatten(0, 1)))).unflatten(0, images.shape[:2]),)
+        rows = embed_crops(self.trunk, self.head, torch.stack([first, second], 1))
+        return (torch.cat([rows, *(embed_crops(self.trunk, self.head, crops) for crops in small)], 1),)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [2B], high [2B, 2B global]: infinite for the images' own two views."""
-        (rows,) = embedded
+        """low [A B], high [A B, 2B global], A = 2 + 2P: the two views, then each small crop for the first and for the
+        second; infinite for the images' own two views."""
+        views, small = embedded[0].split([2, embedded[0].shape[1] - 2], 1)
         temperature = self.settings.temperature
-        with full_precision(rows):
-            everyone = self.world.gather(rows).flatten(0, 1)
-            own = false_negatives(batch.ids.repeat_interleave(2), self.negative_ids(batch))
-            low = -(rows[:, 0] * rows[:, 1]).sum(1).repeat_interleave(2) / temperature
-            high = (-(rows.flatten(0, 1) @ everyone.T) / temperature).masked_fill(own, torch.inf)
+        with full_precision(views):
+            everyone = self.world.gather(views).flatten(0, 1)
+            queries = torch.cat([views, small.repeat_interleave(2, 1)], 1)
+            own = false_negatives(batch.ids.repeat_interleave(queries.shape[1]), self.negative_ids(batch))
+            of_views = (views[:, 0] * views[:, 1]).sum(1, keepdim=True).expand(-1, 2)
+            of_crops = (small[:, :, None] * views[:, None]).sum(3).flatten(1)
+            low = -torch.cat([of_views, of_crops], 1).flatten() / temperature
+            high = (-(queries.flatten(0, 1) @ everyone.T) / temperature).masked_fill(own, torch.inf)
             scalars = {"learn/false_negative_share": own.to(low.dtype).mean() - 2 / len(everyone)}
-            return Step(infonce(low, high).mean(), low, high, scalars, per_sample={"pair": rows.detach()})
+            return Step(infonce(low, high).mean(), low, high, scalars, per_sample={"pair": views.detach()})
 
     def negative_ids(self, batch: Batch) -> Tensor:
         return self.world.gather(batch.ids).repeat_interleave(2)

@@ -61,6 +61,7 @@ class Head(Settings):
 class SimCLR(Objective):
     """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) over both views of the whole global batch."""
 
+    inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["simclr"] = "simclr"
     temperature: Positive = 0.1
     head: Head = Head()
@@ -96,6 +97,7 @@ class MoCo(MomentumEncoder):
 class MoCoV3(MomentumEncoder):
     """MoCo v3 (arXiv 2104.02057, algorithm 1): predictor, no queue, the batch's keys as negatives, both directions."""
 
+    inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["moco_v3"] = "moco_v3"
     temperature: Positive = 1.0
     """1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by twice it."""
@@ -134,7 +136,7 @@ class PIRL(Objective):
 
     @property
     def inputs(self) -> Inputs:
-        return Inputs(jigsaw=self.jigsaw if self.pretext == "jigsaw" else None)
+        return Inputs(jigsaw=self.jigsaw if self.pretext == "jigsaw" else None, small_crops=True)
 
 
 class Decoder(Settings):

@@ -154,9 +154,11 @@ class Pretrain(Training, Stage):
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
-        takes = self.objective.inputs.small_crops and self.net.kind != "vit"
-        if getattr(self.views[0], "small", None) and not takes:
-            yield "views.small", "is for objective moco with a cnn or resnet; leave it out"
+        if getattr(self.views[0], "small", None):
+            if not self.objective.inputs.small_crops:
+                yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
+            if self.net.kind == "vit":
+                yield "views.small", "net.kind vit takes images of one size, not small crops; leave it out"
 
     @property
     def view_size(self) -> int | None:
