@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed
-from pipeline.errors import ConfigError
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Setup, Step, send
 from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
@@ -33,8 +32,6 @@ class PIRL(Contrastive):
     log_partition: Tensor
 
     def __init__(self, settings: Settings, setup: Setup):
-        if setup.net.kind == "vit" and settings.pretext == "jigsaw":
-            raise ConfigError("net.kind vit takes images of one size, not patches; use pretext: rotation or a resnet")
         super().__init__(settings, setup)
         self.dim, self.samples = settings.head.dim, setup.samples
         norms, world = setup.net.norm, setup.world

@@ -154,6 +154,8 @@ class Pretrain(Training, Stage):
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
+        if self.net.kind == "vit" and self.objective.inputs.jigsaw is not None:
+            yield "net.kind", "a vit takes images of one size, not patches; use objective.pretext: rotation, or a resnet"
         if getattr(self.views[0], "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
