@@ -91,7 +91,7 @@ def kept(settings: Pretrain, objective: Objective, image: Image) -> int:
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
     bytes_kept = sum(size for at, size in storages.items() if at not in weights)
     del result
-    small = getattr(drawn[0], "small", None) if drawn else None  # each of which asks for what a view asks for
+    small = getattr(settings.views[0], "small", None)  # each of which asks for what a view asks for
     queries = rows * (1 + small.count if small else 1)
     energies = 8 * objective.energy_count(queries, settings.batch)  # themselves and their gradient
     return energies + (bytes_kept // 2 if settings.precision == "bf16" else bytes_kept)

@@ -56,6 +56,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("pirl.objective.queue=512", "kind moco has it"),
     ("pirl.views.jitter_p=0.5", "kind moco_v1 has it"),
     ("codes.views=3", "kind pretrain has it"),
+    ("vae.views={kind: characters}", "vae.views: objective vae is given the image itself; leave views out"),
     ("moco.views=[{size: 8}, {size: 8}, {size: 8}]", "moco.views: found a list of 3; expected one mapping for both"),
     ("moco.views=[]", "moco.views: found a list of 0; expected one mapping for both"),
     ("moco.views=[{size: 8}, {kind: characters, size: 8}]", "moco.views: found kinds moco_v2 and characters"),

@@ -155,8 +155,10 @@ class Pretrain(Training, Stage):
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
         if self.net.kind == "vit" and self.objective.inputs.jigsaw is not None:
-            yield "net.kind", "a vit takes images of one size, not patches; use objective.pretext: rotation, or a resnet"
-        if getattr(self.views[0], "small", None):
+            yield "net.kind", "a vit takes images of one size, not patches; use pretext: rotation, or a resnet"
+        if self.objective.inputs.views == 0 and "views" in self.model_fields_set:
+            yield "views", f"objective {self.objective.kind} is given the image itself; leave views out"
+        elif getattr(self.views[0], "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
             if self.net.kind == "vit":
