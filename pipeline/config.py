@@ -120,6 +120,8 @@ def check_stages(document: Document) -> dict[str, Any]:
             stages[name] = stage
     for name, stage in stages.items():
         check_edges(name, stage, raw, document)
+        for key, text in stage.mistakes_among(stages):
+            document.wrong(("stages", name, *key.split(".")), text)
         if isinstance(stage, Pack):
             check_source(stage, ("stages", name), document)
     check_cycles(stages, document)

@@ -28,6 +28,7 @@ stages:
     views: {kind: characters}
   codes: {kind: codes, data: shards}
   vae: {kind: pretrain, data: shards, objective: {kind: vae}, optimiser: {lr: 2e-3}}
+  drawn: {kind: generate, data: shards, model: vae}
   probe: {kind: probe, data: shards, encoders: [moco, pirl, codes, vae]}
 """
 
@@ -132,6 +133,8 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.data=shard", 'no stage "shard"; did you mean "shards"?'),
     ("moco.data=SHARDS", "expected the name of a stage"),
     ("codes.encoder=codes", "needs itself: codes needs codes"),
+    ("drawn.model=moco", 'drawn.model: "moco" is trained by moco, which draws nothing; leave this out'),
+    ("drawn.model=codes", '"codes" makes an encoder; expected a model, such as moco or pirl or vae'),
     ("codes.encoder=probe", '"probe" makes a report; expected an encoder'),
     # sources
     ("shards.source=digit", 'did you mean "digits"?'),

@@ -104,7 +104,7 @@ def test_lars_by_hand():
     """One matrix and one bias, two steps, as in MoCo v3's code."""
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2).double()
-    settings = stage("moco", optimiser=LARS(lr=0.5, reference_batch=0, weight_decay=0.1))[1]
+    settings = stage("moco", optimiser=LARS(lr=0.5, reference_batch=0, weight_decay=0.1))
     optimiser = optim.build(objective_of(module), settings)
     w, b = module.weight.detach().clone(), module.bias.detach().clone()
     v, u = torch.zeros_like(w), torch.zeros_like(b)
@@ -132,7 +132,7 @@ def test_optimisers_are_torchs(chosen, peer):
     """To the bit, also after their state was stored and read."""
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    settings = stage("moco", optimiser=chosen)[1]
+    settings = stage("moco", optimiser=chosen)
     one = optim.build(objective_of(ours), settings)
     other = (torch.optim.SGD if chosen.kind == "sgd" else torch.optim.AdamW)(theirs.parameters(), **peer)
     for step in range(4):
@@ -148,12 +148,12 @@ def test_optimisers_are_torchs(chosen, peer):
 
 
 def test_schedules_and_scalings():
-    _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=256, schedule="steps")
+    settings = stage("moco", optimiser=SGD(lr=0.03), batch=256, train_examples=None, schedule="steps")
     rates = [optim.rate(settings, s, 200, 10) for s in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
-    _, settings = stage("moco", optimiser=SGD(lr=0.12, reference_batch=0), min_lr_ratio=1e-3)
+    settings = stage("moco", optimiser=SGD(lr=0.12, reference_batch=0), min_lr_ratio=1e-3)
     assert optim.rate(settings, 100, 100, 10) == pytest.approx(1.2e-4)
-    _, settings = stage("moco", optimiser=LARS(lr=0.075, reference_batch=1, lr_scaling="sqrt"), batch=64)
+    settings = stage("moco", optimiser=LARS(lr=0.075, reference_batch=1, lr_scaling="sqrt"), batch=64)
     assert settings.peak_lr() == pytest.approx(0.6)
 
 
@@ -208,21 +208,24 @@ def test_bf16_trains(digits, tmp_path):
     assert rows and all(torch.isfinite(torch.tensor(r["train/loss"])) for r in rows if "train/loss" in r)
 
 
-def test_moving_average_is_what_is_exported(digits, tmp_path):
-    tensors = train("moco", digits, tmp_path / "a", ema=0.5, steps=4)
+@pytest.mark.parametrize(("name", "parts"), [("moco", {"trunk", "head"}), ("vae", {"mean", "decoder"})])
+def test_moving_average_is_what_is_exported(name, parts, digits, tmp_path):
+    """Of all that the model holds: an averaged encoder is of no use to another decoder."""
+    tensors = train(name, digits, tmp_path / "a", ema=0.5, steps=4)
     exported = load_file(tmp_path / "a/model.safetensors")
-    for name, value in exported.items():
-        assert torch.equal(value, tensors[f"average.{name}"])
-    assert any(not torch.equal(v, tensors[f"objective.trunk.{k}"]) for k, v in exported.items())
+    assert {k.partition(".")[0] for k in exported} == parts
+    for k, value in exported.items():
+        assert torch.equal(value, tensors[f"average.{k}"])
+        assert not (k.endswith("weight") and torch.equal(value, tensors[f"objective.{k}"]))
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):
-    with pytest.raises(ConfigError, match="128"):
+    with pytest.raises(ValueError, match="128 is less than one batch of 256"):
         train("moco", digits, tmp_path / "a", batch=256)
 
 
 def test_learning_rate_by_hand():
-    _, settings = stage("moco", optimiser=SGD(lr=0.03), batch=64, warmup_epochs=1)
+    settings = stage("moco", optimiser=SGD(lr=0.03), batch=64, warmup_epochs=1)
     assert settings.peak_lr() == pytest.approx(0.03 * 64 / 256)
     rates = [optim.rate(settings, s, 100, 10) for s in range(100)]
     assert rates[0] == pytest.approx(settings.peak_lr() / 10)
@@ -240,7 +243,7 @@ def test_biases_and_norms_are_decayed_if_so_set(kind, norms):
     for name, p in module.named_parameters():
         torch.nn.init.constant_(p, 2.0)
         before[name], p.grad = p.detach().clone(), torch.zeros_like(p)
-    settings = stage("moco", optimiser=kind(lr=0.1, weight_decay=0.5, decay_norms=norms))[1]
+    settings = stage("moco", optimiser=kind(lr=0.1, weight_decay=0.5, decay_norms=norms))
     optim.build(objective_of(module), settings).step()
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
     assert moved == ({"0.weight", "0.bias", "1.weight", "1.bias"} if norms else {"0.weight"})
@@ -252,4 +255,4 @@ def test_a_parameter_in_no_group_or_in_two_is_named(names):
     objective = objective_of(module)
     objective.parameter_groups = lambda: [ParameterGroup([getattr(module, n)]) for n in names]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"Objective.parameter_groups: net.bias: each parameter that trains"):
-        optim.build(objective, stage("moco")[1])
+        optim.build(objective, stage("moco"))

@@ -29,9 +29,9 @@ def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
     return {name: one.model_dump(mode="json") for name, one in settings.items()} | {"image": asdict(setup.image)}
 
 
-def state_names(objective: Objective) -> list[str]:
+def state(objective: Objective) -> dict[str, Tensor]:
     """Of the objective's state, what using it needs: all but what only training does."""
-    return [name for name in objective.state_dict() if not name.startswith(objective.training_state)]
+    return {name: x for name, x in objective.state_dict().items() if not name.startswith(objective.training_state)}
 
 
 def write(folder: Path, weights: dict[str, Tensor], spec: dict[str, Any]) -> None:

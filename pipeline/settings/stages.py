@@ -1,7 +1,7 @@
 """The kinds of stage, and what each can be told."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -75,6 +75,10 @@ class Stage(Settings):
         if not self.shared and self.place.on == "workers" and self.place.workers > 1:
             yield "place.workers", f"found {self.place.workers}; a {getattr(self, 'kind', '')} stage is one process"
         yield from self.unequal_shares(self.place.counts)
+
+    def mistakes_among(self, stages: Mapping[str, "Stage"]) -> Iterator[Mistake]:
+        """The rules about this and other stages of its config that they break."""
+        yield from ()
 
     def batches(self) -> dict[str, tuple[int, int]]:
         """Batches that are shared over ranks, by setting: samples, and the micro-batches that they are cut into."""
@@ -187,6 +191,11 @@ class Generate(Stage):
     model: ModelRef
     images: Annotated[int, Field(ge=32)] = 1000
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
+
+    def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
+        model = stages.get(self.model)
+        if isinstance(model, Pretrain) and not model.objective.draws:
+            yield "model", f'"{self.model}" is trained by {model.objective.kind}, which draws nothing; leave this out'
 
 
 class Codes(Coding, Stage):

@@ -10,7 +10,6 @@ from pipeline import keyed, objectives
 from pipeline.board import Board
 from pipeline.data.images import images
 from pipeline.data.shards import Shards
-from pipeline.errors import ConfigError
 from pipeline.objectives.base import Batch
 from pipeline.settings.stages import Generate
 from pipeline.world import World
@@ -20,8 +19,6 @@ from pipeline.world import World
 def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
     """Draws the model's figures on the board -> the mean energy of the images they are of."""
     objective = objectives.load(inputs[settings.model]).to(world.device)
-    if not objective.settings.draws:
-        raise ConfigError(f"{settings.model}: objective {objective.settings.kind} draws nothing: leave the stage out")
     shards = Shards.open(inputs[settings.data], "test")
     ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
     pictures = test_images(shards, ids).to(world.device)

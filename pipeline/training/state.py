@@ -22,38 +22,42 @@ from pipeline.world import World
 @dataclass(frozen=True)
 class State:
     """``model``: what is called in training, the objective itself or, on several ranks, what averages its gradients.
-    ``average``: of the encoder's weights, where one is asked for. ``skeleton``: the encoder on the meta device, where
-    weights are sharded. ``step``: steps done when this process started; ``folder``: of its checkpoints."""
+    ``average``: of all that the finished model holds, by name, where one is asked for. ``skeleton``: the encoder on
+    the meta device, where its weights are not the objective's own: averaged, or sharded. ``step``: steps done when
+    this process started; ``folder``: of its checkpoints."""
 
     objective: Objective
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    average: nn.Module | None
+    average: dict[str, Tensor] | None
     skeleton: nn.Module | None
     step: int
     folder: Path
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """average <- decay average + (1 - decay) encoder; statistics are copied."""
+    def update_average(self, decay: float) -> None:
+        """Parameters: average <- decay average + (1 - decay) parameter; statistics are copied."""
         if self.average is None:
             return
-        ema.update(self.average.parameters(), self.objective.encoder.parameters(), decay)
-        for a, b in zip(self.average.buffers(), self.objective.encoder.buffers(), strict=True):
-            a.copy_(b)
+        current, parameters = self.objective.state_dict(), dict(self.objective.named_parameters())
+        learned = [name for name in self.average if name in parameters]
+        ema.update((self.average[name] for name in learned), (current[name] for name in learned), decay)
+        for name in self.average.keys() - set(learned):
+            self.average[name].copy_(current[name])
 
     def encoder(self) -> nn.Module:
         """The encoder that is exported, with full tensors. Called on all ranks together."""
-        encoder = self.average or self.objective.encoder
-        return sharded.unsharded_copy(self.skeleton, encoder) if self.skeleton else encoder
+        if self.skeleton is None:
+            return self.objective.encoder
+        (name,) = (name for name, part in self.objective.named_modules() if part is self.objective.encoder)
+        encoder = deepcopy(self.skeleton)
+        weights = {k.removeprefix(f"{name}."): x for k, x in self.weights().items() if k.startswith(f"{name}.")}
+        encoder.load_state_dict(weights, assign=True)
+        return encoder
 
     def weights(self) -> dict[str, Tensor]:
         """What a finished model is written with, as full tensors. Called on all ranks together."""
-        held = self.objective.state_dict()
-        weights = {name: held[name] for name in models.state_names(self.objective)}
-        if self.average is not None:
-            (prefix,) = (name for name, part in self.objective.named_modules() if part is self.objective.encoder)
-            weights |= {f"{prefix}.{name}": x for name, x in self.average.state_dict().items()}
+        weights = models.state(self.objective) if self.average is None else self.average
         return {name: sharded.full_tensor(x) for name, x in weights.items()}
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,7 +65,7 @@ class State:
         together."""
         tensors = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
         if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+            tensors |= {f"average.{k}": v for k, v in self.average.items()}
         moments, numbers = checkpoint.pack_optimiser(self.optimiser)
         return {k: sharded.full_tensor(v) for k, v in (tensors | moments).items()}, numbers
 
@@ -76,15 +80,17 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         compile_networks(objective, settings.compile)
-    average = deepcopy(objective.encoder).requires_grad_(False) if settings.ema else None
     found = checkpoint.newest(folder)
     if found is not None:
-        load(found[0], objective, average)
-    skeleton = None
-    if settings.weights == "sharded" and world.size > 1:
-        skeleton = deepcopy(average or objective.encoder).to("meta")
-        sharded.shard_modules([*objective.children(), *([average] if average else [])], world)
-    model = (world.wrap(objective) if skeleton is None else objective).train()
+        objective.load_state_dict(saved(found[0], "objective."))
+    cut = settings.weights == "sharded" and world.size > 1
+    skeleton = deepcopy(objective.encoder).to("meta") if cut or settings.ema else None
+    if cut:
+        sharded.shard_modules(list(objective.children()), world)
+    average = {name: x.clone() for name, x in models.state(objective).items()} if settings.ema else None
+    if average is not None and found is not None:
+        average = {name: sharded.shard_like(average[name], x) for name, x in saved(found[0], "average.").items()}
+    model = (objective if cut else world.wrap(objective)).train()
     optimiser = optim.build(objective, settings)
     if found is not None:
         checkpoint.unpack_optimiser(optimiser, found[0], found[1]["optimiser"])
@@ -100,11 +106,9 @@ def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) 
         part.compile(mode="reduce-overhead" if how == "graphs" else None)
 
 
-def load(tensors: dict[str, Tensor], objective: nn.Module, average: nn.Module | None) -> None:
-    """Loads a checkpoint's tensors into the objective and its average."""
-    for prefix, module in (("objective.", objective), ("average.", average)):
-        if module is not None:
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+def saved(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Those of a checkpoint's tensors whose names begin with ``part``, without it."""
+    return {name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)}
 
 
 def save(state: State, step: int, settings: Training, seed: int, world: World, prune: bool = True) -> None:
