@@ -57,7 +57,8 @@ MUTATIONS = (
     # ---- evaluation
     M("few labels from validation too", "evaluation/scores.py", "linear.draw(y, parts.fit,",
       "linear.draw(y, np.arange(len(y)),", "test_probe.py::test_labels_are_drawn_from_the_fit_part_alone"),
-    M("evaluated on unnormalised images", "evaluation/online.py", "image, normalised).eval()", "image, False).eval()",
+    M("evaluated on unnormalised images", "evaluation/online.py", "image, normalised)\n        device",
+      "image, False)\n        device",
       "test_evaluation.py::test_a_trunk_is_evaluated_on_normalised_images_none_of_which_it_trains_on"),
     M("centre without antialias", "data/images.py", "antialias=True), [side", "antialias=False), [side",
       "test_evaluation.py::test_images_of_another_size_are_resized_smoothly_and_their_centre_is_cut"),

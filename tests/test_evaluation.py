@@ -22,6 +22,7 @@ from pipeline.objectives.base import Setup
 from pipeline.settings.nets import CNN, MLP
 from pipeline.settings.objectives import VAE
 from pipeline.settings.sparse import Coding
+from pipeline.settings.stages import OnlineEvaluation
 from pipeline.sparse import features as sparse
 
 
@@ -443,7 +444,7 @@ def test_what_is_no_encoder_is_refused(tmp_path):
         encoders.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
     spec = json.loads((tmp_path / "model.json").read_text())
-    for wrong in ({"kind": "pickle"}, {"net": {"kind": "cnn", "width": 16}}, {"image": {"side": 8}}):
+    for wrong in ({"codes": {"patch": 0}}, {"net": {"kind": "cnn", "width": 16}}, {"image": {"side": 8}}):
         (tmp_path / "model.json").write_text(json.dumps(spec | wrong))
         with pytest.raises(DataError, match="no model"):
             encoders.load(tmp_path)
@@ -523,7 +524,7 @@ class Watched(nn.Module):
 def test_a_trunk_is_evaluated_on_normalised_images_none_of_which_it_trains_on(digits):
     shards = Shards.open(digits, "train")
     image, trunk = shards.image(None), Watched()
-    evaluate = online.evaluation(shards, image, used=1000, budget=200, seed=3)
+    evaluate = online.evaluation(OnlineEvaluation(), shards, image, used=1000, budget=200, seed=3)
     assert evaluate is not None
     found = evaluate(trunk)
     seen = torch.cat(trunk.seen)

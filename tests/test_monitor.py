@@ -16,7 +16,7 @@ from pipeline.objectives.contrastive import pair_statistics, ranking
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.stages import Pretrain
+from pipeline.settings.stages import OnlineEvaluation, Pretrain
 from pipeline.settings.training import SGD, Adam, Training
 from pipeline.stages import pretrain
 from pipeline.training import checkpoint, monitor
@@ -290,19 +290,19 @@ def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     shards = Shards.open(digits, "train")
     image = shards.image(None)
     trunk = trunks.build(CNN(width=8), image)
-    assert online.evaluation(shards, image, 1438, 99, 0) is None
-    read = online.evaluation(shards, image, 1000, 300, 0)
+    assert online.evaluation(OnlineEvaluation(), shards, image, 1438, 99, 0) is None
+    read = online.evaluation(OnlineEvaluation(), shards, image, 1000, 300, 0)
     assert read is not None
     found = read(trunk)
     assert found == read(trunk) and found["learn/online_images"] == 300 and trunk.training
     monkeypatch.setattr(online, "MEMORY", 0)
-    assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == found
+    assert online.evaluation(OnlineEvaluation(), shards, image, 1000, 300, 0)(trunk) == found
 
     def broken(*_):
         raise DataError("shard 0: torn")
 
     monkeypatch.setattr(images, "images", broken)
-    assert online.evaluation(shards, image, 1000, 300, 0)(trunk) == {}
+    assert online.evaluation(OnlineEvaluation(), shards, image, 1000, 300, 0)(trunk) == {}
     assert "not evaluated while it trains: shard 0: torn" in capsys.readouterr().out
 
 

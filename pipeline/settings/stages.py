@@ -134,6 +134,18 @@ class Pack(Stage):
                 yield name, "is for a source folder:PATH; leave it out"
 
 
+class OnlineEvaluation(Settings):
+    """What the encoder is evaluated on from time to time while it trains; it changes nothing of the training."""
+
+    images: Count = 8192
+    """Of the training split, at most: a fixed draw, of which a forward pass costs a hundredth of the training between
+    two checkpoints."""
+    neighbours: Count = 20
+    """Of the kNN vote exp(s / T), as in DINO (arXiv 2104.14294)."""
+    temperature: Positive = 0.07
+    """Of that vote (arXiv 1805.01978)."""
+
+
 class Pretrain(Training, Stage):
     """Trains a net by an objective. What the objective usually takes (`training_defaults` of its settings: an
     autoencoder's Adam, say) stands where a config says nothing else."""
@@ -147,6 +159,7 @@ class Pretrain(Training, Stage):
     objective: AnyObjective = MoCo()
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
+    online: OnlineEvaluation = OnlineEvaluation()
 
     @model_validator(mode="before")
     @classmethod

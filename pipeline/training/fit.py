@@ -58,7 +58,9 @@ def fit(settings: Pretrain, seed: int, folder: Path, out: Path, world: World) ->
     every = min(total, settings.save_steps or settings.save_epochs * settings.steps_per_epoch(shards.n))
     # A forward pass on so many costs a hundredth of the training between two checkpoints.
     budget = every * settings.batch // 25
-    evaluate = online.evaluation(shards, image, settings.samples(shards.n), budget, seed, objective.normalised)
+    evaluate = online.evaluation(
+        settings.online, shards, image, settings.samples(shards.n), budget, seed, objective.normalised
+    )
     try:
         return loop.train(
             objective,
