@@ -34,11 +34,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.data import need
-from pipeline.data.loader import images
+from pipeline.data.images import SquareImages, images
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import encoders, linear, scores
-from pipeline.evaluation.features import Pictures, features
+from pipeline.evaluation.features import features
 from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.objectives.base import Batch
@@ -190,7 +190,7 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
     network = encoders.network(root / "moco")
     assert network is not None
     rows["untrained"] = lambda: encoders.untrained(network, seed)
-    pictures = Pictures(data.train, image.side, IMAGES), Pictures(data.test, image.side)
+    pictures = SquareImages(data.train, image.side, np.arange(IMAGES)), SquareImages(data.test, image.side)
     found = {}
     for row, load in rows.items():
         x, x_test = (features(load(), p, world.device) for p in pictures)
@@ -204,7 +204,7 @@ def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float,
     """Accuracy of the linear probe on validation at the best penalty, with all labels and with ten a class."""
     chosen, world = Probe(data="shards", encoders=("pirl",), train_examples=IMAGES), World(1)
     data, encoder = scores.load(chosen, seed, shards), encoders.load(folder)
-    x = features(encoder, Pictures(data.train, encoder.image.side, IMAGES), world.device)
+    x = features(encoder, SquareImages(data.train, encoder.image.side, np.arange(IMAGES)), world.device)
     y, count = torch.from_numpy(data.y), len(data.names)
     space = linear.space(x, x[:0], data.parts.fit)
     every = linear.all_labels(space, y, y[:0], count, data.parts)
