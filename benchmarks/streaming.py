@@ -33,7 +33,7 @@ BATCH = 256
 def packed(folder: Path, count: int, shard_images: int) -> Iterator[Path]:
     """A folder with ``count`` images of a folder, packed."""
     source = f"folder:{folder}"
-    found = open_source(Pack(source=source))
+    found = open_source(Pack(source=source)).listing()
     chosen = keyed.permute(np.arange(len(found.items)), len(found.items), 0, "bench")[:count]
     settings = Pack(source=source, shard_images=shard_images)
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(2) as pool:

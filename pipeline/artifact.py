@@ -12,15 +12,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import files, progress
-from pipeline.data import layout
-from pipeline.data.patterns import tars
+from pipeline.data.sources import open_source
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack, Stage
 
@@ -53,32 +52,8 @@ def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
     """What is known of a pack's source without reading its images; nothing for other stages. ``root``: where runs are
     kept, which are none.
 
-    A folder: names, classes, splits, sizes and modification times of the images as packing reads it, and of nothing
-    else. An embedded or downloaded set: its name, since its library checks the content. Raises DataError where the
-    folder cannot be packed.
-    """
-    if not isinstance(settings, Pack):
-        return {}
-    scheme, _, where = settings.source.partition(":")
-    if scheme == "folder":
-        found = layout.read(Path(where).expanduser(), root, settings.splits, settings.classes)
-        return {"files": listing(found.facts())}
-    if scheme == "wds":
-        return {"files": listing((path.name, facts.st_size, facts.st_mtime_ns) for path, facts in stats(tars(where)))}
-    if scheme == "shards":
-        return {"shards": packed(where)}
-    return {"name": settings.source}
-
-
-def packed(place: str) -> str:
-    """SHA-256 of what describes shards that are used where they lie: manifest and quarantine list."""
-    from pipeline.data.store import open_store
-
-    store, digest = open_store(place), hashlib.sha256()
-    for name in ("manifest.json", QUARANTINE):
-        with suppress(FileNotFoundError):
-            digest.update(store.whole(name))
-    return digest.hexdigest()
+    Raises DataError where the source cannot be packed."""
+    return open_source(settings, root).fingerprint() if isinstance(settings, Pack) else {}
 
 
 def identity(out: Path, digest: str) -> str:
@@ -91,18 +66,6 @@ def identity(out: Path, digest: str) -> str:
         return hashlib.sha256(digest.encode() + (out / QUARANTINE).read_bytes()).hexdigest()
     except FileNotFoundError:
         return digest
-
-
-def stats(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
-    return ((path, path.stat()) for path in paths)
-
-
-def listing(facts: Iterable[tuple[Any, ...]]) -> str:
-    """SHA-256 over what is known of files, a tuple each, in their order."""
-    digest = hashlib.sha256()
-    for fact in facts:
-        digest.update("\0".join(map(str, fact)).encode("utf-8", "surrogateescape") + b"\n")
-    return digest.hexdigest()
 
 
 def folder(root: Path, name: str, digest: str) -> Path:

@@ -11,18 +11,16 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.document import Document, brief, nearest, parse_value, read
+from pipeline.document import Document, brief, parse_value, read
 from pipeline.errors import ConfigError
+from pipeline.hints import nearest
 from pipeline.settings.base import Edge, FilePath, RuleError, Settings
 from pipeline.settings.stages import AnyStage, Pack, Stage
 
-SOURCES = ("digits", "folder:", "torchvision:", "wds:", "shards:")
-TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR100")
 NAME = re.compile(r"[a-z0-9_]+")
 
 
@@ -296,33 +294,13 @@ def check_cycles(stages: dict[str, Stage], document: Document) -> None:
 
 def check_source(stage: Pack, path: tuple, document: Document) -> None:
     """Whether a pack's source can be there: the data itself is looked at when it is packed."""
-    from pipeline.data import patterns
+    from pipeline.data import sources
 
+    at, source = (*path, "source"), sources.find(stage)
     scheme, colon, where = stage.source.partition(":")
-    at = (*path, "source")
-    if scheme + colon not in SOURCES:
-        document.wrong(at, f"found {brief(stage.source)}{nearest(scheme + colon, SOURCES)}")
-    elif scheme != "digits" and not where:
+    if source is None:
+        document.wrong(at, f"found {brief(stage.source)}{nearest(scheme + colon, sources.SOURCES)}")
+    elif colon and not where:
         document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
-    elif scheme == "torchvision" and where not in TORCHVISION:
-        document.wrong(at, f'no set "{where}"{nearest(where, TORCHVISION)}')
-    elif scheme == "folder" and not Path(where).is_dir():
-        what = "is a file, not a folder" if Path(where).is_file() else "no such folder"
-        document.wrong(at, f"{where}: {what}{sibling(Path(where))}")
-    elif scheme == "wds" and not patterns.tars(where):
-        near = "" if Path(where).is_dir() else sibling(Path(where))
-        document.wrong(at, f"{patterns.unmatched(where)}{near}")
-    elif scheme == "wds" and (missing := patterns.missing(where)):
-        document.wrong(at, f"{len(missing)} of the files that {where} names are missing, the first {missing[0]}")
-    elif scheme == "shards" and "://" not in where and not (Path(where) / "manifest.json").is_file():
-        document.wrong(at, f"{where}: no packed shards there; `pipeline index` makes them of tars")
-
-
-def sibling(path: Path) -> str:
-    """The nearest name to the first part of a path that is not there."""
-    while not path.parent.is_dir() and path.parent != path:
-        path = path.parent
-    if not path.parent.is_dir():
-        return ""
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1, 0.5)
-    return f'; did you mean "{path.parent / close[0]}"?' if close else f"; {path.parent} has no {path.name}"
+    elif problem := source.problem():
+        document.wrong(at, problem)

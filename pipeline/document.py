@@ -5,7 +5,6 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,16 +62,6 @@ class Document:
 def dotted(path: tuple) -> str:
     """A key as an override names it: stages by their own names."""
     return ".".join(str(part) for part in (path[1:] if path[0] == "stages" and len(path) > 1 else path))
-
-
-def nearest(found: Any, known: Iterable[str], listed: str = "expected one of") -> str:
-    """"; did you mean "x"?", or the list of what is known where nothing is near."""
-    names = [str(k) for k in known]
-    lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(found).lower(), lower, 1, 0.6)
-    if close:
-        return f'; did you mean "{lower[close[0]]}"?'
-    return f"; {listed} {', '.join(names)}" if names else ""
 
 
 def read(path: str) -> Document:

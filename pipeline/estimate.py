@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline import objectives
-from pipeline.data.sources import digits
+from pipeline.data.sources import open_source
 from pipeline.data.splits import halves
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective, Setup
@@ -37,7 +37,7 @@ def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
         side = said["height"] if said["height"] == said["width"] else None
         return Packed(said["splits"]["train"]["images"], said["channels"], side)
     if settings.source == "digits":
-        return Packed(len(halves(digits(), settings.test, seed)["train"]), 1, 8)
+        return Packed(len(halves(open_source(settings).listing(), settings.test, seed)["train"]), 1, 8)
     return None
 
 

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from pipeline import cli
 from pipeline.data.images import images
 from pipeline.data.shards import Shards
-from pipeline.data.sources import png
+from pipeline.data.sources.base import png
 from pipeline.evaluation import embed, encoders
 from pipeline.image import Image
 from pipeline.settings.nets import CNN

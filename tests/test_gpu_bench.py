@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.data.sources import png
+from pipeline.data.sources.base import png
 
 
 @pytest.mark.slow

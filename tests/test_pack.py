@@ -19,7 +19,7 @@ from pipeline.data import pack as packing
 from pipeline.data.pack import pack
 from pipeline.data.reader import read
 from pipeline.data.shards import Shards
-from pipeline.data.sources import Item, Source, open_source
+from pipeline.data.sources import Item, Listing, open_source
 from pipeline.data.splits import halves
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack
@@ -74,7 +74,7 @@ def test_the_same_bytes_again_and_for_any_threads(photos, tmp_path, world):
 def test_the_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    theirs, ours = load_digits(), open_source(Pack()).items
+    theirs, ours = load_digits(), open_source(Pack()).listing().items
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(item.load()))) for item in ours])
     assert (pixels == np.round(theirs.images * (255 / 16))).all()
     assert [item.label for item in ours] == theirs.target.tolist()
@@ -130,7 +130,7 @@ def test_tars_of_webdataset_are_packed(written, tmp_path, world):
 
 
 def test_a_shard_that_the_braces_name_is_missing(written, tmp_path, world):
-    with pytest.raises(DataError, match=r"1 of the files are missing, the first .*x-003\.tar"):
+    with pytest.raises(DataError, match=r"1 of the files that .* names are missing, the first .*x-003\.tar"):
         run(f"wds:{written}/x-{{000..003}}.tar", tmp_path, world)
 
 
@@ -139,7 +139,7 @@ def names(source, seed: int = 0, share: float = 0.2):
 
 
 def test_class_folders_are_split(photos):
-    source = open_source(Pack(source=f"folder:{photos}"))
+    source = open_source(Pack(source=f"folder:{photos}")).listing()
     assert source.classes == ["cat", "dog", "owl"]
     split = names(source)
     assert 0.1 < len(split["test"]) / 60 < 0.3
@@ -154,7 +154,7 @@ def items(*classes: tuple[str, int]) -> list[Item]:
 
 
 def halves_of(found: list[Item], share: float = 0.2, seed: int = 0) -> dict[str, str]:
-    parts = halves(Source(found, None), share, seed)
+    parts = halves(Listing(found, None), share, seed)
     return {item.name: split for split, some in parts.items() for item in some}
 
 
@@ -183,7 +183,7 @@ def test_every_class_is_trained_on():
 
 def test_the_digits_are_split_exactly():
     """No digit will ever come or go: of each class a fifth."""
-    source = open_source(Pack())
+    source = open_source(Pack()).listing()
     parts = halves(source, 0.2, 0)
     assert (len(parts["train"]), len(parts["test"])) == (1438, 359)
     for label in range(10):
@@ -242,7 +242,7 @@ def bad_rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
-    source = open_source(Pack(source=f"folder:{tree(tmp_path, ['b.jpg', 'a.png', 'c.JPEG'])}"))
+    source = open_source(Pack(source=f"folder:{tree(tmp_path, ['b.jpg', 'a.png', 'c.JPEG'])}")).listing()
     assert source.classes is None and [i.label for i in source.items] == [-1, -1, -1]
     assert [i.name for i in source.items] == ["a.png", "b.jpg", "c.JPEG"]
 
@@ -251,7 +251,7 @@ def test_a_flat_folder_has_no_classes(tmp_path):
 def test_given_splits_are_kept(tmp_path, folders):
     train, test = folders
     tree(tmp_path, [f"{train}/x/0.jpg", f"{train}/y/1.jpg", f"{test}/y/2.jpg", f"{test}/z/3.jpg"])
-    source = open_source(Pack(source=f"folder:{tmp_path}"))
+    source = open_source(Pack(source=f"folder:{tmp_path}")).listing()
     assert source.classes == ["x", "y", "z"]
     assert names(source) == {"train": [f"{train}/x/0.jpg", f"{train}/y/1.jpg"],
                              "test": [f"{test}/y/2.jpg", f"{test}/z/3.jpg"]}  # fmt: skip
@@ -262,7 +262,7 @@ def test_hidden_files_are_passed_over(tmp_path):
     tree(tmp_path, ["a/0.jpg", "a/._0.jpg", ".git/x.jpg", "__MACOSX/a/0.jpg", "a/.DS_Store.jpg", ".hidden.jpg"])
     (tmp_path / "a/notes.txt").write_text("no image")
     (tmp_path / "a/Thumbs.db").write_text("no image")
-    source = open_source(Pack(source=f"folder:{tmp_path}"))
+    source = open_source(Pack(source=f"folder:{tmp_path}")).listing()
     assert [i.name for i in source.items] == ["a/0.jpg"] and source.classes == ["a"]
 
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import cli
-from pipeline.data import check, sources, tar
+from pipeline.data import check, tar
 from pipeline.data.reader import read
 from pipeline.data.shards import Shards
+from pipeline.data.sources import open_source
+from pipeline.settings.stages import Pack
 from tests.test_pack import picture
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -282,7 +284,7 @@ def test_the_first_image_of_a_sample_is_its_image(name, tmp_path, capsys):
     shards = Shards.open(tmp_path)
     assert [read(shards, i) for i in range(4)] == [A] * 4 and shards.labels.tolist() == [1] * 4
     assert cli.main(["check", str(tmp_path / "x.tar")]) == 0
-    source = sources.webdataset(f"{tmp_path}/x.tar")
+    source = open_source(Pack(source=f"wds:{tmp_path}/x.tar")).listing()
     assert [item.load() for item in source.items] == [A] * 4 and "passed over" in source.notes[0]
 
 
@@ -311,6 +313,6 @@ def test_classes_of_any_numbers(name, tmp_path, capsys):
     assert (tmp_path / "manifest.json").stat().st_size < 4000
     train, test = Shards.open(tmp_path), Shards.open(tmp_path, "test")
     assert train.labels.tolist() == labels and test.labels.tolist() == labels[2:] and train.classes == classes
-    source = sources.webdataset(f"{tmp_path}/x.tar")
+    source = open_source(Pack(source=f"wds:{tmp_path}/x.tar")).listing()
     assert [item.label for item in source.items] == labels and source.classes == classes
     assert words in " ".join(source.notes) if words else not source.notes

@@ -19,17 +19,18 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
     place = path(options.shards)
-    from pipeline.data import check, patterns, sources
+    from pipeline.data import check, patterns
     from pipeline.data.shards import MANIFEST
+    from pipeline.data.sources.folder import ImageFolder
 
     described = (place / MANIFEST).exists() or next(place.glob("*.idx"), None)
     if place.is_dir() and not described and next(place.glob("*.tar"), None):
         raise ConfigError(f"{patterns.unmatched(options.shards)}, or make a set of them first, with `pipeline index`")
     if place.is_dir() and not described:
-        source = sources.folder(place)
-        for line in source.told():
+        listing = ImageFolder.at(place).listing()
+        for line in listing.told():
             print(line)
-        found = check.undecodable(source, options.threads)
+        found = check.undecodable(listing, options.threads)
     elif place.is_dir() or "://" in options.shards:
         found = check.problems(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):

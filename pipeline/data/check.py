@@ -15,7 +15,8 @@ from pipeline.data import tar
 from pipeline.data.pack import CHUNK, examine
 from pipeline.data.reader import patient
 from pipeline.data.shards import MANIFEST, QUARANTINE, Shards, index_name
-from pipeline.data.sources import Item, Source, scan
+from pipeline.data.sources import Item, Listing
+from pipeline.data.sources.webdataset import scan
 from pipeline.data.store import Store
 from pipeline.errors import DataError
 
@@ -107,11 +108,11 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
                     yield Problem(path.name, item.name, f"undecodable: {result}")
 
 
-def undecodable(source: Source, threads: int = 1) -> Iterator[Problem]:
+def undecodable(listing: Listing, threads: int = 1) -> Iterator[Problem]:
     """The images of a folder that cannot be decoded."""
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source.items), CHUNK):
-            chunk = source.items[start : start + CHUNK]
+        for start in range(0, len(listing.items), CHUNK):
+            chunk = listing.items[start : start + CHUNK]
             for item, result in zip(chunk, pool.map(lambda item: examine(item, None), chunk), strict=True):
                 if isinstance(result, str):
                     yield Problem(item.name, "", f"undecodable: {result}")

@@ -30,7 +30,7 @@ from pipeline.data.shards import (
     shard_table,
     table_bytes,
 )
-from pipeline.data.sources import Item, Source, open_source
+from pipeline.data.sources import Item, Listing, open_source
 from pipeline.data.splits import halves, shuffled
 from pipeline.data.store import open_store
 from pipeline.errors import DataError, Stopped
@@ -94,7 +94,7 @@ def sweep(out: Path) -> None:
 
 
 def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
-    source = open_source(settings, out.parent)
+    source = open_source(settings, out.parent).listing()
     with ThreadPoolExecutor(settings.threads) as pool:
         bad: list[dict[str, str]] = []
         splits = {}
@@ -122,7 +122,7 @@ def _pack(settings: Pack, seed: int, out: Path, world: World) -> dict[str, Any]:
     }
 
 
-def said(source: Source, settings: Pack, stats: dict[str, Statistics], bad: list[dict[str, str]]) -> list[str]:
+def said(source: Listing, settings: Pack, stats: dict[str, Statistics], bad: list[dict[str, str]]) -> list[str]:
     """What was packed, in a line, and in others what was left out of it and what else is to be known."""
     images = {name: stats[name].n for name in ("train", "test")}
     classes = f"of {plural(len(source.classes), 'class')} ({some(source.classes)})" if source.classes else "unlabelled"

@@ -6,25 +6,25 @@ import hashlib
 import numpy as np
 
 from pipeline import keyed
-from pipeline.data.sources import Item, Source
+from pipeline.data.sources import Item, Listing
 
 
-def halves(source: Source, share: float, seed: int) -> dict[str, list[Item]]:
+def halves(listing: Listing, share: float, seed: int) -> dict[str, list[Item]]:
     """The source's own splits; or of each class of a fixed set exactly ``share``; or each image by itself, so that
     others which come or go do not move it."""
-    if any(item.split for item in source.items):
-        return {name: [i for i in source.items if i.split == name] for name in ("train", "test")}
-    held = exactly(source.items, share, seed) if source.fixed else by_name(source.items, share, seed)
+    if any(item.split for item in listing.items):
+        return {name: [i for i in listing.items if i.split == name] for name in ("train", "test")}
+    held = exactly(listing.items, share, seed) if listing.fixed else by_name(listing.items, share, seed)
     chosen = {True: [], False: []}
-    for item, test in zip(source.items, held.tolist(), strict=True):
+    for item, test in zip(listing.items, held.tolist(), strict=True):
         chosen[test].append(item)
     return {"train": chosen[False], "test": chosen[True]}
 
 
-def shuffled(source: Source, items: list[Item], seed: int, split: str) -> list[Item]:
+def shuffled(listing: Listing, items: list[Item], seed: int, split: str) -> list[Item]:
     """The images of a split in the order of packing: by hash of their names, so that one which cannot be read, or is
     not there, leaves the others in their order; of a fixed set by a keyed permutation."""
-    if source.fixed:
+    if listing.fixed:
         order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", split)
     else:
         order = np.argsort(named(items, seed, "pack"), kind="stable")

@@ -15,7 +15,7 @@ from pipeline.data.images import centre
 from pipeline.data.layout import Ambiguous, plural, some
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import MANIFEST, Shards
-from pipeline.data.sources import folder as listed
+from pipeline.data.sources.folder import ImageFolder
 from pipeline.errors import DataError
 from pipeline.evaluation.encoders import Encoder
 from pipeline.image import Image
@@ -128,14 +128,14 @@ def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
                 yield Row(name, split, label, group(shards.classes, label), lambda s=shards, i=i: read(s, i))
         return
     try:
-        source = listed(where)
+        listing = ImageFolder.at(where).listing()
     except Ambiguous as error:  # every image is wanted, whatever its class
         say(f"{error}; here every image is written without split and class")
-        source = listed(where, splits="none", classes="none")
-    for note in source.told():
+        listing = ImageFolder.at(where, splits="none", classes="none").listing()
+    for note in listing.told():
         say(note)
-    for item in source.items:
-        yield Row(item.name, item.split or "", item.label, group(source.classes, item.label), item.load)
+    for item in listing.items:
+        yield Row(item.name, item.split or "", item.label, group(listing.classes, item.label), item.load)
 
 
 def group(classes: list[str] | None, label: int) -> str | None:

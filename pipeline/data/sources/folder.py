@@ -1,0 +1,44 @@
+"""folder:PATH: image files below a folder."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import layout
+from pipeline.data.sources.base import Item, Listing, Source, digest
+from pipeline.hints import sibling
+from pipeline.settings.stages import Pack
+
+
+class ImageFolder(Source):
+    """The images of a folder as `layout.read` understands it."""
+
+    @classmethod
+    def at(cls, path: Path, **settings: Any) -> "ImageFolder":
+        """That of a path which no config names; ``settings``: ``splits`` and ``classes``, as a pack has them."""
+        return cls(str(path), Pack.model_construct(source=f"folder:{path}", **settings))
+
+    @property
+    def layout(self) -> layout.Layout:
+        return layout.read(Path(self.where), self.root, self.settings.splits, self.settings.classes)
+
+    def problem(self) -> str:
+        path = Path(self.where)
+        if path.is_dir():
+            return ""
+        return f"{path}: {'is a file, not a folder' if path.is_file() else 'no such folder'}{sibling(path)}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """Names, classes, splits, sizes and modification times of the images as packing reads it, and of nothing
+        else."""
+        return {"files": digest(self.layout.facts())}
+
+    def listing(self) -> Listing:
+        found = self.layout
+        items = [Item(e.file.name, e.split, e.label, partial(file_bytes, e.file.path)) for e in found.entries]
+        return Listing(items, found.classes, found.notes, found.parts, found.left_out)
+
+
+def file_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,109 @@
+"""wds:PATTERN: tars that others wrote, as WebDataset has them."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data import layout, patterns, tar
+from pipeline.data.sources.base import Item, Listing, Source, digest
+from pipeline.data.store import Folder
+from pipeline.errors import DataError
+from pipeline.hints import sibling
+
+
+class WebDataset(Source):
+    """Tars of members KEY.jpg (png, ...), with KEY.cls where labelled."""
+
+    def problem(self) -> str:
+        if not patterns.tars(self.where):
+            near = "" if Path(self.where).is_dir() else sibling(Path(self.where))
+            return f"{patterns.unmatched(self.where)}{near}"
+        if missing := patterns.missing(self.where):
+            return f"{len(missing)} of the files that {self.where} names are missing, the first {missing[0]}"
+        return ""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Names, sizes and modification times of the tars."""
+        paths = ((path, path.stat()) for path in patterns.tars(self.where))
+        return {"files": digest((path.name, facts.st_size, facts.st_mtime_ns) for path, facts in paths)}
+
+    def listing(self) -> Listing:
+        """Raises DataError where a tar is not whole, listing what is wrong."""
+        if problem := self.problem():
+            raise DataError(f"wds:{self.where}: {problem}")
+        paths, numbers = patterns.tars(self.where), Numbers()
+        scans = [numbers.add(scan(path)) for path in paths]
+        if wrong := [fault for one in scans for fault in one.faults]:
+            first = "; ".join(wrong[:3])
+            raise DataError(f"wds:{self.where}: {len(wrong)} faults, first {first}; `pipeline check` says all")
+        labels, classes, notes = numbers.classes()
+        items = [
+            Item(f"{path.name}:{s.key}.{s.ext}", None, labels.get(said, -1), load)
+            for path, one in zip(paths, scans, strict=True)
+            for s, said, load in one.found
+        ]
+        return Listing(items, classes, notes=notes)
+
+
+class Scan(NamedTuple):
+    """A tar: its images, each with the number of its class (none: nothing names it) and a way to its bytes; what is
+    wrong with the tar; and how many images of further fields were passed over, by field."""
+
+    found: list[tuple[tar.Sample, int | None, Callable[[], bytes]]]
+    faults: list[str]
+    extra: dict[str, int]
+
+
+def scan(path: Path) -> Scan:
+    """What a tar holds."""
+    store = Folder(path.parent)
+    members: list[tar.Member] = []
+    faults = []
+    try:
+        for member in tar.members(lambda offset, size: store.read(path.name, offset, size), path.stat().st_size):
+            members.append(member)
+    except tar.BrokenTar as error:
+        faults.append(f"{path.name}: {error}")
+    samples, wrong, extra = tar.samples(members)
+    found = []
+    for sample in samples:
+        said = None if sample.label is None else store.read(path.name, sample.label.offset, sample.label.size).strip()
+        if said is not None and not (said.removeprefix(b"-").isdigit() and len(said) < 20):
+            wrong.append(f"{sample.key}.cls: {said[:20]!r} where the number of a class was expected")
+            continue
+        image = sample.image
+        label = None if said is None else int(said)
+        found.append((sample, label, partial(store.read, path.name, image.offset, image.size)))
+    return Scan(found, faults + [f"{path.name}: {text}" for text in wrong], extra)
+
+
+class Numbers:
+    """What class numbers the tars of a set name, and which further images they hold."""
+
+    def __init__(self):
+        self.counts, self.extra = Counter[int](), Counter[str]()
+
+    def add(self, one: Scan) -> Scan:
+        self.counts.update(said for _, said, _ in one.found if said is not None)
+        self.extra.update(one.extra)
+        return one
+
+    def classes(self) -> tuple[dict[int | None, int], list[str] | None, list[str]]:
+        """The label of every number, the classes' names, and what is to be said of it.
+
+        Numbers are labels where they fill at least half of 0 to the highest; else those that come up are counted
+        through, and name their classes. -1 means none, unless another is negative too, or 1 is the only other."""
+        notes = [f"passed over beside a sample's own: {layout.plural(n, 'image')} {f}" for f, n in self.extra.items()]
+        numbers = sorted(self.counts)
+        others = [n for n in numbers if n != -1]
+        if len(others) < len(numbers) and min(others, default=0) >= 0 and others != [1]:
+            notes.append(f"without a class, which they call -1: {layout.plural(self.counts[-1], 'image')}")
+            numbers = others
+        if numbers and numbers[0] >= 0 and numbers[-1] < 2 * len(numbers):
+            numbers = list(range(numbers[-1] + 1))
+        elif numbers:
+            few = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
+            notes.append(f"the classes {few} have labels 0 to {len(numbers) - 1}, and their numbers as names")
+        return {n: label for label, n in enumerate(numbers)}, [str(n) for n in numbers] or None, notes
