@@ -48,8 +48,8 @@ def main(names: list[str]) -> int:
         if result is None:
             print(f"{name:20} not measured: not on this machine")
             continue
-        seen = f"ours {result['ours']:.4g}, peer {result['peer']:.4g} {result['unit']}, ratio {result['ratio']:.2f}"
-        print(f"{name:20} {seen}")
+        summary = f"ours {result['ours']:.4g}, peer {result['peer']:.4g} {result['unit']}, ratio {result['ratio']:.2f}"
+        print(f"{name:20} {summary}")
         print(json.dumps({"figure": name, **result}), flush=True)
     return code
 

@@ -92,12 +92,12 @@ def settings(name: str, method: str, changes: dict[str, Any] | None = None) -> P
 
 
 # --------------------------------------------------------------------------------------------------------------- train
-def ours(chosen: Pretrain, seed: int, shards: Path, out: Path, world: World) -> dict[str, float]:
+def ours(stage: Pretrain, seed: int, shards: Path, out: Path, world: World) -> dict[str, float]:
     """-> processor seconds and images seen of a training of ours."""
-    begun = time.process_time()
-    pretrain.run(chosen, seed, {"shards": shards}, out, world)
-    seconds = time.process_time() - begun
-    return {"seconds": seconds, "seen": chosen.total_steps(Shards.open(shards, "train").n) * BATCH}
+    start = time.process_time()
+    pretrain.run(stage, seed, {"shards": shards}, out, world)
+    seconds = time.process_time() - start
+    return {"seconds": seconds, "seen": stage.total_steps(Shards.open(shards, "train").n) * BATCH}
 
 
 def lightlys(name: str, method: str, seed: int, shards: Path, out: Path, seconds: float) -> dict[str, float]:
@@ -117,9 +117,9 @@ def lightlys(name: str, method: str, seed: int, shards: Path, out: Path, seconds
     deactivate_requires_grad(slow_head)
     criterion = NTXentLoss(TEMPERATURE, memory_bank_size=(QUEUE, HEAD["dim"]) if moco else 0)
     optimiser = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], LR, weight_decay=0.0)
-    begun, seen = time.process_time(), 0
+    start, seen = time.process_time(), 0
     for first, second in batches(name, method, shards, image):
-        share = (time.process_time() - begun) / seconds
+        share = (time.process_time() - start) / seconds
         if share > 1:
             break
         optimiser.param_groups[0]["lr"] = LR * 0.5 * (1 + math.cos(math.pi * share))  # as optim.rate of ours
@@ -134,7 +134,7 @@ def lightlys(name: str, method: str, seed: int, shards: Path, out: Path, seconds
         optimiser.step()
         seen += BATCH
     encoders.save(out, trunk, {"net": net.model_dump(mode="json"), "image": encoders.describe(image)})
-    return {"seconds": time.process_time() - begun, "seen": seen}
+    return {"seconds": time.process_time() - start, "seen": seen}
 
 
 def batches(name: str, method: str, shards: Path, image: Image) -> Iterator[list[Tensor]]:
@@ -145,10 +145,10 @@ def batches(name: str, method: str, shards: Path, image: Image) -> Iterator[list
     from PIL import Image as Picture
 
     normal = {"mean": list(image.mean), "std": list(image.std)}
-    given: dict[str, Any] = {"input_size": image.side, "gaussian_blur": 0.0, "normalize": normal}
+    options: dict[str, Any] = {"input_size": image.side, "gaussian_blur": 0.0, "normalize": normal}
     if name == "mnist":
-        given |= {"hf_prob": 0.0, "rr_prob": 1.0, "rr_degrees": 20.0}
-    change: Any = (MoCoV2Transform if method == "lightly_moco" else SimCLRTransform)(**given)
+        options |= {"hf_prob": 0.0, "rr_prob": 1.0, "rr_degrees": 20.0}
+    transform: Any = (MoCoV2Transform if method == "lightly_moco" else SimCLRTransform)(**options)
     pixels = images(Shards.open(shards, "train"), np.arange(IMAGES), image.side)
     pictures = [Picture.fromarray(x.permute(1, 2, 0).squeeze().numpy()) for x in pixels]
 
@@ -157,7 +157,7 @@ def batches(name: str, method: str, shards: Path, image: Image) -> Iterator[list
             return IMAGES
 
         def __getitem__(self, at: int) -> list[Tensor]:
-            return change(pictures[at])
+            return transform(pictures[at])
 
     loader = torch.utils.data.DataLoader(Views(), BATCH, shuffle=True, drop_last=True)
     while True:
@@ -169,19 +169,19 @@ def job(name: str, row: str, seed: int, shards: Path, out: Path) -> None:
     world, root = World(1), out / name / str(seed)
     method, _, number = row.partition("-")
     if method in OURS:
-        chosen = settings(name, method, CANDIDATES[name][int(number)] if number else None)
-        told = ours(chosen, seed, shards, root / row, world)
+        stage = settings(name, method, CANDIDATES[name][int(number)] if number else None)
+        cost = ours(stage, seed, shards, root / row, world)
     else:
         limit = json.loads((root / method.removeprefix("lightly_") / "row.json").read_text())["seconds"]
-        told = lightlys(name, method, seed, shards, root / row, limit)
-    (root / row / "row.json").write_text(json.dumps(told))
+        cost = lightlys(name, method, seed, shards, root / row, limit)
+    (root / row / "row.json").write_text(json.dumps(cost))
 
 
 # --------------------------------------------------------------------------------------------------------------- judge
-def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str, float]]:
+def evaluation(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str, float]]:
     """Every row of a seed, and PIRL's along its epochs: the numbers of the probe by name."""
-    chosen = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
-    data, world, root = scores.load(chosen, seed, shards), World(1), out / name / str(seed)
+    stage = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
+    data, world, root = scores.load(stage, seed, shards), World(1), out / name / str(seed)
     rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in OURS + PEERS}
     for at in sorted((root / "pirl/snapshots").glob("[0-9]*")):
         rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
@@ -191,19 +191,19 @@ def judged(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[str,
     assert network is not None
     rows["untrained"] = lambda: encoders.untrained(network, seed)
     pictures = SquareImages(data.train, image.side, np.arange(IMAGES)), SquareImages(data.test, image.side)
-    found = {}
+    results = {}
     for row, load in rows.items():
         x, x_test = (features(load(), p, world.device) for p in pictures)
-        found[row] = scores.evaluate(chosen, data, row, x, x_test, world.device).row()
+        results[row] = scores.evaluate(stage, data, row, x, x_test, world.device).row()
         if (root / row / "row.json").exists():
-            found[row] |= json.loads((root / row / "row.json").read_text())
-    return found
+            results[row] |= json.loads((root / row / "row.json").read_text())
+    return results
 
 
 def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float, float]:
     """Accuracy of the linear probe on validation at the best penalty, with all labels and with ten a class."""
-    chosen, world = Probe(data="shards", encoders=("pirl",), train_examples=IMAGES), World(1)
-    data, encoder = scores.load(chosen, seed, shards), encoders.load(folder)
+    stage, world = Probe(data="shards", encoders=("pirl",), train_examples=IMAGES), World(1)
+    data, encoder = scores.load(stage, seed, shards), encoders.load(folder)
     x = features(encoder, SquareImages(data.train, encoder.image.side, np.arange(IMAGES)), world.device)
     y, count = torch.from_numpy(data.y), len(data.names)
     space = linear.space(x, x[:0], data.parts.fit)
@@ -214,24 +214,24 @@ def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float,
 
 def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
     """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
-    chosen, world, root = settings(name, "pirl"), World(1), out / name / str(seed) / "pirl"
-    objective, _, loader = fit.prepare(chosen, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
+    stage, world, root = settings(name, "pirl"), World(1), out / name / str(seed) / "pirl"
+    objective, _, loader = fit.prepare(stage, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
     step, epoch, (loaded,) = next(iter(loader.steps(0)))
     batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)
-    found = {}
+    distances_by_epoch = {}
     for at in [0, *checkpoint.steps(root / "checkpoints")]:
         if at:
             tensors, _ = checkpoint.read(root / "checkpoints" / f"{at:08d}")
-            kept = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("objective.")}
-            objective.load_state_dict(kept)
+            state = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("objective.")}
+            objective.load_state_dict(state)
         with torch.no_grad():
             (pair,) = objective.train().embed(batch)
         distances = torch.cdist(pair[:, 0], pair[:, 1]).square()
         own = distances.diagonal().mean()
         others = (distances.sum() - distances.diagonal().sum()) / (len(distances) * (len(distances) - 1))
-        found[round(at * BATCH / IMAGES)] = (float(own), float(others))
+        distances_by_epoch[round(at * BATCH / IMAGES)] = (float(own), float(others))
     loader.close()
-    return found
+    return distances_by_epoch
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -245,10 +245,10 @@ def measure(name: str, home: Path) -> None:
     for seed in SEEDS:
         for methods in (OURS, PEERS):  # ours first: theirs take as long
             train(name, methods, seed, shards, home)
-        kept = home / name / str(seed) / "rows.json"
-        if not kept.exists():
-            kept.write_text(json.dumps(judged(name, seed, shards, home)))
-        rows[seed] = json.loads(kept.read_text())
+        path = home / name / str(seed) / "rows.json"
+        if not path.exists():
+            path.write_text(json.dumps(evaluation(name, seed, shards, home)))
+        rows[seed] = json.loads(path.read_text())
     report(name, rows, {seed: invariance(name, seed, shards, home) for seed in SEEDS})
 
 
@@ -281,8 +281,8 @@ def train(name: str, rows: Sequence[str], seed: int, shards: Path, home: Path) -
 
 def newest(root: Path, name: str) -> Path:
     """The packed set of that name: of several, the one whose settings say it."""
-    found = [p.parent for p in root.glob("shards-*/artifact.json") if name in p.read_text()]
-    return max(found, key=lambda p: p.stat().st_mtime)
+    folders = [p.parent for p in root.glob("shards-*/artifact.json") if name in p.read_text()]
+    return max(folders, key=lambda p: p.stat().st_mtime)
 
 
 def alone(name: str, row: str, seed: int, shards: Path, home: Path) -> int:
@@ -295,18 +295,18 @@ def alone(name: str, row: str, seed: int, shards: Path, home: Path) -> int:
     return subprocess.run(words, check=False).returncode
 
 
-def report(name: str, rows: dict[int, dict[str, dict[str, float]]], apart: dict[int, dict[int, Any]]) -> None:
+def report(name: str, rows: dict[int, dict[str, dict[str, float]]], distances: dict[int, dict[int, Any]]) -> None:
     print(f"\n{name}: mean ± deviation over {len(rows)} seeds, %\n")
     print("| row | linear, all labels | linear, 10 a class | kNN | images seen | processor seconds |")
     print("|---|---|---|---|---|---|")
     for row in rows[0]:
         cells = [cell(rows, row, key) for key in ("linear_top1", "linear_few", "knn_top1")]
-        told = [f"{np.mean([r[row][key] for r in rows.values()]):,.0f}" if key in rows[0][row] else ""
+        costs = [f"{np.mean([r[row][key] for r in rows.values()]):,.0f}" if key in rows[0][row] else ""
                 for key in ("seen", "seconds")]  # fmt: skip
-        print(f"| {row} | {' | '.join(cells + told)} |")
+        print(f"| {row} | {' | '.join(cells + costs)} |")
     print("\n| epoch | f(I) to g of its own patches | to those of other images |\n|---|---|---|")
-    for epoch in apart[0]:
-        own, others = (np.mean([a[epoch][i] for a in apart.values()]) for i in (0, 1))
+    for epoch in distances[0]:
+        own, others = (np.mean([a[epoch][i] for a in distances.values()]) for i in (0, 1))
         print(f"| {epoch} | {own:.2f} | {others:.2f} |", flush=True)
 
 

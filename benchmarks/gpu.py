@@ -53,16 +53,16 @@ class Bench:
         self.kind: Any = "resnet18" if small else "resnet50"
         self.first, self.repeats = (0, 1) if small else (2, 20)
 
-    def seconds(self, one: Callable[[], Any]) -> float:
+    def seconds(self, work: Callable[[], Any]) -> float:
         """Of a repeat, after a few that are not counted."""
         for _ in range(self.first):
-            one()
+            work()
         self.wait()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(self.repeats):
-            one()
+            work()
         self.wait()
-        return (time.perf_counter() - begun) / self.repeats
+        return (time.perf_counter() - start) / self.repeats
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -109,7 +109,7 @@ class Bench:
             log_steps=1 if self.small else 20, threads=1 if self.small else 16, collapse="ignore", train_examples=None,
         )  # fmt: skip
 
-    def given(self, precision: str, side: int = 0) -> tuple[Pretrain, Image, tuple[torch.Tensor, ...]]:
+    def case(self, precision: str, side: int = 0) -> tuple[Pretrain, Image, tuple[torch.Tensor, ...]]:
         """Settings, image and two synthetic views, after the precision was set for this process."""
         self.set(precision)
         settings, image = self.settings(precision, side), Image(3, side or self.side, (0.5,) * 3, (0.25,) * 3)
@@ -125,7 +125,7 @@ class Bench:
 
     def step(self, precision: str, mode: str, side: int = 0) -> dict[str, Any]:
         """The pure step from synthetic input: images a second, and FLOP/s by a count of the forward pass."""
-        settings, image, views = self.given(precision, side)
+        settings, image, views = self.case(precision, side)
         objective: Any = objectives.build(settings.objective, Setup(image, 10_000, settings.net, self.world, 0))
         objective.to(self.device).to(memory_format=torch.channels_last).train()
         optimiser, at = optim.build(objective, settings), itertools.count()
@@ -134,7 +134,7 @@ class Bench:
         if mode != "eager":
             compile_networks(objective, "graphs" if mode == "graphs" else True)
 
-        def one() -> None:
+        def work() -> None:
             if mode == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
             with self.autocast(precision):
@@ -145,7 +145,7 @@ class Bench:
 
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        took = self.seconds(one)
+        took = self.seconds(work)
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
         expected = estimate.memory(settings, self.on_meta(settings), image)
         rates = {"images_per_s": len(views[0]) / took, "tflops": flops / took / 1e12}
@@ -153,7 +153,7 @@ class Bench:
 
     def peer(self, precision: str, side: int = 0) -> dict[str, Any]:
         """The same step composed of plain torch modules, as MoCo's authors' code has it."""
-        settings, image, (first, second) = self.given(precision, side)
+        settings, image, (first, second) = self.case(precision, side)
         chosen: Any = settings.objective
         trunk: Any = trunks.build(settings.net, image, None, 0)
         sizes = (trunk.features, chosen.head.hidden, chosen.head.dim)
@@ -165,7 +165,7 @@ class Bench:
         criterion, place = torch.nn.CrossEntropyLoss(), 0
         label = torch.zeros(len(first), dtype=torch.long, device=self.device)
 
-        def one() -> None:
+        def work() -> None:
             nonlocal place
             with self.autocast(precision):
                 q = normalize(query(first), dim=1)
@@ -182,7 +182,7 @@ class Bench:
             queue[:, slots] = k.T.to(queue.dtype)
             place = (place + len(k)) % queue.shape[1]
 
-        return {"images_per_s": len(first) / self.seconds(one)}
+        return {"images_per_s": len(first) / self.seconds(work)}
 
     def on_meta(self, settings: Pretrain) -> Any:
         built = estimate.build(settings, estimate.Packed(10_000, 3, self.side), 0)

@@ -38,14 +38,14 @@ SETTINGS = MoCo(queue=4096, momentum=0.99, temperature=0.1, mask_own=False, head
 def rounds(work: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
     """Seconds of each, the least of ``count`` interleaved rounds after one that is not counted: what else runs on the
     machine only ever adds."""
-    seen: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
     for at in range(count + 1):
-        for name, one in work.items():
-            begun = time.perf_counter()
-            one()
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
             if at:
-                seen[name].append(time.perf_counter() - begun)
-    return {name: min(times) for name, times in seen.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def batch() -> Batch:
@@ -61,11 +61,11 @@ def ours(precision: str = "fp32", compiled: bool = False) -> Callable[[], None]:
     if compiled:
         compile_networks(objective)
     optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.06, momentum=0.9)
-    given, at = batch(), iter(range(10**9))
+    sample, at = batch(), iter(range(10**9))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            result = backward(objective, objective, [given])
+            result = backward(objective, objective, [sample])
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         objective.commit(result.pending, next(at))
@@ -123,17 +123,17 @@ STEPS: dict[str, Callable[[], Callable[[], None]]] = {
 }  # fmt: skip
 
 
-def serve(name: str, asked: Connection) -> None:
+def serve(name: str, pipe: Connection) -> None:
     """Does a step whenever it is asked to, until nobody is there to ask."""
     torch.set_num_threads(THREADS)
     step = STEPS[name]()
     while True:
         try:
-            asked.recv()
+            pipe.recv()
         except EOFError:
             return
         step()
-        asked.send(None)
+        pipe.send(None)
 
 
 @cache
@@ -156,10 +156,11 @@ def steps() -> dict[str, float]:
 
 
 def compared(mine: str, peer: str) -> dict[str, Any] | None:
-    seen = steps()
-    if mine not in seen:
+    seconds = steps()
+    if mine not in seconds:
         return None
-    return {"ratio": seen[peer] / seen[mine], "ours": seen[mine], "peer": seen[peer], "unit": "s/step", "n": ROUNDS}
+    ours, theirs = seconds[mine], seconds[peer]
+    return {"ratio": theirs / ours, "ours": ours, "peer": theirs, "unit": "s/step", "n": ROUNDS}
 
 
 def moco_step() -> dict[str, Any] | None:
@@ -186,29 +187,29 @@ def watching() -> dict[str, Any]:
     """What is watched in a step, beside a hundredth of it: the gradient's norm each step, scalars and the board each
     tenth (`log_steps` as it stands by itself), with the step of `moco_step`."""
     torch.set_num_threads(THREADS)
-    chosen, world = Training(), World(THREADS)
+    settings, world = Training(), World(THREADS)
     objective = objectives.build(SETTINGS, Setup(IMAGE, 50_000, ResNet(), world, 0)).train()
     objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    finite, at, given = monitor.FiniteCheck("MoCo"), itertools.count(), batch()
+    finite, at, sample = monitor.FiniteCheck("MoCo"), itertools.count(), batch()
     with TemporaryDirectory() as folder:
         board = Board(Path(folder), 0)
 
         def step() -> None:
             nonlocal result
-            result = backward(objective, objective, [given])
+            result = backward(objective, objective, [sample])
 
         def each() -> None:
             finite.note(next(at), result.loss, clip(objective, 0.0))
 
         def tenth() -> None:
-            board.scalars(next(at), monitor.step_scalars(objective, result, given, result.loss, 0.1, world))
+            board.scalars(next(at), monitor.step_scalars(objective, result, sample, result.loss, 0.1, world))
             finite.check()
 
         result: Any = None
-        seen = rounds({"step": step, "each": each, "tenth": tenth}, ROUNDS)
+        seconds = rounds({"step": step, "each": each, "tenth": tenth}, ROUNDS)
         board.close()
-    cost = seen["each"] + seen["tenth"] / chosen.log_steps
-    aim = seen["step"] / 100
+    cost = seconds["each"] + seconds["tenth"] / settings.log_steps
+    aim = seconds["step"] / 100
     return {"ratio": aim / cost, "ours": cost, "peer": aim, "unit": "s/step", "n": ROUNDS}
 
 
@@ -223,6 +224,6 @@ def pirl_negatives() -> dict[str, Any]:
     def gathered() -> Tensor:
         return torch.einsum("bd,bkd->bk", rows, bank.rows[each.flatten()].view(32, 32_000, 128))
 
-    seen = rounds({"shared": lambda: rows @ bank.read(shared).T, "gathered": gathered}, 5 * ROUNDS)
-    ratio = seen["gathered"] / seen["shared"]
-    return {"ratio": ratio, "ours": seen["shared"], "peer": seen["gathered"], "unit": "s", "n": 5 * ROUNDS}
+    seconds = rounds({"shared": lambda: rows @ bank.read(shared).T, "gathered": gathered}, 5 * ROUNDS)
+    ratio = seconds["gathered"] / seconds["shared"]
+    return {"ratio": ratio, "ours": seconds["shared"], "peer": seconds["gathered"], "unit": "s", "n": 5 * ROUNDS}

@@ -13,9 +13,9 @@ def rounds(work: Mapping[str, Callable[[], object]], count: int = 7) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(count):
         for name, run in work.items():
-            begun = time.process_time()
+            start = time.process_time()
             run()
-            seconds[name].append(time.process_time() - begun)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 

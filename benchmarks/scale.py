@@ -38,9 +38,9 @@ def plans() -> list[list[object]]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "train.npy")
         path.write_bytes(table_bytes(shard_table(rows)))
-        begun = time.process_time()
+        start = time.process_time()
         plan(path, RANKS - 1)
-        seconds = time.process_time() - begun
+        seconds = time.process_time() - start
         tracemalloc.start()
         plan(path, RANKS - 1)
         peak = tracemalloc.get_traced_memory()[1]

@@ -27,18 +27,18 @@ IMPORTED = "import torch, accelerate"
 
 
 def seconds(*words: str) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def first_step(root: Path, config: Path) -> float:
     """From the command to the first row of its training, on shards that are packed already."""
-    begun = time.time()
-    words = ["-m", "pipeline", "run", str(config), f"root={root}", "--only", "moco", f"moco.seed={int(begun)}"]
+    start = time.time()
+    words = ["-m", "pipeline", "run", str(config), f"root={root}", "--only", "moco", f"moco.seed={int(start)}"]
     seconds(*words)
     newest = max(root.glob("moco-*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
-    return newest.stat().st_mtime - begun
+    return newest.stat().st_mtime - start
 
 
 def start() -> dict[str, Any]:
@@ -64,12 +64,12 @@ def dispatch() -> dict[str, Any]:
         path.write_text(CONFIG)
         seconds("-m", "pipeline", "run", str(path), f"root={folder}/runs", "--here", "--only", "shards")
         planned = plan.plan(config.load(str(path), [f"root={folder}/runs"]))
-        job, cluster, found = plan.job(planned[0], planned), Cluster(), []
+        job, cluster, answers = plan.job(planned[0], planned), Cluster(), []
         for _ in range(20):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             cluster.wait([cluster.submit(job)])
-            found.append(time.perf_counter() - begun)
+            answers.append(time.perf_counter() - start)
         cluster.close()
-    mine = 1e3 * median(found[5:])
+    mine = 1e3 * median(answers[5:])
     return {"ratio": 50 / mine, "ours": mine, "peer": 50.0, "unit": "ms", "n": 15}
 

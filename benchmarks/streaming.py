@@ -33,15 +33,15 @@ BATCH = 256
 def packed(folder: Path, count: int, shard_images: int) -> Iterator[Path]:
     """A folder with ``count`` images of a folder, packed."""
     source = f"folder:{folder}"
-    found = open_source(Pack(source=source)).listing()
-    chosen = keyed.permute(np.arange(len(found.items)), len(found.items), 0, "bench")[:count]
+    listing = open_source(Pack(source=source)).listing()
+    ids = keyed.permute(np.arange(len(listing.items)), len(listing.items), 0, "bench")[:count]
     settings = Pack(source=source, shard_images=shard_images)
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(2) as pool:
         out = Path(place)
-        items = [found.items[i] for i in chosen]
+        items = [listing.items[i] for i in ids]
         entry, stats = write("train", items, settings, out, pool, [], World())
         splits = {"train": entry, "test": split_table(out, "test", [])}
-        files.write_json(out / MANIFEST, describe(found.classes, splits, {"train": stats}, 0))
+        files.write_json(out / MANIFEST, describe(listing.classes, splits, {"train": stats}, 0))
         yield out
 
 
@@ -161,9 +161,9 @@ def order_1e9() -> dict:
         order = Sampler(np.full(100_000, 10_000), 0, window)
         places = np.random.default_rng(0).integers(0, order.n, count) if window is None else np.arange(count)
         order.ids(0, places[:1])
-        begun = time.process_time()
+        start = time.process_time()
         for part in np.array_split(places, count // 4096):
             order.ids(0, part)
-        print(f"  {1e9 * (time.process_time() - begun) / count:.0f} ns an id, window {window}, 4,096 at a time")
+        print(f"  {1e9 * (time.process_time() - start) / count:.0f} ns an id, window {window}, 4,096 at a time")
     mine, theirs = (1e3 * min(seconds[name]) for name in ("ours, 64 shards at a time", "MosaicML's py1e, 1e7 samples"))
     return {"ratio": round(theirs / mine, 2), "ours": mine, "peer": theirs, "unit": "ms", "n": 10**9}

@@ -44,7 +44,7 @@ class Ours:
         self.data, self.scratch = data, Scratch()
         self.transform = transforms.build(Inputs(), (MoCoV2(size=side),), Image(3, side, MEAN, STD), 0)
         self.rooms = tuple(torch.empty(32, *s, dtype=torch.uint8) for s in self.transform.crop_shapes)
-        self.made = tuple(torch.empty(32, *s) for s in self.transform.view_shapes)
+        self.out = tuple(torch.empty(32, *s) for s in self.transform.view_shapes)
 
     def run(self, finish: bool) -> None:
         for at in range(0, len(self.data), 32):
@@ -55,7 +55,7 @@ class Ours:
             for i, data in enumerate(part):
                 self.transform.crop(decode(data, 3, self.scratch), params, i, tuple(r[i] for r in rooms))
             if finish:
-                self.transform.views(rooms, 0, ids, tuple(m[: len(part)] for m in self.made))
+                self.transform.views(rooms, 0, ids, tuple(m[: len(part)] for m in self.out))
 
 
 def pil_crops(data: list[bytes], side: int) -> None:
@@ -63,8 +63,8 @@ def pil_crops(data: list[bytes], side: int) -> None:
     from torchvision import transforms
 
     crop, flip = transforms.RandomResizedCrop(side, (0.2, 1)), transforms.RandomHorizontalFlip()
-    for one in data:
-        image = Picture.open(io.BytesIO(one)).convert("RGB")
+    for encoded in data:
+        image = Picture.open(io.BytesIO(encoded)).convert("RGB")
         for _ in range(2):
             np.asarray(flip(crop(image)))
 
@@ -93,12 +93,12 @@ def moco_views(side: int) -> dict:
     ])  # fmt: skip
 
     def lightly() -> None:
-        for one in data:
-            transform(Picture.open(io.BytesIO(one)).convert("RGB"))
+        for encoded in data:
+            transform(Picture.open(io.BytesIO(encoded)).convert("RGB"))
 
     def torchvision() -> None:
-        for one in data:
-            image = decode(one, 3)
+        for encoded in data:
+            image = decode(encoded, 3)
             for _ in range(2):
                 tv(image)
 
@@ -109,8 +109,8 @@ def moco_views(side: int) -> dict:
         "torchvision v2 on tensors": torchvision,
     }
     seconds = rounds(work, 5)
-    whole, cut, peer, _ = work
-    result = compare(seconds, len(data), "images/s", whole, peer)
+    best, cut, peer, _ = work
+    result = compare(seconds, len(data), "images/s", best, peer)
     return result | {"ratio_crops_only": float(np.median(seconds[peer]) / np.median(seconds[cut]))}
 
 
@@ -132,10 +132,10 @@ def feed(side: int) -> dict:
         rates, shares, waits = [], [], []
         for _ in range(3):
             source = make()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for _step in source.steps(0):
                 pass
-            wall = time.perf_counter() - begun
+            wall = time.perf_counter() - start
             source.close()
             work = sum(v for k, v in source.seconds.items() if k != "wait")
             rates.append(batch * steps / wall)
