@@ -36,16 +36,24 @@ BEAT, STALE = 10.0, 60.0
 # ---------------------------------------------------------------------------------------------------------------- keys
 def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, str]) -> str:
     """SHA-256 of all that can change the result -> 64 hex digits. ``inputs``: keys by stage name. ``outside``: the
-    fingerprint of data from outside, which stands in the place of the settings that name it."""
-    named = {"place", "seed"} | ({"source", "root"} if outside else set())
+    fingerprint of data from outside, which stands in the place of the settings that name it. ``seed``: the stage's, or
+    else the config's."""
+    elsewhere = {"seed"} | ({"source", "root"} if outside else set())
     facts = {
         "version": settings.version,
-        "settings": settings.model_dump(mode="json", exclude=named),
+        "settings": {name: part for name, part in settings.key_parts().items() if name not in elsewhere},
         "seed": seed,
         "inputs": inputs,
         "outside": outside,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def idle_changes(settings: Stage, record: dict[str, Any]) -> str:
+    """"log_steps 20, keep 5": the housekeeping settings that are not those a finished artifact was made with."""
+    before = record.get("settings", {})
+    now = settings.model_dump(mode="json", include=settings.housekeeping() & before.keys())
+    return ", ".join(f"{name} {value}" for name, value in now.items() if value != before[name])
 
 
 def fingerprint(settings: Stage, root: Path) -> dict[str, str]:

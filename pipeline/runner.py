@@ -176,7 +176,9 @@ def report_done(selection: list[PlannedStage], display: "Watch") -> None:
         if p.done:
             record = artifact.read(p.folder) or {}
             changes = artifact.differences(record.get("versions", {}))
+            idle = artifact.idle_changes(p.settings, record)
             text = f"done already, {p.folder}" + (f", with {changes}" if changes else "")
+            text += f"; {idle} would change no result" if idle else ""
             display.say(text, p.name, "done", folder=str(p.folder))
 
 

@@ -233,6 +233,11 @@ MUTATIONS = (
     # ---- runner, artifact, config
     M("seeds share a key", "artifact.py", '"seed": seed,', '"seed": 0,',
       RUNNER + "a_change_renames_what_depends_on_it_and_nothing_else"),
+    M("defaults of the field for those of the class", "settings/base.py", "return value.key_parts()",
+      "return value.model_dump(exclude_defaults=True)", "test_keys.py"),
+    M("housekeeping is in the key", "settings/base.py", "if name not in self.housekeeping() and (", "if (",
+      "test_keys.py"),
+    M("a kind at its default shares a key", "settings/base.py", 'name == "kind" or part', "part", "test_keys.py"),
     M("versions share a key", "artifact.py", '"version": settings.version,', '"version": 0,',
       RUNNER + "the_code_version_is_in_the_key"),
     M("another host's lock never stale", "artifact.py", "        return age < STALE\n", "        return True\n",

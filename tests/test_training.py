@@ -64,6 +64,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, digits, tmp_path):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
 
 
+def test_it_goes_on_bit_for_bit_with_other_housekeeping(digits, tmp_path):
+    whole = train("moco", digits, tmp_path / "whole")
+    with pytest.raises(Stopped, match="step 5 of 12"):
+        train("moco", digits, tmp_path / "cut", stop_at=5)
+    changes = {"log_steps": 3, "save_epochs": 7, "save_steps": 4, "keep": 1, "snapshots": 3, "check_steps": 2}
+    parts = train("moco", digits, tmp_path / "cut", **changes)
+    assert set(whole) == set(parts)
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    assert checkpoint.steps(tmp_path / "cut/checkpoints") == [12]
+    model = "model.safetensors"
+    assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "cut" / model).read_bytes()
+
+
 def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
     changes = {"channels_last": True, "optimiser": LARS(lr=0.5, reference_batch=0), "train_examples": 64}
     changes |= {"net": ResNet(norm=Norm(kind="none")), "log_steps": 1}

@@ -19,6 +19,12 @@ class RuleError(ValueError):
         self.mistakes = mistakes
 
 
+@dataclass(frozen=True)
+class Housekeeping:
+    """Marks a setting that cannot change a result, only how it is come by and what is kept on the way: a key leaves it
+    out, and a stage that is done stays done whatever it says."""
+
+
 class Settings(BaseModel):
     """Frozen, and closed: an unknown key is an error, never ignored."""
 
@@ -44,6 +50,28 @@ class Settings(BaseModel):
         """The rules about several settings at once that these break. A class with rules of its own yields those
         beside its parents'."""
         yield from ()
+
+    @classmethod
+    def housekeeping(cls) -> set[str]:
+        """Names of the settings that are marked as such."""
+        return {name for name, info in cls.model_fields.items() if Housekeeping() in info.metadata}
+
+    def key_parts(self) -> dict[str, Any]:
+        """What the key of an artifact holds of these settings: the kind, and whatever is not as the class has it by
+        default, group by group. A setting that comes to a class later therefore changes no key while it is at its
+        default, and two settings that differ in more than housekeeping never have the same parts."""
+        parts = {}
+        for name, info in type(self).model_fields.items():
+            part = key_part(getattr(self, name))
+            if name not in self.housekeeping() and (name == "kind" or part != key_part(info.default)):
+                parts[name] = part
+        return parts
+
+
+def key_part(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.key_parts()
+    return [key_part(each) for each in value] if isinstance(value, tuple) else value
 
 
 def over(default: Any, body: Any) -> Any:

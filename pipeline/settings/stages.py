@@ -11,6 +11,7 @@ from .base import (
     EncoderRef,
     FilePath,
     Fraction,
+    Housekeeping,
     Mistake,
     ModelRef,
     Positive,
@@ -27,7 +28,7 @@ from .training import Training
 
 
 class Place(Settings):
-    """Where a stage runs. Not part of its key: a result does not depend on it."""
+    """Where a stage runs."""
 
     on: Literal["auto", "here", "task", "workers"] = "auto"
     """here: this process (or this rank of a world that a launcher started); task: a Ray task; workers: Ray Train;
@@ -64,7 +65,8 @@ class Stage(Settings):
     shared: ClassVar[bool] = False
     """Whether its work is shared over the ranks of a world; else it is rank 0's alone."""
 
-    place: Place = Place()
+    place: Annotated[Place, Housekeeping()] = Place()
+    """Ranks divide a batch, and its result is the batch's."""
     threads: Count = 1
     """Threads of each process; part of the key, since sums of floats depend on it."""
     seed: Annotated[int, Field(ge=0)] | None = None
@@ -124,8 +126,8 @@ class Pack(Stage):
     exif_orientation: bool = True
     """Images are turned as their EXIF orientation says, in every format alike, each time one is decoded; the files'
     own bytes are packed. false: as their pixels lie, as torchvision's ImageFolder reads them."""
-    max_bad: Annotated[int, Field(ge=0)] = 100
-    """Unreadable images listed before packing gives up."""
+    max_bad: Annotated[int, Field(ge=0), Housekeeping()] = 100
+    """Unreadable images listed before packing gives up; where it does not, the others are packed whatever this is."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
@@ -243,9 +245,9 @@ class Codes(Coding, Stage):
     """Signals of the test split, at most, on which codes are measured and drawn."""
     curve_steps: Count = 50
     """Steps of ISTA and of FISTA whose energies are drawn."""
-    log_steps: Count = 10
+    log_steps: Annotated[Count, Housekeeping()] = 10
     """Dictionary updates between two points of its curve."""
-    save_steps: Count = 200
+    save_steps: Annotated[Count, Housekeeping()] = 200
     """Dictionary updates between two checkpoints."""
 
     def batches(self) -> dict[str, tuple[int, int]]:

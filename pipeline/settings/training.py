@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import Count, Fraction, Mistake, Positive, Settings
+from .base import Count, Fraction, Housekeeping, Mistake, Positive, Settings
 
 Scaling = Literal["linear", "sqrt"]
 """How lr grows from reference_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's
@@ -92,21 +92,25 @@ class Training(Settings):
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
     window: Count | None = None
     """Shards read from at a time, for shards that are far away; none: each batch is drawn from the whole set."""
-    log_steps: Count = 10
-    save_epochs: Count = 10
-    """Between checkpoints."""
-    save_steps: Count | None = None
+    log_steps: Annotated[Count, Housekeeping()] = 10
+    """Between rows of metrics.jsonl; the weights are the same."""
+    save_epochs: Annotated[Count, Housekeeping()] = 10
+    """Between checkpoints, from any of which a training goes on to the same end."""
+    save_steps: Annotated[Count | None, Housekeeping()] = None
     """Between checkpoints, instead of epochs."""
-    check_steps: Annotated[int, Field(ge=0)] = 200
+    check_steps: Annotated[int, Field(ge=0), Housekeeping()] = 200
     """Between comparisons of the ranks' weights and memories, bit for bit; 0: none."""
-    collapse: Literal["say", "stop", "ignore"] = "say"
-    """What to do where embeddings fall together or energies stay flat: write a line, or end with code 70."""
-    keep: Count = 2
+    collapse: Annotated[Literal["say", "stop", "ignore"], Housekeeping()] = "say"
+    """What to do where embeddings fall together or energies stay flat: write a line, or end with code 70. It decides
+    whether a training ends early, not what a finished one has learned."""
+    keep: Annotated[Count, Housekeeping()] = 2
     """Checkpoints kept."""
-    snapshots: Annotated[int, Field(ge=0)] = 4
-    """Encoders kept along the way, evenly spaced, for the probe's curve."""
-    max_bad_share: Fraction = 0.001
-    """Share of unreadable samples past which training stops (ten are always forgiven)."""
+    snapshots: Annotated[int, Field(ge=0), Housekeeping()] = 4
+    """Models kept along the way, evenly spaced, for the points of the probe's curve before its last. A training that
+    is done has those it was run with."""
+    max_bad_share: Annotated[Fraction, Housekeeping()] = 0.001
+    """Share of unreadable samples past which training stops (ten are always forgiven). It decides whether a training
+    ends early, not what takes an unreadable sample's place."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
