@@ -718,7 +718,7 @@ def test_a_list_of_values_is_a_run_of_each(place, stages, capsys):
     assert go("probe.draws=2,3,4", "vae.epochs=[1,2][0]") == 2  # a comma inside brackets lists nothing
     assert "epochs" in capsys.readouterr().err
     assert go("probe.draws=2,3,4") == 0
-    assert sorted(stages.calls) == ["codes", "pretrain", "pack", "probe", "probe", "probe"]
+    assert sorted(stages.calls) == ["codes", "pack", "pretrain", "probe", "probe", "probe"]
     told = capsys.readouterr().out
     assert "3 variants" in told and "51.00 ± 1.00 %" in told
     assert {f"probe probe.draws={n}: starts" in told for n in (2, 3, 4)} == {True} and "codes: starts" in told
