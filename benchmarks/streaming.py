@@ -19,10 +19,10 @@ from benchmarks.rounds import compare, rounds
 from pipeline import files, keyed
 from pipeline.data.loader import PLANNED
 from pipeline.data.order import Sampler
-from pipeline.data.pack import describe, split_table, write
 from pipeline.data.reader import read, read_many
 from pipeline.data.shards import MANIFEST, Shards, shard_table, table_bytes
 from pipeline.data.sources import open_source
+from pipeline.data.write import describe, split_table, write
 from pipeline.settings.stages import Pack
 from pipeline.world import World
 

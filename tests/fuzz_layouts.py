@@ -24,11 +24,11 @@ from PIL import Image
 
 from pipeline.data.formats import IMAGES
 from pipeline.data.layout import Ambiguous
-from pipeline.data.pack import pack
 from pipeline.data.reader import read
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.settings.stages import Pack
+from pipeline.stages import pack
 from pipeline.world import World
 
 KINDS = ("folders", "folders", "a class called train", "flat", "train", "train and test", "train val test", "tiny",
@@ -266,14 +266,14 @@ def one(place: Path, draw: random.Random, world: World) -> str:
     out.mkdir(parents=True, exist_ok=True)
     if made.kind == "ambiguous":
         try:
-            pack(settings, 0, out, world)
+            pack.run(settings, 0, {}, out, world)
         except Ambiguous as error:
             assert "splits: none" in str(error) and "{train: train}" in str(error), error
             return "refused"
         raise AssertionError("read in one of two ways without a word")
     truth = slow(made)
     try:
-        metrics = pack(settings, 0, out, world)
+        metrics = pack.run(settings, 0, {}, out, world)
     except DataError as error:
         assert not isinstance(error, Ambiguous), error
         assert "no readable image" in str(error) and len(truth.images) < 10, error

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.pack import digest, split_table
 from pipeline.data.shards import MANIFEST, ROW, fingerprint, index_name
+from pipeline.data.write import digest, split_table
 
 
 def reindexed(folder: Path, split: str, change: Callable[[np.ndarray], None] = lambda rows: None) -> None:

@@ -22,10 +22,10 @@ from pipeline.data import faults, reader
 from pipeline.data.faults import FORGIVEN, BadSampleLog, await_batch, fault
 from pipeline.data.images import images
 from pipeline.data.loader import Loader
-from pipeline.data.pack import examine
 from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.shards import Shards, fingerprint
 from pipeline.data.sources import Item
+from pipeline.data.write import examine
 from pipeline.errors import DataError, NoProgressError, Stopped
 from pipeline.settings.data import CifarViews
 from pipeline.settings.nets import CNN

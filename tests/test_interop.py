@@ -121,9 +121,9 @@ def test_shards_at_a_url_are_checked(remote, tmp_path, world):
 
 
 def test_a_stage_uses_shards_at_a_url(packed, remote, tmp_path, world):  # noqa: F811
-    from pipeline.data.pack import pack
+    from pipeline.stages import pack
 
-    metrics = pack(Pack(source=f"shards:{remote}"), 0, tmp_path, world)
+    metrics = pack.run(Pack(source=f"shards:{remote}"), 0, {}, tmp_path, world)
     shards, first = Shards.open(tmp_path), Shards.open(packed)
     assert metrics["train_images"] == 97 and not list(tmp_path.glob("*.tar"))
     digests = [hashlib.sha256(read(s, 96)).hexdigest() for s in (shards, first)]

@@ -15,14 +15,14 @@ import webdataset
 from PIL import Image
 
 from pipeline import progress
-from pipeline.data import pack as packing
-from pipeline.data.pack import pack
+from pipeline.data import write
 from pipeline.data.reader import read
 from pipeline.data.shards import Shards
 from pipeline.data.sources import Item, Listing, open_source
 from pipeline.data.splits import halves
 from pipeline.errors import DataError, Stopped
 from pipeline.settings.stages import Pack
+from pipeline.stages import pack
 from pipeline.views.decode import decode
 
 
@@ -50,7 +50,7 @@ def photos(tmp_path_factory) -> Path:
 def run(source, out: Path, world, **changes):
     out.mkdir(exist_ok=True, parents=True)
     settings = Pack(source=source if isinstance(source, str) else f"folder:{source}", **changes)
-    return pack(settings, 0, out, world)
+    return pack.run(settings, 0, {}, out, world)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -305,7 +305,7 @@ def test_statistics_are_those_of_the_training_pixels(photos, tmp_path, world):
 
 def test_says_how_far_it_is(photos, tmp_path, world, monkeypatch):
     said = []
-    monkeypatch.setattr(packing, "CHUNK", 20)
+    monkeypatch.setattr(write, "CHUNK", 20)
     monkeypatch.setattr(progress, "report", lambda out, step, total, text="": said.append((step, total, text)))
     run(photos, tmp_path, world)
     shards = {split: Shards.open(tmp_path, split) for split in ("train", "test")}
@@ -327,13 +327,13 @@ def test_what_stops_it_leaves_nothing(photos, tmp_path, world, monkeypatch, mome
             raise error[moment]
         return real(self, key, image, label)
 
-    real = packing.Shard.add
-    monkeypatch.setattr(packing, "CHUNK", 20)
+    real = write.ShardWriter.add
+    monkeypatch.setattr(write, "CHUNK", 20)
     if moment == "stop":
         answers = iter([False, False, True])
         monkeypatch.setattr(world, "stopping", lambda: next(answers))
     else:
-        monkeypatch.setattr(packing.Shard, "add", add)
+        monkeypatch.setattr(write.ShardWriter, "add", add)
     with pytest.raises((OSError, KeyboardInterrupt, Stopped)):
         run(photos, tmp_path / "out", world, shard_images=8)
     assert content(tmp_path / "out") == {}

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.pack import pack
 from pipeline.errors import DataError
 from pipeline.evaluation import linear
 from pipeline.evaluation.requirements import check
 from pipeline.settings.data import Splits
 from pipeline.settings.stages import Pack, Probe
+from pipeline.stages import pack
 from tests.fuzz_layouts import formats
 
 PROBE: dict[str, Any] = {"kind": "probe", "data": "shards", "encoders": ("moco",)}
@@ -29,7 +29,8 @@ def shards(tmp_path, world):
                     (folder / f"{i}.png").write_bytes(formats()["png"])
         out = tmp_path / "out"
         out.mkdir()
-        pack(Pack(source=f"folder:{tmp_path / 'in'}", splits=Splits(train="train", test="test")), 0, out, world)
+        settings = Pack(source=f"folder:{tmp_path / 'in'}", splits=Splits(train="train", test="test"))
+        pack.run(settings, 0, {}, out, world)
         return out
 
     return make
@@ -88,6 +89,6 @@ def test_no_labels_and_no_test(tmp_path, world, where, share, words):
         (folder / f"{i}.png").write_bytes(formats()["png"])
     out = tmp_path / "shards-1"
     out.mkdir()
-    pack(Pack(source=f"folder:{tmp_path / 'in'}", test=share), 0, out, world)
+    pack.run(Pack(source=f"folder:{tmp_path / 'in'}", test=share), 0, {}, out, world)
     with pytest.raises(DataError, match=words):
         check(Probe(**PROBE), out)

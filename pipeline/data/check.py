@@ -12,12 +12,12 @@ import numpy as np
 
 from pipeline import files
 from pipeline.data import tar
-from pipeline.data.pack import CHUNK, examine
 from pipeline.data.reader import patient
 from pipeline.data.shards import MANIFEST, QUARANTINE, Shards, index_name
 from pipeline.data.sources import Item, Listing
 from pipeline.data.sources.webdataset import scan
 from pipeline.data.store import Store
+from pipeline.data.write import CHUNK, examine
 from pipeline.errors import DataError
 
 PART = 1 << 22

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.pack import CHUNK, Statistics, describe, examine, split_table
 from pipeline.data.shards import MANIFEST, digest, index_bytes, index_name
 from pipeline.data.sources import Item
 from pipeline.data.sources.webdataset import Numbers, scan
 from pipeline.data.tar import Sample
+from pipeline.data.write import CHUNK, Statistics, describe, examine, split_table
 from pipeline.errors import DataError
 from pipeline.files import write, write_json, write_json_lines
 

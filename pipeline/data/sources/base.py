@@ -29,12 +29,14 @@ class Item:
 @dataclass(frozen=True)
 class Listing:
     """What a source holds, in a stable order. ``notes``: what is to be said of it. ``parts``: where each split comes
-    from, if there are any. ``left_out``: names by reason. ``fixed``: no image will ever come or go."""
+    from, if there are any; ``unsplit``: why there are none. ``left_out``: names by reason. ``fixed``: no image will
+    ever come or go."""
 
     items: list[Item]
     classes: list[str] | None
     notes: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
+    unsplit: str = ""
     left_out: dict[str, list[str]] = field(default_factory=dict)
     fixed: bool = False
 

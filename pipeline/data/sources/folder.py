@@ -36,7 +36,7 @@ class ImageFolder(Source):
     def listing(self) -> Listing:
         found = self.layout
         items = [Item(e.file.name, e.split, e.label, partial(file_bytes, e.file.path)) for e in found.entries]
-        return Listing(items, found.classes, found.notes, found.parts, found.left_out)
+        return Listing(items, found.classes, found.notes, found.parts, "no folder was a split", found.left_out)
 
 
 def file_bytes(path: str) -> bytes:
