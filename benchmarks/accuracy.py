@@ -45,7 +45,7 @@ from pipeline.objectives.base import Batch
 from pipeline.settings.nets import Net
 from pipeline.settings.stages import Pretrain, Probe
 from pipeline.stages import pretrain
-from pipeline.training import checkpoint, fit
+from pipeline.training import checkpoint
 from pipeline.world import World
 
 IMAGES, EPOCHS, BATCH, SEEDS = 2000, 32, 128, (0, 1, 2)
@@ -215,7 +215,7 @@ def validation(name: str, seed: int, shards: Path, folder: Path) -> tuple[float,
 def invariance(name: str, seed: int, shards: Path, out: Path) -> dict[int, tuple[float, float]]:
     """By epoch of PIRL's training: mean squared distance of f(I) to g of the same image's patches, and of others'."""
     stage, world, root = settings(name, "pirl"), World(1), out / name / str(seed) / "pirl"
-    objective, _, loader = fit.prepare(stage, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
+    objective, _, loader = pretrain.prepare(stage, seed, Shards.open(shards, "train"), world, root / "bad.jsonl")
     step, epoch, (loaded,) = next(iter(loader.steps(0)))
     batch = Batch(tuple(loaded.views), loaded.ids, step, epoch, seed)
     distances_by_epoch = {}

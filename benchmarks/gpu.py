@@ -33,7 +33,7 @@ from pipeline.settings.objectives import Inputs, MoCo
 from pipeline.settings.stages import Pack, Pretrain
 from pipeline.stages import pack, pretrain
 from pipeline.training import optim
-from pipeline.training.gradients import backward
+from pipeline.training.loop import backward
 from pipeline.training.state import compile_networks
 from pipeline.views import transforms
 from pipeline.views.decode import decode

@@ -24,7 +24,8 @@ from pipeline.settings.nets import ResNet
 from pipeline.settings.objectives import Head, MoCo
 from pipeline.settings.training import Training
 from pipeline.training import monitor
-from pipeline.training.gradients import backward, clip
+from pipeline.training.gradients import clip
+from pipeline.training.loop import backward
 from pipeline.training.state import compile_networks
 from pipeline.world import World
 

@@ -26,7 +26,7 @@ HOME = {
     "Stream": "data",
     "datasource": "data",
     "Loader": "data.loader",
-    "prepare": "training.fit",
+    "prepare": "stages.pretrain",
     "World": "world",
     "Objective": "objectives.base",
     "Batch": "objectives.base",

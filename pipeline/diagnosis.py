@@ -17,7 +17,8 @@ from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
 from pipeline.objectives.base import Objective
 from pipeline.settings.stages import Pretrain
-from pipeline.training import fit, gradients, loop, optim
+from pipeline.stages import pretrain
+from pipeline.training import loop, optim
 from pipeline.world import World
 
 IMAGES, STEPS = 384, 3
@@ -49,7 +50,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measur
     """Measures the stage's own feed and objective on its own shards; writes nothing."""
     shards = Shards.open(folder, "train")
     one_thread = settings.model_copy(update={"threads": 1})
-    objective, _, loader = fit.prepare(one_thread, seed, shards, world, None)
+    objective, _, loader = pretrain.prepare(one_thread, seed, shards, world, None)
     objective.to(world.device)
     try:
         seconds, epoch, loaded = feed_seconds(loader, settings.batch)
@@ -86,7 +87,7 @@ def step_seconds(objective: Objective, settings: Pretrain, batches: list[Any], w
     for _ in range(STEPS + 1):
         start = time.perf_counter()
         with loop.precision(settings, world):
-            result = gradients.backward(objective, objective, batches)
+            result = loop.backward(objective, objective, batches)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         float(result.loss)  # waits for the device

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import process
 from pipeline.settings.nets import Norm
-from pipeline.training import gradients, monitor, sharded
+from pipeline.training import loop, monitor, sharded
 from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, SAMPLES, batch, make
 
@@ -58,7 +58,7 @@ def train(run: str, world: World) -> dict[str, Any]:
         starts = [piece * size + world.rank * share for piece in range(pieces)]
         ids = [(5 * step + i) % SAMPLES for i in range(GLOBAL)]
         batches = [batch(objective, ids[s : s + share], step, dtype) for s in starts]
-        result = gradients.backward(model, objective, batches)
+        result = loop.backward(model, objective, batches)
         losses.append(float(world.sum(result.loss) / world.size))
         if step == 0:
             grads = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}

@@ -14,7 +14,7 @@ from pipeline.settings.objectives import PIRL, Head, MoCo
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import LARS, SGD
 from pipeline.stages import pretrain
-from pipeline.training import gradients
+from pipeline.training import loop
 from pipeline.world import World
 
 HEAD = Head(hidden=16, dim=8)
@@ -39,7 +39,7 @@ def main(shards: Path, out: Path, threads: int, name: str) -> int:
         threads=threads, **changes,
     )  # fmt: skip
     seen = (out.parent / f"ids-{world.rank}.jsonl").open("a")
-    plain = gradients.backward
+    plain = loop.backward
 
     def noted(model, objective, batches):
         ids = [i for b in batches for i in b.ids.tolist()]
@@ -47,7 +47,7 @@ def main(shards: Path, out: Path, threads: int, name: str) -> int:
         seen.flush()
         return plain(model, objective, batches)
 
-    gradients.backward = noted
+    loop.backward = noted
     out.mkdir(exist_ok=True)
     pretrain.run(settings, 0, {"shards": shards}, out, world)
     world.close()

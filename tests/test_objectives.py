@@ -15,7 +15,7 @@ from pipeline.settings.nets import Norm
 from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Adam
 from pipeline.training import optim
-from pipeline.training.gradients import backward
+from pipeline.training.loop import backward
 from pipeline.world import World
 from tests.cases import CASES, CONTRASTIVE, CROPPED, IMAGE, batch, make, setup, warm
 

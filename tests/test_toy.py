@@ -21,7 +21,7 @@ from pipeline.settings.objectives import Inputs
 from pipeline.settings.stages import Pretrain, Probe
 from pipeline.settings.training import Adam
 from pipeline.stages import pretrain, probe
-from pipeline.training import gradients
+from pipeline.training import loop
 from tests import test_objectives
 from tests.cases import CASES, batch, make
 
@@ -103,7 +103,7 @@ def test_what_is_drawn_in_score_is_the_samples_own(known, world):
     one, two = (make("mean_field", world, norm=Norm(kind="none")) for _ in range(2))
     ids = [3, 1, 12, 25, 9, 30, 17, 6]
     parts = [batch(two, ids[i : i + 2], 3) for i in range(0, 8, 2)]
-    a, b = gradients.backward(one, one, [batch(one, ids, 3)]), gradients.backward(two, two, parts)
+    a, b = loop.backward(one, one, [batch(one, ids, 3)]), loop.backward(two, two, parts)
     torch.testing.assert_close(a.high, b.high, rtol=1e-12, atol=0)
     assert len(a.high.unique()) == 8 and a.high.dtype == torch.float64
 

@@ -1,4 +1,4 @@
-"""The gradient of the global batch's loss, from this rank's micro-batches in one pass or two, and its norm."""
+"""The gradient of the global batch's loss from several micro-batches, in one pass or two; and its norm."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,19 +12,7 @@ from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.training import sharded
 
 
-def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
-    """Adds the gradient of the mean loss over the whole global batch; returns the step, detached.
-
-    ``model`` is the objective itself, or what averages its gradients over ranks.
-    """
-    if len(batches) == 1:
-        result: Step = model(batches[0])
-        result.loss.backward()
-        return detached(result)
-    return two_passes(model, objective, batches) if objective.coupled else one_pass(model, batches)
-
-
-def one_pass(model: nn.Module, batches: list[Batch]) -> Step:
+def one_pass(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
     """Each micro-batch's gradient after the other: where samples are not coupled, losses average."""
     results = []
     for i, batch in enumerate(batches):

@@ -17,7 +17,7 @@ from pipeline import progress
 from pipeline.board import Board
 from pipeline.errors import Stopped
 from pipeline.lines import say
-from pipeline.objectives.base import Batch, Objective
+from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
 from pipeline.training import gradients, monitor, optim, state
 from pipeline.world import World
@@ -94,7 +94,7 @@ def train(
         rate = optim.set_rate(now.optimiser, settings, step, total, loader.steps_per_epoch)
         batches = [batch(x, settings, step, epoch, seed, step / total) for x in micro_batches]
         with precision(settings, world):
-            result = gradients.backward(now.model, objective, batches)
+            result = backward(now.model, objective, batches)
         optim.drop_frozen(now.optimiser, step)
         norm = gradients.clip(objective, settings.clip)
         finite.note(step, result.loss, norm)
@@ -125,6 +125,17 @@ def train(
     write_model(out)
     board.close()
     return last or board.last
+
+
+def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
+    """Adds the gradient of the mean loss over the whole global batch; returns the step, detached. ``model`` is the
+    objective itself, or what averages its gradients over ranks."""
+    if len(batches) > 1:
+        several = gradients.two_passes if objective.coupled else gradients.one_pass
+        return several(model, objective, batches)
+    step: Step = model(batches[0])
+    step.loss.backward()
+    return gradients.detached(step)
 
 
 def announce(objective: Objective, settings: Training, board: Board, step: int, world: World) -> None:
