@@ -10,7 +10,8 @@ MUTATIONS = (
     # ---- the loop
     M("EMA: decay and 1 - decay exchanged", "nets/ema.py", "slow.lerp_(fast, 1 - decay)", "slow.lerp_(fast, decay)",
       LOOP),
-    M("EMA: statistics not copied", "training/state.py", "self.average[name].copy_(current[name])", "pass", LOOP),
+    M("EMA: the last weights are exported", "training/state.py",
+      "for k, x in self.average.tensors.items() if k in weights", "for k, x in ()", LOOP),
     M("gradients never clipped", "training/gradients.py", "    if limit:\n", "    if False:\n", LOOP),
     M("commit before the step", "training/loop.py", "        now.optimiser.step()\n"
       "        now.optimiser.zero_grad(set_to_none=True)\n"

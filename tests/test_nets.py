@@ -297,3 +297,24 @@ def test_untracked_statistics_are_as_before():
         trunk(random(4, 1, 8, 8).float())
     assert all(torch.equal(v, before[k]) for k, v in trunk.state_dict().items())
     assert norm.blocks(trunk) == 1 and norm.blocks(trunks.build(CNN(norm=Norm(kind="none")), GREY)) == 0
+
+
+def test_a_module_has_its_averages_while_they_are_swapped_in():
+    """And its own parameters again after, to the bit, whatever happens inside."""
+    module = nn.Sequential(nn.Linear(3, 2), BatchNorm(2), nn.Linear(2, 2).requires_grad_(False)).double()
+    average = ema.Average(module)
+    assert set(average.tensors) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    first = {name: x.clone() for name, x in average.tensors.items()}
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(random(*p.shape))
+    average.update(0.75)
+    own = {name: x.clone() for name, x in module.state_dict().items()}
+    averages = {name: x.clone() for name, x in average.tensors.items()}
+    for name, x in averages.items():
+        torch.testing.assert_close(x, 0.75 * first[name] + 0.25 * own[name], rtol=1e-12, atol=1e-14)
+    with pytest.raises(KeyError), average.swapped():
+        assert all(torch.equal(x, averages.get(name, own[name])) for name, x in module.state_dict().items())
+        raise KeyError
+    assert all(torch.equal(x, own[name]) for name, x in module.state_dict().items())
+    assert all(torch.equal(x, averages[name]) for name, x in average.tensors.items())

@@ -223,13 +223,16 @@ def test_bf16_trains(digits, tmp_path):
 
 @pytest.mark.parametrize(("name", "parts"), [("moco", {"trunk", "head"}), ("vae", {"mean", "decoder"})])
 def test_moving_average_is_what_is_exported(name, parts, digits, tmp_path):
-    """Of all that the model holds: an averaged encoder is of no use to another decoder."""
+    """Of all that trains in the model: an averaged encoder is of no use to another decoder. Running statistics are the
+    last ones."""
     tensors = train(name, digits, tmp_path / "a", ema=0.5, steps=4)
     exported = load_file(tmp_path / "a/model.safetensors")
     assert {k.partition(".")[0] for k in exported} == parts
     for k, value in exported.items():
-        assert torch.equal(value, tensors[f"average.{k}"])
+        statistic = k.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, tensors[f"{'objective' if statistic else 'average'}.{k}"])
         assert not (k.endswith("weight") and torch.equal(value, tensors[f"objective.{k}"]))
+    assert {k.split(".")[1] for k in tensors if k.startswith("average.")} == parts
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits, tmp_path):

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +44,33 @@ def distance(module: nn.Module, average: nn.Module) -> Tensor:
     pairs = zip(module.parameters(), average.parameters(), strict=True)
     difference = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
     return (difference / torch.stack([a.square().sum() for a in module.parameters()]).sum()).sqrt()
+
+
+class Average:
+    """The average of a module's trained parameters, ``tensors`` by their names in it; sharded as they are.
+
+    Buffers have none: batch norm's running statistics are averages already, and a queue or a memory bank is no weight.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.tensors = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def update(self, decay: float) -> None:
+        update(self.tensors.values(), self.parameters.values(), decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the module has the averages for its parameters."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, p in self.parameters.items():
+            current = p.clone()
+            p.copy_(self.tensors[name])
+            self.tensors[name].copy_(current)

@@ -84,7 +84,8 @@ class BatchNorm(_BatchNorm):
         assert self.running_mean is not None
         statistics = self.running_mean.new_zeros(2, n * self.num_features)
         weight, bias = (None if p is None else p.repeat(n) for p in (self.weight, self.bias))
-        y = batch_norm(blocks.transpose(0, 1).flatten(1, 2), *statistics, weight, bias, True, 1.0, self.eps)
+        channels = blocks.transpose(0, 1).flatten(1, 2)
+        y = batch_norm(channels, statistics[0], statistics[1], weight, bias, True, 1.0, self.eps)
         mean, variance = statistics.view(2, n, -1).mean(1)
         self._track(mean, variance)
         y = y.unflatten(1, (n, self.num_features))

@@ -175,8 +175,8 @@ def precision(settings: Training, world: World) -> torch.autocast:
 
 def evaluation(now: state.State, evaluate: Callable[[nn.Module], dict[str, float]], world: World) -> dict[str, float]:
     """Scalars of the encoder as it would be exported, on rank 0. Called on all ranks together."""
-    encoder = now.encoder()
-    return evaluate(encoder) if world.main else {}
+    with now.encoder() as encoder:
+        return evaluate(encoder) if world.main else {}
 
 
 def snapshot_steps(total: int, count: int) -> set[int]:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,42 +24,34 @@ from pipeline.world import World
 @dataclass(frozen=True)
 class State:
     """``model``: what is called in training, the objective itself or, on several ranks, what averages its gradients.
-    ``average``: of all that the finished model holds, by name, where one is asked for. ``skeleton``: the encoder on
-    the meta device, where its weights are not the objective's own: averaged, or sharded. ``step``: steps done when
-    this process started; ``folder``: of its checkpoints."""
+    ``average``: of its trained parameters, where one is asked for. ``skeleton``: the encoder on the meta device, where
+    weights are sharded. ``step``: steps done when this process started; ``folder``: of its checkpoints."""
 
     objective: Objective
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    average: dict[str, Tensor] | None
+    average: ema.Average | None
     skeleton: nn.Module | None
     step: int
     folder: Path
 
-    @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Parameters: average <- decay average + (1 - decay) parameter; statistics are copied."""
-        if self.average is None:
-            return
-        current, parameters = self.objective.state_dict(), dict(self.objective.named_parameters())
-        learned = [name for name in self.average if name in parameters]
-        ema.update((self.average[name] for name in learned), (current[name] for name in learned), decay)
-        for name in self.average.keys() - set(learned):
-            self.average[name].copy_(current[name])
+        if self.average is not None:
+            self.average.update(decay)
 
-    def encoder(self) -> nn.Module:
-        """The encoder that is exported, with full tensors. Called on all ranks together."""
-        if self.skeleton is None:
-            return self.objective.encoder
-        (name,) = (name for name, part in self.objective.named_modules() if part is self.objective.encoder)
-        encoder = deepcopy(self.skeleton)
-        weights = {k.removeprefix(f"{name}."): x for k, x in self.weights().items() if k.startswith(f"{name}.")}
-        encoder.load_state_dict(weights, assign=True)
-        return encoder
+    @contextmanager
+    def encoder(self) -> Iterator[nn.Module]:
+        """Inside, the encoder with averages for its weights, where there are some, and with full tensors. Called on
+        all ranks together."""
+        with self.average.swapped() if self.average else nullcontext():
+            encoder = self.objective.encoder
+            yield sharded.unsharded_copy(self.skeleton, encoder) if self.skeleton else encoder
 
     def weights(self) -> dict[str, Tensor]:
         """What a finished model is written with, as full tensors. Called on all ranks together."""
-        weights = models.state(self.objective) if self.average is None else self.average
+        weights = models.state(self.objective)
+        if self.average is not None:
+            weights |= {k: x for k, x in self.average.tensors.items() if k in weights}
         return {name: sharded.full_tensor(x) for name, x in weights.items()}
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,7 +59,7 @@ class State:
         together."""
         tensors = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
         if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.items()}
+            tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
         moments, numbers = checkpoint.pack_optimiser(self.optimiser)
         return {k: sharded.full_tensor(v) for k, v in (tensors | moments).items()}, numbers
 
@@ -81,20 +75,27 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
     if settings.compile:
         compile_networks(objective, settings.compile)
     found = checkpoint.newest(folder)
+    tensors, record = found or ({}, {"step": 0})
     if found is not None:
-        objective.load_state_dict(saved(found[0], "objective."))
-    cut = settings.weights == "sharded" and world.size > 1
-    skeleton = deepcopy(objective.encoder).to("meta") if cut or settings.ema else None
-    if cut:
-        sharded.shard_modules(list(objective.children()), world)
-    average = {name: x.clone() for name, x in models.state(objective).items()} if settings.ema else None
-    if average is not None and found is not None:
-        average = {name: sharded.shard_like(average[name], x) for name, x in saved(found[0], "average.").items()}
-    model = (objective if cut else world.wrap(objective)).train()
+        objective.load_state_dict(named(tensors, "objective."))
+    skeleton = None
+    if settings.weights == "sharded" and world.size > 1:
+        skeleton = deepcopy(objective.encoder).to("meta")
+        sharded.shard_modules(objective.children(), world)
+    model = (world.wrap(objective) if skeleton is None else objective).train()
+    average = ema.Average(objective) if settings.ema else None
     optimiser = optim.build(objective, settings)
     if found is not None:
-        checkpoint.unpack_optimiser(optimiser, found[0], found[1]["optimiser"])
-    return State(objective, model, optimiser, average, skeleton, int(found[1]["step"]) if found else 0, folder)
+        checkpoint.unpack_optimiser(optimiser, tensors, record["optimiser"])
+        if average is not None:
+            saved = named(tensors, "average.")
+            average.tensors = {k: sharded.shard_like(x, saved[k]) for k, x in average.tensors.items()}
+    return State(objective, model, optimiser, average, skeleton, int(record["step"]), folder)
+
+
+def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) -> None:
@@ -104,11 +105,6 @@ def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) 
         raise ConfigError("compile: true needs a C++ compiler, g++ or what CXX names: install one, or leave it out")
     for part in objective.children():
         part.compile(mode="reduce-overhead" if how == "graphs" else None)
-
-
-def saved(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Those of a checkpoint's tensors whose names begin with ``part``, without it."""
-    return {name.removeprefix(part): x for name, x in tensors.items() if name.startswith(part)}
 
 
 def save(state: State, step: int, settings: Training, seed: int, world: World, prune: bool = True) -> None:
