@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import board
+from pipeline import board, objectives
+from pipeline.data.images import SquareImages
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError, Stopped
-from pipeline.evaluation import encoders, report, scores
+from pipeline.evaluation import encoders, knn, report, scores
 from pipeline.nets import trunks
 from pipeline.objectives import models
+from pipeline.objectives.base import Setup
 from pipeline.settings.nets import CNN, MLP, Net, Norm, ResNet
-from pipeline.settings.objectives import VAE
+from pipeline.settings.objectives import VAE, Head, MoCo
 from pipeline.settings.sparse import Coding
 from pipeline.settings.stages import Probe
 from pipeline.stages import probe
@@ -272,3 +274,27 @@ def test_a_row_has_a_name_of_its_own():
         with pytest.raises(ValueError, match="expected"):
             Probe(data="shards", encoders=names)
     assert Probe(data="shards", encoders=("moco", "random_crops")).encoders[1] == "random_crops"
+
+
+def test_what_the_head_makes_of_features_has_a_row_where_there_is_a_head(inputs, digits, tmp_path, world):
+    """MoCo's colab takes neighbours by the head's numbers: here the same vote, on the head's output by hand."""
+    image = Shards.open(digits).image(None)
+    setup = Setup(image, 10, NET, world, 4)
+    objective = objectives.build(MoCo(queue=8, head=Head(hidden=0, dim=6)), setup).eval()
+    models.write(tmp_path / "moco", models.state(objective), models.spec(objective, setup))
+    folders = {"shards": digits, "moco": tmp_path / "moco", "bare": inputs["moco"]}
+    settings = Probe(data="shards", encoders=("moco", "bare"), projection=True, **FEW)
+    metrics = probe.run(settings, 0, folders, tmp_path / "out", world)
+    assert list(metrics["rows"]) == ["moco", "moco_projection", "bare", "raw_pixels", "random"]
+    assert "moco_projection" in report.card(metrics) and "- projection: " in report.card(metrics)
+    rows = []
+    for split in ("train", "test"):
+        pixels = SquareImages(Shards.open(digits, split), 8).pixels
+        with torch.no_grad():
+            rows.append(objective.head(objective.encoder(image.normalise(pixels.float() / 255))))
+    labels = [torch.from_numpy(Shards.open(digits, split).labels) for split in ("train", "test")]
+    right = knn.classify(rows[0], labels[0], rows[1], 20, 0.07) == labels[1]
+    assert metrics["rows"]["moco_projection"]["knn_top1"] == pytest.approx(float(right.double().mean()), abs=0.003)
+    assert metrics["rows"]["moco_projection"] != metrics["rows"]["moco"]
+    with pytest.raises(ValueError, match="moco_projection is the row of moco's head"):
+        Probe(data="shards", encoders=("moco", "moco_projection"), projection=True)

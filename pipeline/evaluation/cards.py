@@ -119,8 +119,8 @@ def results(home: Path | None, record: dict[str, Any]) -> str:
         if probe.get("kind") != "probe" or record.get("key") not in probe.get("inputs", {}).values():
             continue
         name = next(n for n, key in probe["inputs"].items() if key == record["key"])
-        for row in (name, "raw_pixels", "random"):
-            numbers = {k: v for k, v in sorted(rows.get(row, {}).items()) if isinstance(v, int | float)}
+        for row in (r for r in (name, f"{name}_projection", "raw_pixels", "random") if r in rows):
+            numbers = {k: v for k, v in sorted(rows[row].items()) if isinstance(v, int | float)}
             lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
         protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
         lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")

@@ -54,6 +54,21 @@ def load(folder: Path | str) -> Encoder:
         raise models.unreadable(folder, error) from error
 
 
+def load_projection(folder: Path) -> Encoder | None:
+    """The encoder and its head of the model in a folder as one, in evaluation mode; None where it has no head."""
+    spec, weights = models.read(folder)
+    if "objective" not in spec:
+        return None
+    try:
+        objective = models.restore(spec, weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise models.unreadable(folder, error) from error
+    if objective.projection is None:
+        return None
+    joined = nn.Sequential(objective.encoder, objective.projection)
+    return frozen(joined, models.image(spec), objective.normalised)
+
+
 def restore(spec: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
     if "objective" in spec:
         objective = models.restore(spec, weights)

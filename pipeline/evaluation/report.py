@@ -33,6 +33,7 @@ def metrics(settings: Probe, seed: int, data: Data, curves: Curves, untrained: d
 
 def protocol(settings: Probe, seed: int, data: Data, untrained: dict[str, list[str]]) -> dict[str, Any]:
     """How the numbers were got: sizes, seed, and how each choice was made."""
+    heads = {"projection": "rows NAME_projection: the output of the head, in place of the encoder's features"}
     return {
         "n_train": len(data.y),
         "n_validation": len(data.parts.validation),
@@ -53,7 +54,7 @@ def protocol(settings: Probe, seed: int, data: Data, untrained: dict[str, list[s
         "sd": "over label draws (n - 1)",
         "untrained": {name: f"the network of {', '.join(owners)}" for name, owners in untrained.items()},
         "data": data.train.fingerprint,
-    }
+    } | (heads if settings.projection else {})
 
 
 def results(metrics: dict[str, Any], curves: Curves, data: Data) -> dict[str, Any]:

@@ -180,6 +180,11 @@ class Objective(nn.Module):
         return {}
 
     @property
+    def projection(self) -> nn.Module | None:
+        """The head in whose space its energies are, from the encoder's features to [B, dim]; None: there is none."""
+        return None
+
+    @property
     def encoder(self) -> nn.Module:
         """What is probed and exported: images [B, C, H, W] -> features [B, features]."""
         raise TypeError(f"{type(self).__name__} has no encoder")

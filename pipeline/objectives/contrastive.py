@@ -24,6 +24,8 @@ class Contrastive(Objective):
 
     dim: int
     """Of the embeddings."""
+    head: nn.Module
+    """From the trunk's features to the embeddings of whole images; where a predictor follows, to what it takes."""
     leaks: ClassVar[bool] = True
     """Whether both embeddings are of whole images, whose companions in batch norm may tell them apart."""
 
@@ -83,6 +85,10 @@ class Contrastive(Objective):
     @property
     def encoder(self) -> nn.Module:
         return self.trunk
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.head
 
 
 def embed_crops(trunk: nn.Module, head: nn.Module, crops: Tensor) -> Tensor:

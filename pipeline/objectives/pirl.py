@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import keyed
 from pipeline.nets import heads, seeded, trunks
@@ -42,6 +42,10 @@ class PIRL(Contrastive):
         self.bank = Bank(setup.samples, settings.head.dim, setup.seed, world, settings.bank == "sharded")
         if settings.loss == "binary_nce":  # of image and patches; not a number until the first commit
             self.register_buffer("log_partition", torch.full((2,), torch.nan))
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.f
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit rows of the image, of its patches (or of the turned view) and of P small crops, [B, 2 + P, dim]."""

@@ -279,6 +279,9 @@ class Probe(Stage):
     """Of the kNN vote exp(s / T) (arXiv 1805.01978)."""
     train_examples: Count | None = None
     """Use only the first so many labelled training samples."""
+    projection: bool = False
+    """Also evaluate what the head makes of each encoder's features, as rows of their own, NAME_projection: what papers
+    that take neighbours in the space of the loss compare with (MoCo's colab). Encoders without a head have none."""
 
     @field_validator("encoders")
     @classmethod
@@ -292,6 +295,12 @@ class Probe(Stage):
             if any(name == f"random_{other}" for other in names):
                 raise ValueError(f"{name} is the untrained row of another encoder; expected a stage of another name")
         return names
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        for name in self.encoders if self.projection else ():
+            if f"{name}_projection" in self.encoders:
+                yield "encoders", f"{name}_projection is the row of {name}'s head; expected a stage of another name"
 
 
 AnyStage = Annotated[Pack | Pretrain | Probe | Codes | Generate, Field(discriminator="kind")]

@@ -90,8 +90,13 @@ class Extractor:
 
 
 def line_up(settings: Probe, seed: int, inputs: dict[str, Path], data: Data) -> dict[str, list[Entry]]:
-    """The rows: every encoder along its training, raw pixels, and each network without training."""
-    rows = {name: along(inputs[name]) for name in settings.encoders}
+    """The rows: every encoder along its training, its head if asked for, raw pixels, and each network without
+    training."""
+    rows = {}
+    for name in settings.encoders:
+        rows[name] = along(inputs[name], encoders.load)
+        if settings.projection and encoders.load_projection(inputs[name]):
+            rows[f"{name}_projection"] = along(inputs[name], encoders.load_projection)
     last = max(entry.step for row in rows.values() for entry in row)
     height, width = data.train.manifest["height"], data.train.manifest["width"]
     image = data.train.image(height if height and height == width <= SMALL else SMALL // 2)
@@ -114,13 +119,13 @@ def untrained(settings: Probe, inputs: dict[str, Path]) -> dict[str, list[str]]:
     return {f"random_{names[0]}" if i else "random": names for i, names in enumerate(owners.values())}
 
 
-def along(folder: Path) -> list[Entry]:
+def along(folder: Path, load: Callable[[Path], Any]) -> list[Entry]:
     """An artifact's encoders by training step: its snapshots, and the finished one last."""
-    found = [Entry(int(p.name), lambda p=p: encoders.load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
+    found = [Entry(int(p.name), lambda p=p: load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
     metrics = folder / "metrics.jsonl"
     rows = metrics.read_text().splitlines() if metrics.exists() else []
     last = json.loads(rows[-1])["step"] if rows else 1
-    return [*found, Entry(max([last, 1, *(entry.step + 1 for entry in found)]), lambda: encoders.load(folder))]
+    return [*found, Entry(max([last, 1, *(entry.step + 1 for entry in found)]), lambda: load(folder))]
 
 
 def read(path: Path) -> Scores | None:
