@@ -22,23 +22,31 @@ from pipeline.world import World
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed set as far as it is known: training images, channels, side of the images (None where it varies)."""
+    """A packed set as far as it is known: training images, channels (None before packing), side of the images (None
+    where it varies, too)."""
 
     images: int
-    channels: int
+    channels: int | None
     side: int | None
 
 
 def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
-    """What the shards are, if they are there, or what they will be, if that is known before."""
+    """What the shards are, if they are there, or what they will be, as far as that is known before."""
     manifest = folder / "manifest.json"
     if manifest.exists():
         said = json.loads(manifest.read_text())
         side = said["height"] if said["height"] == said["width"] else None
         return Packed(said["splits"]["train"]["images"], said["channels"], side)
     if settings.source == "digits":
-        return Packed(len(halves(open_source(settings).listing(), settings.test, seed)["train"]), 1, 8)
+        return Packed(training_images(settings, seed, folder.parent), 1, 8)
+    if settings.source.startswith("folder:"):
+        return Packed(training_images(settings, seed, folder.parent), None, None)
     return None
+
+
+def training_images(settings: Pack, seed: int, root: Path) -> int:
+    """Images of a source, readable or not, that packing would give to train on: by their names alone."""
+    return len(halves(open_source(settings, root).listing(), settings.test, seed)["train"])
 
 
 def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
@@ -46,7 +54,7 @@ def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective
     side = settings.view_size or (data.side if data else None)
     if side is None:
         return None
-    channels = data.channels if data else 3
+    channels = (data.channels if data else None) or 3
     image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
     world = World.single(device="meta")
     samples = settings.samples(data.images) if data else settings.train_examples or 1

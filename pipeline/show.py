@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -226,16 +227,17 @@ def protocol(record: dict[str, Any]) -> str:
 def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     """What there is to do, what it takes, and every derived number with its formula."""
     packs = {p.name: p for p in planned if "shards" in p.settings.makes}
+    data = cache(lambda name: packed(packs[name]))  # of a folder, a reading of all names
     rows, notes = [], []
     for p in chosen:
         state = "done" if p.done else "to do"
-        known = training(p, packs[p.settings.data]) if isinstance(p.settings, Training) else ("",) * 4
+        known = training(p, data(p.settings.data)) if isinstance(p.settings, Training) else ("",) * 4
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.provisional else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
         if isinstance(p.settings, Training):
             notes.append(rate(p))
         if hasattr(p.settings, "data"):
-            notes += remarks(p, packs[p.settings.data])
+            notes += remarks(p, packs[p.settings.data], data)
     table(
         "Nothing is run",
         ["stage", "kind", "folder", "state", "where", "steps", "images an epoch", "parameters", "memory a process"],
@@ -244,11 +246,18 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     )
 
 
-def training(p: Any, pack: Any) -> tuple[str, str, str, str]:
-    """Steps, images an epoch, parameters and memory, each as far as it is known before packing."""
+def packed(pack: Any) -> Any:
     from pipeline import estimate
 
-    data, later = estimate.packed(pack.settings, pack.seed, pack.folder), "after packing"
+    return estimate.packed(pack.settings, pack.seed, pack.folder)
+
+
+def training(p: Any, data: Any) -> tuple[str, str, str, str]:
+    """Steps, images an epoch, parameters and memory of a training on ``data`` (see `estimate.packed`), each as far as
+    it is known before packing."""
+    from pipeline import estimate
+
+    later = "after packing"
     steps = p.settings.total_steps(data.images) if data else p.settings.steps
     images = p.settings.steps_per_epoch(data.images) * p.settings.batch if data else None
     made = estimate.build(p.settings, data, p.seed)
@@ -259,18 +268,17 @@ def training(p: Any, pack: Any) -> tuple[str, str, str, str]:
     return str(steps or later), str(images or later), count, f"~ {size / 2**20:,.0f} MB"
 
 
-def remarks(p: Any, pack: Any) -> list[str]:
+def remarks(p: Any, pack: Any, data: Callable[[str], Any]) -> list[str]:
     """What is said of a stage before it starts, as far as its images are known. Raises as `advice.stage`."""
-    from pipeline import advice, estimate
+    from pipeline import advice
 
+    notes: list[str] = []
     if p.done:
-        return []
+        return notes
     if (pack.folder / "manifest.json").exists():
         notes = advice.stage(p.name, p.settings, pack.folder)
-    else:
-        data = estimate.packed(pack.settings, pack.seed, pack.folder)
-        known = data is not None and isinstance(p.settings, Training)
-        notes = advice.training(p.name, p.settings, data.images, data.side) if known else []
+    elif isinstance(p.settings, Training) and (known := data(pack.name)) is not None:
+        notes = advice.training(p.name, p.settings, known.images, known.side)
     return [f"{p.name}: {text}" for text in notes]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,11 +159,17 @@ def test_a_dry_run_writes_nothing_and_tells_the_plan(place, capsys):
     assert "moco: learning rate 0.06 = lr 0.06 x batch 256 / reference_batch 256" in told
 
 
-def test_a_dry_run_before_packing_says_so(place, capsys):
+def test_a_dry_run_before_packing_counts_images_and_opens_none(place, capsys):
     (place / "images").mkdir()
-    (place / "images/1.png").write_bytes(b"not opened yet")
-    assert cli.main(["run", "c.yaml", "--dry-run", "--here", "shards.source=folder:images"]) == 0
-    assert "after packing" in capsys.readouterr().out
+    for i in range(40):
+        (place / f"images/{i}.png").write_bytes(b"not opened yet")
+    words = ["run", "c.yaml", "--dry-run", "--here", "--only", "moco", "shards.source=folder:images"]
+    assert cli.main(words) == 2
+    count = int(re.search(r"batch 256 of (\d+) images to train on", capsys.readouterr().err)[1])  # type: ignore[index]
+    assert 24 <= count <= 38
+    assert cli.main([*words, "moco.batch=8"]) == 0
+    told = capsys.readouterr().out
+    assert str(3 * (count // 8)) in told and str(count // 8 * 8) in told and "after packing" in told
 
 
 def finished(root: Path, name: str, kind: str, metrics: dict, settings: dict) -> Path:

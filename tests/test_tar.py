@@ -228,7 +228,9 @@ def test_unreadable_images_are_left_out_of_the_index(tmp_path, capsys):
     assert "5 training and 0 test images, 1 left out (bad.jsonl)" in capsys.readouterr().out
     assert Shards.open(tmp_path).key(2) == "0003"
     assert json.loads((tmp_path / "bad.jsonl").read_text())["image"] == "x.tar:0002.jpg"
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     assert cli.main(["index", str(tmp_path / "x.tar"), "--max-bad", "0"]) == 65
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before  # what fails leaves nothing, and takes nothing
 
 
 def test_check_lists_images_of_tars_without_an_index(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Tars that others wrote, indexed where they lie: no byte of them is copied or changed."""
 
 import os
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pipeline.data.sources.webdataset import Numbers, scan
 from pipeline.data.tar import Sample
 from pipeline.data.write import CHUNK, Statistics, describe, examine, split_table
 from pipeline.errors import DataError
-from pipeline.files import write, write_json, write_json_lines
+from pipeline.files import sync, write, write_json, write_json_lines
 
 
 def index(
@@ -41,26 +43,44 @@ def index(
             say(fault)
         raise DataError(f"{len(wrong)} faults in {len(paths)} tars, the first {wrong[0]}; mend or remove them")
     labels, classes, notes = numbers.classes()
-    out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(threads) as pool:
+    with unfinished(out) as part, ThreadPoolExecutor(threads) as pool:
         for split, found in splits.items():
             made, stats[split] = [], Statistics()
             for path in found:
                 name = str(path.resolve().relative_to(base))
                 items = [(s, labels.get(said, -1), load) for s, said, load in scan(path).found]
-                made.append(one(path, name, items, out, pool, stats[split], bad, exif_orientation))
+                made.append(one(path, name, items, part, pool, stats[split], bad, exif_orientation))
                 say(f"{name}: {made[-1][1]} images")
-            entries[split] = split_table(out, split, made)
-    if len(bad) > max_bad or not stats["train"].n:
-        first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
-        raise DataError(f"{len(bad)} unreadable images, {stats['train'].n} readable to train on; the first: {first}")
-    write_json_lines(out / "bad.jsonl", bad)
+            entries[split] = split_table(part, split, made)
+        if len(bad) > max_bad or not stats["train"].n:
+            first = "; ".join(f"{b['image']}: {b['reason']}" for b in bad[:3])
+            n = stats["train"].n
+            raise DataError(f"{len(bad)} unreadable images, {n} readable to train on; the first: {first}")
+        write_json_lines(part / "bad.jsonl", bad)
     beside = os.path.relpath(base, out.resolve())
     manifest = describe(classes, entries, stats, len(bad), exif_orientation, None if beside == "." else beside)
     for note in notes:
         say(note)
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` whose files are moved to ``out`` when the block ends. If the block raises they are removed,
+    and ``out`` is as it was."""
+    part = out / ".index.part"
+    shutil.rmtree(part, ignore_errors=True)  # what a killed start left
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in [path for path in part.rglob("*") if path.is_file()]:
+            target = out / path.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+            sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def one(
