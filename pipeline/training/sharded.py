@@ -6,6 +6,7 @@ a scalar) is a full tensor first, so that nothing written depends on how many ra
 
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +49,11 @@ def shard_like(example: Tensor, x: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x, example.device_mesh, example.placements)  # type: ignore[attr-defined]
+
+
+def unsharded_copy(skeleton: nn.Module, module: nn.Module) -> nn.Module:
+    """A copy of a sharded module with full tensors, which all ranks make together. ``skeleton``: the module on the
+    meta device, as it was before it was sharded."""
+    copy = deepcopy(skeleton)
+    copy.load_state_dict({name: full_tensor(x) for name, x in module.state_dict().items()}, assign=True)
+    return copy
