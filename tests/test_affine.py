@@ -27,7 +27,7 @@ def test_nothing_drawn_changes_nothing():
 
 def test_a_rotation_is_a_rotation():
     """Where all but the angle is still, the map is orthogonal, and its angle uniform in ± the setting."""
-    maps = affine.matrices(Characters(**(STILL | {"rotation": 30.0})), 0, 0, IDS, "one")
+    maps = affine.affine_matrices(Characters(**(STILL | {"rotation": 30.0})), 0, 0, IDS, "one")
     turn = maps[:, :, :2]
     assert torch.allclose(turn @ turn.mT, torch.eye(2).expand_as(turn), atol=1e-6) and not maps[:, :, 2].any()
     angle = torch.rad2deg(torch.atan2(turn[:, 1, 0], turn[:, 0, 0]))
@@ -35,7 +35,7 @@ def test_a_rotation_is_a_rotation():
 
 
 def test_scale_and_shift_are_as_set():
-    maps = affine.matrices(Characters(**(STILL | {"scale": (0.5, 2.0), "shift": 0.25})), 0, 0, IDS, "one")
+    maps = affine.affine_matrices(Characters(**(STILL | {"scale": (0.5, 2.0), "shift": 0.25})), 0, 0, IDS, "one")
     grown = 1 / maps[:, 0, 0]
     assert 0.5 <= float(grown.min()) < 0.52 and 1.98 < float(grown.max()) <= 2.0
     shift = maps[:, :, 2] / 2  # of the side
@@ -46,7 +46,7 @@ def test_scale_and_shift_are_as_set():
 def test_bending_is_noise_smoothed_by_a_gaussian(sigma):
     """Root mean square as set at every place, no direction before the other, correlation e^(-d^2 / 4 sigma^2)."""
     side = 28
-    field = affine.bending(Characters(elastic=1.5, elastic_sigma=sigma), 0, 0, IDS, "one", side) * side / 2
+    field = affine.displacements(Characters(elastic=1.5, elastic_sigma=sigma), 0, 0, IDS, "one", side) * side / 2
     rms = field.square().mean(0).sqrt()
     assert (rms - 1.5).abs().max() < 0.12
     middle = field[:, side // 2, side // 2]
@@ -91,7 +91,7 @@ def test_strokes_left_alone_are_left_alone():
 
 
 def test_shears_along_both_axes_are_drawn_apart():
-    maps = affine.matrices(Characters(**(STILL | {"shear": 15.0})), 0, 0, IDS, "one")
+    maps = affine.affine_matrices(Characters(**(STILL | {"shear": 15.0})), 0, 0, IDS, "one")
     across, down = (torch.rad2deg(maps[:, *at].atan()) for at in ((0, 1), (1, 0)))
     for shear in (across, down):
         assert 14.9 < float(shear.abs().max()) <= 15.01 and abs(float(shear.std()) - 30 / math.sqrt(12)) < 0.3

@@ -97,7 +97,7 @@ def test_07_patches_have_all_their_jitter_and_come_from_everywhere():
             assert set(slack[:, place, axis].tolist()) == set(range(22))
     crop = jigsaw.enlarge(torch.zeros(2, 3, 150, 150, dtype=torch.uint8), (0.6, 1.0), 255, 0, 0, np.arange(2))
     assert crop.shape == (2, 3, 255, 255)
-    pieces = jigsaw.cut(crop, at[:2], jigsaw.shuffles(0, 0, np.arange(2), 9), patch)
+    pieces = jigsaw.cut(crop, at[:2], jigsaw.orders(0, 0, np.arange(2), 9), patch)
     assert pieces.shape == (2, 9, 3, 64, 64)
 
 

@@ -33,7 +33,7 @@ DRAWS = {
     "boxes": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).corners,
     "flips": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).flips,
     "areas": lambda *words: crops.draw(*words, "one", (0.1, 1), (3 / 4, 4 / 3), 0.5).widths,
-    "order of patches": lambda *words: jigsaw.shuffles(*words, 9),
+    "order of patches": lambda *words: jigsaw.orders(*words, 9),
     "jitter of patches": lambda *words: jigsaw.corners(*words, 3, 85, 64),
     "flips of patches": lambda *words: jigsaw.draw(*words, Jigsaw(), 32, (3 / 4, 4 / 3), 0.5).flips,
     "colours": lambda *words: photometrics.draw(MoCoV2(), *words, "one").factors,
@@ -41,8 +41,8 @@ DRAWS = {
     "blur": lambda *words: photometrics.draw(MoCoV2(), *words, "one").sigma,
     "grey": lambda *words: photometrics.draw(MoCoV2(), *words, "one").grey,
     "solarise": lambda *words: photometrics.draw(MoCoV2(solarise_p=0.4), *words, "one").solarise,
-    "matrices": lambda *words: affine.matrices(Characters(), *words, "one").numpy(),
-    "bending": lambda *words: affine.bending(Characters(elastic=1), *words, "one", 8).numpy(),
+    "matrices": lambda *words: affine.affine_matrices(Characters(), *words, "one").numpy(),
+    "bending": lambda *words: affine.displacements(Characters(elastic=1), *words, "one", 8).numpy(),
 }
 
 

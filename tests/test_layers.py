@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "files", "hints", "image", "keyed", "launcher", "lines", "process", "progress", "signals", "tensors"},
+    {"errors", "files", "hints", "image", "jit", "keyed", "launcher", "lines", "process"},
+    {"progress", "signals", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
     {"sparse", "nets", "views"},

@@ -260,7 +260,7 @@ def test_a_folder_makes_room_for_a_file_when_no_more_may_be_open(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- numba
 SUM = """
-from pipeline.views.compiled import jit
+from pipeline.jit import jit
 @jit(error_model="numpy")
 def f(x):
     return x + 1

@@ -348,7 +348,7 @@ def test_patches_jitter_over_the_whole_slack_and_take_all_orders():
     inside = corners % 85
     assert set(np.unique(inside)) == set(range(22))
     assert stats.chisquare(np.bincount(inside.ravel())).pvalue > 1e-4
-    order = jigsaw.shuffles(0, 0, np.arange(20_000), 9)
+    order = jigsaw.orders(0, 0, np.arange(20_000), 9)
     counts = np.array([np.bincount(order[:, i], minlength=9) for i in range(9)])
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
     assert len(np.unique(order, axis=0)) > 18_000  # of 362,880: no fixed set of a thousand

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.views.compiled import jit
+from pipeline.jit import jit
 
 BLOCK = 8  # signals whose correlations are computed together
 FIRST = 8  # coordinates of the first working set

@@ -12,36 +12,37 @@ from pipeline import keyed
 from pipeline.settings.data import Characters
 
 
-def between(u: np.ndarray, low: float, high: float) -> Tensor:
+def spread(u: np.ndarray, low: float, high: float) -> Tensor:
+    """Uniform numbers in [0, 1) -> in [low, high)."""
     return torch.from_numpy(low + (high - low) * u).float()
 
 
-def matrices(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str) -> Tensor:
-    """Maps from places in the view to places in the image, both in [-1, 1] -> [B, 2, 3]."""
+def affine_matrices(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str) -> Tensor:
+    """Maps from positions in the view to positions in the image, both in [-1, 1] -> [B, 2, 3]."""
     u = keyed.uniform(6, seed, epoch, ids, view, "affine").T
-    turn = between(u[0], -1, 1) * math.radians(settings.rotation)
-    shear = torch.tan(between(u[1:3], -1, 1) * math.radians(settings.shear))
-    shrink = 1 / between(u[3], *settings.scale)
-    shift = between(u[4:6], -2, 2) * settings.shift
-    cos, sin, one = turn.cos(), turn.sin(), torch.ones_like(turn)
+    turn = spread(u[0], -1, 1) * math.radians(settings.rotation)
+    shear = torch.tan(spread(u[1:3], -1, 1) * math.radians(settings.shear))
+    shrink = 1 / spread(u[3], *settings.scale)
+    shift = spread(u[4:6], -2, 2) * settings.shift
+    cos, sin, unit = turn.cos(), turn.sin(), torch.ones_like(turn)
     rotate = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-    slant = torch.stack([one, shear[0], shear[1], one], 1).view(-1, 2, 2)
+    slant = torch.stack([unit, shear[0], shear[1], unit], 1).view(-1, 2, 2)
     return torch.cat([rotate @ slant * shrink.view(-1, 1, 1), shift.T[..., None]], 2)
 
 
-def bending(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str, side: int) -> Tensor:
-    """Displacements in [-1, 1] units -> [B, side, side, 2]: white noise smoothed by a Gaussian (Simard et al. 2003).
+def displacements(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str, side: int) -> Tensor:
+    """Elastic displacements, the side being 2, [B, side, side, 2]: white noise smoothed by a Gaussian (Simard 2003).
 
     The noise lies on a grid as wide as the Gaussian's deviation, which smooths it as it would any finer one; weights
     of each pixel have norm 1, so that the root mean square along each axis is
     ``settings.elastic`` pixels everywhere.
     """
     sigma = settings.elastic_sigma
-    places = torch.arange(-2 * sigma, side + 2 * sigma + 1, sigma)
+    nodes = torch.arange(-2 * sigma, side + 2 * sigma + 1, sigma)
     pixels = torch.arange(side) + 0.5
-    weights = torch.exp(-((pixels[:, None] - places) ** 2) / (2 * sigma**2))
+    weights = torch.exp(-((pixels[:, None] - nodes) ** 2) / (2 * sigma**2))
     weights = weights / weights.norm(dim=1, keepdim=True)
-    count = len(places)
+    count = len(nodes)
     noise = torch.from_numpy(keyed.normal(2 * count * count, seed, epoch, ids, view, "elastic")).float()
     field = weights @ noise.view(-1, 2, count, count) @ weights.T
     return field.permute(0, 2, 3, 1) * (settings.elastic * 2 / side)
@@ -53,20 +54,20 @@ def view(
     """One random view of each image: uint8 [B, C, H, W] -> float32 [B, C, side, side] in [0, 1]."""
     device = images.device
     grid = affine_grid(
-        matrices(settings, seed, epoch, ids, name).to(device), [len(images), 1, side, side], align_corners=False
+        affine_matrices(settings, seed, epoch, ids, name).to(device), [len(images), 1, side, side], align_corners=False
     )
     if settings.elastic:
-        grid = grid + bending(settings, seed, epoch, ids, name, side).to(device)
-    bent = grid_sample(images.float() / 255, grid, align_corners=False)
+        grid = grid + displacements(settings, seed, epoch, ids, name, side).to(device)
+    views = grid_sample(images.float() / 255, grid, align_corners=False)
     if settings.stroke:
-        bent = stroke(bent, settings, seed, epoch, ids, name)
-    return contrast(bent, settings, seed, epoch, ids, name)
+        views = stroke(views, settings, seed, epoch, ids, name)
+    return contrast(views, settings, seed, epoch, ids, name)
 
 
 def stroke(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
     """Each image [B, C, H, W] on its way to the largest of every 3x3 pixels, which widens strokes by a pixel on each
     side, or to the least, which narrows them: a share of the way drawn from ± ``settings.stroke``."""
-    share = between(keyed.uniform(1, seed, epoch, ids, name, "stroke"), -1, 1).to(images.device) * settings.stroke
+    share = spread(keyed.uniform(1, seed, epoch, ids, name, "stroke"), -1, 1).to(images.device) * settings.stroke
     share = share.view(-1, 1, 1, 1)
     wide, narrow = max_pool2d(images, 3, 1, 1), -max_pool2d(-images, 3, 1, 1)
     return torch.where(share > 0, torch.lerp(images, wide, share), torch.lerp(images, narrow, -share))
@@ -75,6 +76,6 @@ def stroke(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.
 def contrast(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
     """Each image [B, ...] (or each of its P patches [B, P, ...]) times a factor of its own, kept in [0, 1]."""
     lead = images.shape[1] if images.ndim == 5 else 1
-    factor = between(keyed.uniform(lead, seed, epoch, ids, name, "contrast"), *settings.contrast).to(images.device)
+    factor = spread(keyed.uniform(lead, seed, epoch, ids, name, "contrast"), *settings.contrast).to(images.device)
     shape = (len(images), lead, 1, 1, 1) if images.ndim == 5 else (len(images), 1, 1, 1)
     return (images * factor.view(shape)).clamp(0, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed
-from pipeline.views.compiled import AVAILABLE, compiled
+from pipeline.jit import AVAILABLE, optional_jit
 
 TRIES = 10
 """Boxes drawn before the central fallback."""
@@ -19,8 +19,9 @@ SMALL = 64
 
 @dataclass(frozen=True)
 class Params:
-    """Where to crop each of B images, whatever their sizes: ``widths`` and ``heights`` of the tries over the root of
-    the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the room that is left, [B, 2]; ``flips``."""
+    """The random numbers of a crop of each of B images, whatever their sizes: ``widths`` and ``heights`` of the
+    tries over the root of the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the room that is
+    left, [B, 2]; ``flips``, bool [B]."""
 
     widths: np.ndarray
     heights: np.ndarray
@@ -68,7 +69,7 @@ def draw(
     flip: float,
 ) -> Params:
     """As torchvision's RandomResizedCrop: up to ten times an area U(scale) of the image and a ratio of width to height
-    log-uniform in ``ratio``; then a place, and a flip of that probability."""
+    log-uniform in ``ratio``; then a position, and a flip of that probability."""
     u = keyed.uniform(2 * TRIES + 3, seed, epoch, ids, view, "crop")
     area = scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -76,9 +77,9 @@ def draw(
     return Params(np.sqrt(area * aspect), np.sqrt(area / aspect), u[:, -3:-1], u[:, -1] < flip, ratio)
 
 
-@compiled
+@optional_jit
 def box(widths, heights, corner, height, width, narrowest, broadest):
-    """The first try that fits inside the image, at its place; else the largest central box of a ratio in the range."""
+    """The first try that fits inside the image; else the largest central box of a ratio in the range."""
     root = math.sqrt(height * width)
     for k in range(len(widths)):
         w, h = int(np.rint(root * widths[k])), int(np.rint(root * heights[k]))
@@ -97,10 +98,10 @@ def fast(size: Sequence[int], side: int) -> bool:
     return AVAILABLE and side < SMALL and max(size) < 8 * SMALL
 
 
-@compiled
+@optional_jit
 def kernel(size, side):
     """Along one axis, from ``size`` pixels to ``side``: first source pixel and count of each target pixel, and their
-    weights as integers of ``bits`` binary places -> int64 [side], [side], int32 [side, most], bits."""
+    weights as integers of ``bits`` binary digits -> int64 [side], [side], int32 [side, most], bits."""
     scale = size / side
     support, inverse = max(scale, 1.0), 1 / scale if scale >= 1 else 1.0
     most = 2 * math.ceil(support) + 1
@@ -128,7 +129,7 @@ def kernel(size, side):
     return first, count, weights, bits
 
 
-@compiled
+@optional_jit
 def resample(part, flip, out):
     """part uint8 [h, w, C] -> out uint8 [S, S, C], antialiased and linear, mirrored or not."""
     height, width, channels = part.shape
@@ -157,7 +158,7 @@ def resample(part, flip, out):
             flat[i, x] = min(max(sums[x] >> bits, 0), 255)
 
 
-@compiled
+@optional_jit
 def _crop_rows(images, rows, widths, heights, corners, flips, narrowest, broadest, out):
     height, width = images.shape[1:3]
     crop = np.empty(out.shape[1:], np.uint8)  # contiguous, as one of several crops of an image is not

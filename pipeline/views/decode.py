@@ -68,10 +68,10 @@ def decode(
     try:
         pixels = jpeg(data, channels, scratch) if simplejpeg is not None and bytes(data[:2]) == b"\xff\xd8" else None
         if pixels is not None:
-            turn = marked(data) if exif_orientation else 1
+            turn = jpeg_orientation(data) if exif_orientation else 1
         else:
-            image, turn = opened(data)
-            pixels = np.array(flat(image, mode))
+            image, turn = open_image(data)
+            pixels = np.array(to_eight_bits(image, mode))
     except ValueError:
         raise
     except MemoryError as error:
@@ -84,23 +84,23 @@ def decode(
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def marked(data: bytes | memoryview) -> int:
+def jpeg_orientation(data: bytes | memoryview) -> int:
     """The orientation that a JPEG's header names; 1 where it names none."""
     from PIL import Image
 
-    held = bytes(data)
-    scan = held.find(b"\xff\xda")  # what comes before the first scan, be it a thumbnail's, which only EXIF data hold
-    if not any(name in held[: None if scan < 0 else scan] for name in (b"Exif\0\0", b"tiff:Orientation")):
+    content = bytes(data)
+    scan = content.find(b"\xff\xda")  # of what comes before it: a thumbnail's scan, too, only EXIF data hold
+    if not any(name in content[: None if scan < 0 else scan] for name in (b"Exif\0\0", b"tiff:Orientation")):
         return 1  # most have neither: opening them with Pillow costs a tenth of decoding them
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return taken(Image.open(io.BytesIO(held)))
+            return pop_orientation(Image.open(io.BytesIO(content)))
     except Exception:  # simplejpeg has decoded it: a header that Pillow cannot read says nothing
         return 1
 
 
-def taken(image: Any) -> int:
+def pop_orientation(image: Any) -> int:
     """The orientation of a Pillow image, taken out of it."""
     try:
         return int(image.getexif().pop(ORIENTATION, 1))
@@ -129,7 +129,7 @@ def jpeg(data: bytes | memoryview, channels: int, scratch: Scratch | None) -> np
     return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", buffer=buffer)
 
 
-def opened(data: bytes | memoryview) -> tuple[Any, int]:
+def open_image(data: bytes | memoryview) -> tuple[Any, int]:
     """A Pillow image, its pixels loaded as they lie, and its EXIF orientation."""
     from PIL import Image, UnidentifiedImageError
 
@@ -139,9 +139,9 @@ def opened(data: bytes | memoryview) -> tuple[Any, int]:
             image = Image.open(io.BytesIO(data))
             check(image.height, image.width)
             scale_transparency(image, data)
-            turn = taken(image) if image.format == "TIFF" else 0  # Pillow turns it while it loads, and no other
+            turn = pop_orientation(image) if image.format == "TIFF" else 0  # which Pillow turns while it loads
             image.load()
-            turn = turn or taken(image)  # not before: a PNG is loaded for it, and damage in it would go unseen
+            turn = turn or pop_orientation(image)  # of a PNG this would load it, and hide its damage, if asked before
     except UnidentifiedImageError as error:
         raise ValueError("not an image") from error
     return image, turn
@@ -159,7 +159,7 @@ def scale_transparency(image: Any, data: bytes | memoryview) -> None:
             image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
-def flat(image: Any, mode: str) -> Any:
+def to_eight_bits(image: Any, mode: str) -> Any:
     """A Pillow image of any mode -> L or RGB of eight bits."""
     from PIL import Image
 

@@ -22,7 +22,7 @@ def geometry(side: int, settings: Jigsaw) -> tuple[int, int]:
     return cell, settings.patch or (64 if cell == 85 else round(0.75 * cell))
 
 
-def shuffles(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
+def orders(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
     """The order in which each sample's patches are shown: a uniform permutation a row -> int64 [B, count]."""
     return keyed.uniform(count, seed, epoch, ids, "patches", "order").argsort(1)
 
@@ -75,7 +75,7 @@ def draw(
     return Params(
         crops.draw(seed, epoch, ids, "patches", settings.scale, ratio, 0),
         corners(seed, epoch, ids, cells, cell, patch),
-        shuffles(seed, epoch, ids, cells**2),
+        orders(seed, epoch, ids, cells**2),
         keyed.uniform(1, seed, epoch, ids[:, None], "patch", np.arange(cells**2), "flip")[..., 0] < flip,
         cells * cell,
     )
@@ -87,7 +87,7 @@ def patches(images: Tensor, settings: Jigsaw, side: int, seed: int, epoch: int, 
     cells, (cell, patch) = settings.cells, geometry(side, settings)
     crop = enlarge(images, settings.scale, cells * cell, seed, epoch, ids)
     at = corners(seed, epoch, ids, cells, cell, patch)
-    return cut(crop, at, shuffles(seed, epoch, ids, cells**2), patch)
+    return cut(crop, at, orders(seed, epoch, ids, cells**2), patch)
 
 
 def enlarge(images: Tensor, scale: tuple[float, float], side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:

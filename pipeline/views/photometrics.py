@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipeline import keyed
 from pipeline.image import Image
+from pipeline.jit import AVAILABLE
 from pipeline.settings.data import Crops
-from pipeline.views import enhance, rows
-from pipeline.views.compiled import AVAILABLE
+from pipeline.views import enhance, photometrics_jit
 
 FAINT = 1e-5
 """Share of a blur's weight that may be left out: a four-hundredth of a grey level."""
@@ -28,9 +28,9 @@ GREY = (0.2989, 0.587, 0.114)
 @dataclass(frozen=True)
 class Draws:
     """Parameters of N images: ``factors`` float32 [N, 4] of brightness, contrast, saturation (1: as it is) and hue
-    (turns); ``order`` int64 [N, 4], which of the four comes at each place, -1: none; ``sigma`` float64 [N] of the blur
-    in pixels, 0: none; ``grey`` and ``solarise`` bool [N]. ``distortion`` stands between jitter and grey, if there is
-    one; ``grey_first``: grey stands before the jitter."""
+    (turns); ``order`` int64 [N, 4], which of the four comes first, second, ..., -1: none; ``sigma`` float64 [N] of the
+    blur in pixels, 0: none; ``grey`` and ``solarise`` bool [N]. ``distortion`` stands between jitter and grey, if
+    there is one; ``grey_first``: grey stands before the jitter."""
 
     factors: np.ndarray
     order: np.ndarray
@@ -72,11 +72,11 @@ def radius(settings: Crops, side: int) -> int:
     return min(max(1, int(settings.blur_kernel * side / 2)), side - 1)
 
 
-def taps(sigma: np.ndarray, reach: int) -> np.ndarray:
+def blur_kernels(sigma: np.ndarray, reach: int) -> np.ndarray:
     """Gaussian weights at offsets 0 .. reach, both sides summing to 1 -> float32 [N, reach + 1].
 
-    Where sigma is 0: 1, 0, ... Outer taps that together weigh less than FAINT, far below a grey level, are 0, and cost
-    nothing.
+    Where sigma is 0: 1, 0, ... Outer weights that are together less than FAINT, far below a grey level, are 0, and
+    cost nothing.
     """
     away = np.arange(reach + 1) / np.where(sigma > 0, sigma, 1e-3)[:, None]
     weights = np.exp(-0.5 * away**2) * np.where(np.arange(reach + 1) > 0, 2, 1)
@@ -89,15 +89,15 @@ def taps(sigma: np.ndarray, reach: int) -> np.ndarray:
 
 def finish(images: Tensor, draws: Draws, reach: int, image: Image, out: Tensor | None = None) -> Tensor:
     """uint8 [N, C, H, W], C of 1 or 3 -> float32: jittered, greyed, blurred within ``reach`` pixels, solarised, and
-    normalised. On a CPU row by row (`rows`), into ``out`` if that is given; else with whole batches."""
-    images, draws = in_bytes(images, draws)
-    weights = taps(draws.sigma, reach)
+    normalised. On a CPU row by row (`photometrics_jit`), into ``out`` if that is given; else with whole batches."""
+    images, draws = apply_bytes(images, draws)
+    weights = blur_kernels(draws.sigma, reach)
     if images.device.type == "cpu" and AVAILABLE:
         if out is None:
             out = torch.empty(images.shape)
         mean, scale = np.asarray(image.mean, np.float32), 1 / np.asarray(image.std, np.float32)
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        rows.finish(
+        photometrics_jit.finish(
             pixels, draws.factors, draws.order, draws.grey, weights, draws.solarise, mean, scale, out.numpy()
         )
         return out
@@ -105,11 +105,11 @@ def finish(images: Tensor, draws: Draws, reach: int, image: Image, out: Tensor |
     return x if out is None else out.copy_(x)
 
 
-def in_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
+def apply_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
     """The operations that are Pillow's, and those before them; with what is left to draw. The rest is as it was."""
     none = np.zeros(len(images), bool)
     if draws.grey_first:
-        images = among(images.clone(), draws.grey, lambda part, _: enhance.grey(part).expand_as(part))
+        images = change_rows(images.clone(), draws.grey, lambda part, _: enhance.grey(part).expand_as(part))
         draws = replace(draws, grey=none, grey_first=False)
     if draws.distortion is not None:
         jitter = replace(draws, grey=none, sigma=np.zeros(len(images)), solarise=none, distortion=None)
@@ -123,25 +123,25 @@ def in_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
 
 def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:
     """All but the normalisation, by whole batches: uint8 [N, C, H, W] -> float32 in [0, 1]. With one channel,
-    saturation, hue and grey do nothing. ``weights``: of the blur, from `taps`."""
+    saturation, hue and grey do nothing. ``weights``: of the blur, from `blur_kernels`."""
     x = images.float() / 255
     factors = torch.from_numpy(draws.factors).to(x.device)
-    for place in range(4):
+    for turn in range(4):
         for op, change in enumerate(OPERATIONS):
-            here = draws.order[:, place] == op
+            chosen = draws.order[:, turn] == op
             by = factors[:, op].view(-1, 1, 1, 1)
-            x = among(x, here, lambda part, rows, change=change, by=by: change(part, by[rows]))
-    x = among(x, draws.grey, lambda part, _: grey(part).expand_as(part))
+            x = change_rows(x, chosen, lambda part, rows, change=change, by=by: change(part, by[rows]))
+    x = change_rows(x, draws.grey, lambda part, _: grey(part).expand_as(part))
     kernels = torch.from_numpy(weights).to(x.device)
-    x = among(x, draws.sigma > 0, lambda part, rows: blur(part, kernels[rows]))
-    return among(x, draws.solarise, lambda part, _: solarise(part))
+    x = change_rows(x, draws.sigma > 0, lambda part, rows: blur(part, kernels[rows]))
+    return change_rows(x, draws.solarise, lambda part, _: solarise(part))
 
 
-def among(x: Tensor, here: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """x with change(its rows, their numbers) in place of the rows that are marked."""
-    if not here.any():
+def change_rows(x: Tensor, chosen: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """x with change(its rows, their numbers) in place of the chosen rows."""
+    if not chosen.any():
         return x
-    rows = torch.from_numpy(np.flatnonzero(here)).to(x.device, non_blocking=True)
+    rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
     return x.index_copy_(0, rows, change(x[rows], rows))
 
 

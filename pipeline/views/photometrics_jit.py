@@ -1,12 +1,12 @@
 """The photometric operations on CPUs, a row of an image at a time: in the first-level cache, as machine code.
 
 The arithmetic is that of `photometrics.apply`, in float32 and in the same order on every CPU; the two differ by the
-rounding of a mean and of a sum of taps.
+rounding of a mean and of a sum of the blur.
 """
 
 import numpy as np
 
-from pipeline.views.compiled import compiled
+from pipeline.jit import optional_jit
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 THREE, FOUR, SIX, SIXTH = np.float32(3), np.float32(4), np.float32(6), np.float32(1 / 6)
@@ -15,24 +15,24 @@ RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
 
 
-@compiled
-def finish(images, factors, order, grey, taps, solarise, mean, scale, out):
+@optional_jit
+def finish(images, factors, order, grey, kernels, solarise, mean, scale, out):
     """Images uint8 [N, H, W, C] -> out float32 [N, C, H, W], (value - mean) scale of each channel.
 
-    The rest are N images' `photometrics.Draws`, with ``taps`` for the blur's sigma: its weights at offsets 0, 1, ...
+    The rest are N images' `photometrics.Draws`, with ``kernels`` for the blur's sigma: weights at offsets 0, 1, ...
     """
     n, height, width, channels = images.shape
     line = np.empty((channels, width), np.float32)
-    pad = taps.shape[1] - 1
+    pad = kernels.shape[1] - 1
     padded = np.zeros(channels * (width + 2 * pad), np.float32)  # a row of all channels, room at both ends of each
     rows = np.empty((height, len(padded) - 2 * pad), np.float32)
     sums = np.empty(width, np.float32)
     for i in range(n):
         level, reach = ZERO, 0
-        for place in range(4):
-            if order[i, place] == CONTRAST:
-                level = mean_grey(images[i], order[i], factors[i], place, line, sums)
-        while reach + 1 < taps.shape[1] and taps[i, reach + 1] > ZERO:
+        for turn in range(4):
+            if order[i, turn] == CONTRAST:
+                level = mean_grey(images[i], order[i], factors[i], turn, line, sums)
+        while reach + 1 < kernels.shape[1] and kernels[i, reach + 1] > ZERO:
             reach += 1
         for y in range(height):
             load(images[i, y], line)
@@ -40,24 +40,24 @@ def finish(images, factors, order, grey, taps, solarise, mean, scale, out):
             if grey[i] and channels == 3:
                 to_grey(line[0], line[1], line[2])
             if reach:
-                across(line, taps[i], reach, padded, rows[y])
+                blur_row(line, kernels[i], reach, padded, rows[y])
             else:
                 store(line, solarise[i], mean, scale, out[i], y)
         if reach:
             for y in range(height):
-                down(rows, y, taps[i], reach, padded)
+                blur_column(rows, y, kernels[i], reach, padded)
                 for c in range(channels):
                     line[c] = padded[c * (width + 2 * pad) : c * (width + 2 * pad) + width]
                 store(line, solarise[i], mean, scale, out[i], y)
 
 
-@compiled
-def mean_grey(image, order, factors, until, line, sums):
+@optional_jit
+def mean_grey(image, order, factors, count, line, sums):
     """What contrast goes around: the mean of the image's grey after the operations before it."""
     sums[:] = ZERO
     for y in range(image.shape[0]):
         load(image[y], line)
-        jitter(line, order, factors, ZERO, until)
+        jitter(line, order, factors, ZERO, count)
         add_grey(line, sums)
     total = 0.0
     for x in range(len(sums)):
@@ -65,7 +65,7 @@ def mean_grey(image, order, factors, until, line, sums):
     return np.float32(total / (image.shape[0] * image.shape[1]))
 
 
-@compiled
+@optional_jit
 def load(pixels, line):
     """uint8 [W, C] -> float32 [C, W] in [0, 1]."""
     if line.shape[0] == 3:
@@ -79,11 +79,11 @@ def load(pixels, line):
             line[0, x] = np.float32(pixels[x, 0]) / LEVELS
 
 
-@compiled
-def jitter(line, order, factors, level, until):
-    """The operations at the places before ``until``, in their order, on one row."""
-    for place in range(until):
-        op = order[place]
+@optional_jit
+def jitter(line, order, factors, level, count):
+    """The operations that come first, ``count`` of them, in their order, on one row."""
+    for turn in range(count):
+        op = order[turn]
         if op == BRIGHTNESS:
             for c in range(line.shape[0]):
                 brightness(line[c], factors[op])
@@ -96,24 +96,24 @@ def jitter(line, order, factors, level, until):
             hue(line[0], line[1], line[2], factors[op])
 
 
-@compiled
+@optional_jit
 def clamp(x):
     return min(max(x, ZERO), ONE)
 
 
-@compiled
+@optional_jit
 def brightness(line, factor):
     for x in range(len(line)):
         line[x] = clamp(line[x] * factor)
 
 
-@compiled
+@optional_jit
 def contrast(line, factor, level):
     for x in range(len(line)):
         line[x] = clamp(level + factor * (line[x] - level))
 
 
-@compiled
+@optional_jit
 def saturation(r, g, b, factor):
     for x in range(len(r)):
         grey = RED * r[x] + GREEN * g[x] + BLUE * b[x]
@@ -122,14 +122,14 @@ def saturation(r, g, b, factor):
         b[x] = clamp(grey + factor * (b[x] - grey))
 
 
-@compiled
+@optional_jit
 def channel(v, c, h):
     """A channel, of value v and chroma c, whose weight falls from 1 to 0 between one and two sixths of a turn."""
     h = abs(h - SIX * np.floor(h * SIXTH + HALF))
     return v - c * clamp(TWO - h)
 
 
-@compiled
+@optional_jit
 def hue(r, g, b, turn):
     for x in range(len(r)):
         v = max(max(r[x], g[x]), b[x])
@@ -144,7 +144,7 @@ def hue(r, g, b, turn):
         b[x] = channel(v, c, h - ONE)
 
 
-@compiled
+@optional_jit
 def to_grey(r, g, b):
     for x in range(len(r)):
         r[x] = RED * r[x] + GREEN * g[x] + BLUE * b[x]
@@ -152,7 +152,7 @@ def to_grey(r, g, b):
         b[x] = r[x]
 
 
-@compiled
+@optional_jit
 def add_grey(line, sums):
     if line.shape[0] == 3:
         r, g, b = line[0], line[1], line[2]
@@ -163,65 +163,67 @@ def add_grey(line, sums):
             sums[x] += line[0, x]
 
 
-@compiled
-def across(line, taps, reach, padded, out):
+@optional_jit
+def blur_row(line, kernel, reach, padded, out):
     """One row, float32 [C, W], its ends reflected into ``padded``, blurred -> out, where each channel starts as far
     behind the one before as in ``padded``."""
-    width, pad, size = line.shape[1], len(taps) - 1, len(out)
+    width, pad, size = line.shape[1], len(kernel) - 1, len(out)
     for c in range(line.shape[0]):
         at = c * (width + 2 * pad) + pad
         padded[at : at + width] = line[c]
         for k in range(1, reach + 1):
             padded[at - k] = line[c, k]
             padded[at + width - 1 + k] = line[c, width - 1 - k]
-    blurred(padded[pad : pad + size], out, taps[0])
+    scale_into(padded[pad : pad + size], out, kernel[0])
     for k in range(1, reach, 2):
-        four(
-            padded[pad - k : pad - k + size], padded[pad + k : pad + k + size], taps[k],
-            padded[pad - k - 1 : pad - k - 1 + size], padded[pad + k + 1 : pad + k + 1 + size], taps[k + 1], out,
+        add_two_pairs(
+            padded[pad - k : pad - k + size], padded[pad + k : pad + k + size], kernel[k],
+            padded[pad - k - 1 : pad - k - 1 + size], padded[pad + k + 1 : pad + k + 1 + size], kernel[k + 1], out,
         )  # fmt: skip
     if reach % 2:
-        two(padded[pad - reach : pad - reach + size], padded[pad + reach : pad + reach + size], taps[reach], out)
+        left, right = padded[pad - reach : pad - reach + size], padded[pad + reach : pad + reach + size]
+        add_pair(left, right, kernel[reach], out)
 
 
-@compiled
-def down(rows, y, taps, reach, padded):
+@optional_jit
+def blur_column(rows, y, kernel, reach, padded):
     """Row y of rows [H, W] blurred along H, its ends reflected -> the first W of ``padded``."""
     last, out = rows.shape[0] - 1, padded[: rows.shape[1]]
-    blurred(rows[y], out, taps[0])
+    scale_into(rows[y], out, kernel[0])
     for k in range(1, reach, 2):
-        above, below = rows[mirrored(y - k, last)], rows[mirrored(y + k, last)]
-        four(above, below, taps[k], rows[mirrored(y - k - 1, last)], rows[mirrored(y + k + 1, last)], taps[k + 1], out)
+        near_above, near_below = rows[reflect(y - k, last)], rows[reflect(y + k, last)]
+        far_above, far_below = rows[reflect(y - k - 1, last)], rows[reflect(y + k + 1, last)]
+        add_two_pairs(near_above, near_below, kernel[k], far_above, far_below, kernel[k + 1], out)
     if reach % 2:
-        two(rows[mirrored(y - reach, last)], rows[mirrored(y + reach, last)], taps[reach], out)
+        add_pair(rows[reflect(y - reach, last)], rows[reflect(y + reach, last)], kernel[reach], out)
 
 
-@compiled
-def mirrored(y, last):
+@optional_jit
+def reflect(y, last):
     y = abs(y)
     return y if y <= last else 2 * last - y
 
 
-@compiled
-def blurred(a, out, tap):
+@optional_jit
+def scale_into(a, out, weight):
     for x in range(len(out)):
-        out[x] = tap * a[x]
+        out[x] = weight * a[x]
 
 
-@compiled
-def two(a, b, tap, out):
+@optional_jit
+def add_pair(a, b, weight, out):
     for x in range(len(out)):
-        out[x] += tap * (a[x] + b[x])
+        out[x] += weight * (a[x] + b[x])
 
 
-@compiled
-def four(a, b, tap, c, d, other, out):
-    """Two taps in one pass over the sum."""
+@optional_jit
+def add_two_pairs(a, b, weight, c, d, other, out):
+    """Two pairs in one pass over the sum."""
     for x in range(len(out)):
-        out[x] += tap * (a[x] + b[x]) + other * (c[x] + d[x])
+        out[x] += weight * (a[x] + b[x]) + other * (c[x] + d[x])
 
 
-@compiled
+@optional_jit
 def store(line, solarise, mean, scale, out, y):
     """A row, normalised -> row y of out [C, H, W]."""
     for c in range(line.shape[0]):

@@ -1,8 +1,8 @@
 """numba where it is installed, so that loops over pixels and boxes run as machine code; plain Python where it is not.
 
 Compiled once per machine (kept beside the source, or in the user's cache), without the GIL, and without the liberties
-that would let a number depend on the CPU. What is kept only saves seconds: where no folder takes it, or it is
-damaged, it is compiled again.
+that would let a number depend on the CPU. The cache only saves seconds: where no folder takes it, or it is
+damaged, functions are compiled again.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ F = TypeVar("F", bound=Callable)
 AVAILABLE = numba is not None
 
 
-class Kept:
-    """numba's own cache of a function, none of whose faults is one of ours. A damaged one is made anew."""
+class ForgivingCache:
+    """numba's cache of a function on disk, whose faults stop nothing: a damaged one is written anew."""
 
     def __init__(self, cache: Any):
         self.cache = cache
@@ -46,14 +46,15 @@ def jit(**options: Any) -> Callable[[F], F]:
         raise ImportError("numba is not installed")
     from numba.core.caching import FunctionCache
 
-    def made(function: F) -> F:
+    def decorate(function: F) -> F:
         dispatcher = numba.njit(nogil=True, **options)(function)
         with suppress(RuntimeError):  # no folder can be written to: NUMBA_CACHE_DIR names one
-            dispatcher._cache = Kept(FunctionCache(function))
+            dispatcher._cache = ForgivingCache(FunctionCache(function))
         return dispatcher
 
-    return made
+    return decorate
 
 
-def compiled(function: F) -> F:
+def optional_jit(function: F) -> F:
+    """The function as machine code where numba is installed; else as it is."""
     return function if numba is None else jit(error_model="numpy")(function)
