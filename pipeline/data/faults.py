@@ -19,8 +19,12 @@ from pipeline.errors import DataError, NoProgressError
 T = TypeVar("T")
 
 ATTEMPTS = 8
-FORGIVEN, BURST, SHARE_OF_SHARD = 10, 3, 0.05
-"""Unreadable samples that never stop a run; replaced ones of one batch, and of one shard, that do not either."""
+FORGIVEN = 10
+"""A run is not stopped before it has met more unreadable samples than this."""
+BURST = 3
+"""One step, or one shard, may have this many unreadable samples, whatever share of it they are."""
+SHARE_OF_SHARD = 0.05
+"""A larger share of one shard's samples that are unreadable stops the run."""
 PATIENCE = 120.0
 """Seconds without a batch after which a rank gives up."""
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -48,22 +49,29 @@ class MicroBatch(NamedTuple):
     ids: Tensor
 
 
-class Part(NamedTuple):
-    """What a task did besides filling its rows: what went wrong, and its seconds by stage."""
+class Report(NamedTuple):
+    """What a task did besides filling its rows: the samples that could not be read, and its seconds by stage."""
 
     faults: list[Fault]
     seconds: dict[str, float]
 
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Adds the seconds of the block to a stage."""
+        begun = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - begun
+
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """A micro-batch on its way. ``made``: its finished views on a CPU; its crops, uint8, for another device, where
-    ``views`` then come from."""
+    """A micro-batch that threads are filling. ``rows``: its views where a CPU computes; else its crops, uint8, from
+    which ``views`` are made on the device. ``tasks``: one for each CHUNK of its rows."""
 
     epoch: int
     ids: np.ndarray
-    made: tuple[Tensor, ...]
-    parts: list[Future[Part]]
+    rows: tuple[Tensor, ...]
+    tasks: list[Future[Report]]
     views: Future[tuple[MicroBatch, torch.Event | None]] | None = None
 
 
@@ -116,36 +124,40 @@ class Loader:
     def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
         """(step, epoch, this rank's micro-batches) from step ``start`` to the last, reading nothing before it."""
         bad_samples = BadSampleLog(self.bad_samples, start, self.max_bad_share, self.shards)
-        self.hold(start)
+        self.decode_all(start)
         pending: deque[list[PendingBatch]] = deque()
-        planned, nextup = self.planned(start), start
+        shares, ahead = self.shares(start), start
         for step in range(start, self.total):
-            while nextup < self.total and (nextup <= step or sum(len(c) for c in pending) < AHEAD):
-                epoch, shares = next(planned)
-                pending.append([self._start(nextup, epoch, *share) for share in shares])
-                nextup += 1
-            due = pending.popleft()
-            begun = time.perf_counter()
-            parts = [await_batch(part) for micro in due for part in micro.parts]
-            self.seconds["wait"] += time.perf_counter() - begun
-            for part in parts:
-                for stage, seconds in part.seconds.items():
-                    self.seconds[stage] += seconds
-            share = self.batch_sampler.batch // self.batch_sampler.size
-            bad_samples.record([f for p in parts for f in p.faults], (step + 1) * share, share)
-            self.bad = bad_samples.count
-            yield step, due[0].epoch, [self._loaded(micro) for micro in due]
+            while ahead < self.total and (ahead <= step or sum(len(batches) for batches in pending) < AHEAD):
+                epoch, micro_batches = next(shares)
+                pending.append([self._start(ahead, epoch, *share) for share in micro_batches])
+                ahead += 1
+            batches = pending.popleft()
+            self._collect([task for batch in batches for task in batch.tasks], step, bad_samples)
+            yield step, batches[0].epoch, [self._micro_batch(batch) for batch in batches]
 
-    def planned(self, start: int) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
+    def _collect(self, tasks: list[Future[Report]], step: int, bad_samples: BadSampleLog) -> None:
+        """Waits for a step's tasks, and writes down what they report."""
+        begun = time.perf_counter()
+        reports = [await_batch(task) for task in tasks]
+        self.seconds["wait"] += time.perf_counter() - begun
+        for report in reports:
+            for stage, seconds in report.seconds.items():
+                self.seconds[stage] += seconds
+        share = self.batch_sampler.batch // self.batch_sampler.size
+        bad_samples.record([fault for report in reports for fault in report.faults], (step + 1) * share, share)
+        self.bad = bad_samples.count
+
+    def shares(self, start: int) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
         """Epoch of every step from ``start`` on, and this rank's (positions, ids) of its micro-batches."""
         group = max(1, PLANNED * self.batch_sampler.size // self.batch_sampler.batch)
         for first in range(start, self.total, group):
             steps = map(self.batch_sampler.at, range(first, min(first + group, self.total)))
-            for epoch, some in groupby(steps, lambda step: step[0]):
-                shares = [positions for _, positions in some]
-                ids = np.reshape(self.sampler.ids(epoch, np.ravel(shares)), np.shape(shares))
-                for positions, theirs in zip(shares, ids, strict=True):
-                    yield epoch, list(zip(positions, theirs, strict=True))
+            for epoch, of_epoch in groupby(steps, lambda step: step[0]):
+                positions = np.array([micro_batches for _, micro_batches in of_epoch])
+                ids = self.sampler.ids(epoch, positions.ravel()).reshape(positions.shape)
+                for step_positions, step_ids in zip(positions, ids, strict=True):
+                    yield epoch, list(zip(step_positions, step_ids, strict=True))
 
     def close(self) -> None:
         for pool in (self.pool, self.finisher):
@@ -153,54 +165,55 @@ class Loader:
 
     def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> PendingBatch:
         """A micro-batch cut into tasks, each of which fills its rows."""
-        count = len(ids)
-        if self.device.type == "cpu":
-            made = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
+        count, on_cpu = len(ids), self.device.type == "cpu"
+        if on_cpu:
+            rows = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
         else:
-            made = self.buffers.take([(count, *shape) for shape in self.transform.crop_shapes])
-        rows = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
-        fill = self.pool.submit
-        parts = [fill(self._fill, step, epoch, positions[r], ids[r], tuple(m[r] for m in made)) for r in rows]
-        micro = PendingBatch(epoch, ids, made, parts)
-        return micro if self.device.type == "cpu" else replace(micro, views=self.finisher.submit(self._finish, micro))
+            rows = self.buffers.take([(count, *shape) for shape in self.transform.crop_shapes])
+        chunks = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+        tasks = [
+            self.pool.submit(self._fill, step, epoch, positions[chunk], ids[chunk], tuple(r[chunk] for r in rows))
+            for chunk in chunks
+        ]
+        batch = PendingBatch(epoch, ids, rows, tasks)
+        return batch if on_cpu else replace(batch, views=self.finisher.submit(self._finish, batch))
 
     def _fill(
-        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, made: tuple[Tensor, ...]
-    ) -> Part:
-        """Samples in order, the unreadable replaced (in ``ids`` too), cut, and on a CPU finished, into ``made``."""
-        part = Part([], dict.fromkeys(STAGES, 0.0))
-        crops = made if self.device.type != "cpu" else self._crops(len(ids))
-        params = self.transform.params(epoch, ids)
-        begun = time.perf_counter()
+        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, rows: tuple[Tensor, ...]
+    ) -> Report:
+        """Fills rows with the crops of samples, on a CPU with their views. An unreadable sample is replaced, also in
+        ``ids``."""
+        report = Report([], dict.fromkeys(STAGES, 0.0))
+        crops = self._crops(len(ids)) if self.device.type == "cpu" else rows
         if self.decoded is not None and not self.decoded.broken[ids].any():
-            self.transform.crop_rows(self.decoded.images, ids, params, crops)
-            part.seconds["crop"] += time.perf_counter() - begun
-            return self._coloured(epoch, ids, crops, made, part)
-        files = read_many(self.shards, ids) if self.decoded is None else [None] * len(ids)
-        part.seconds["read"] += time.perf_counter() - begun
+            params = self.transform.params(epoch, ids)
+            with report.time("crop"):
+                self.transform.crop_rows(self.decoded.images, ids, params, crops)
+        else:
+            self._crop_each(step, epoch, positions, ids, crops, report)
+        if self.device.type == "cpu":
+            with report.time("augment"):
+                self.transform.views(crops, epoch, ids, rows)
+        return report
+
+    def _crop_each(
+        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, crops: tuple[Tensor, ...], report: Report
+    ) -> None:
+        """Reads, decodes and crops samples one by one."""
+        params = self.transform.params(epoch, ids)
+        with report.time("read"):
+            files = read_many(self.shards, ids) if self.decoded is None else [None] * len(ids)
         for i, position in enumerate(positions.tolist()):
             due = int(ids[i])
-            ids[i], image = self._take(step, epoch, position, due, files[i], part)
-            begun = time.perf_counter()
+            ids[i], image = self._readable(step, epoch, position, due, files[i], report)
             out = tuple(c[i] for c in crops)
-            if ids[i] == due:
-                self.transform.crop(image, params, i, out)
-            else:
-                self.transform.crop(image, self.transform.params(epoch, ids[i : i + 1]), 0, out)
-            part.seconds["crop"] += time.perf_counter() - begun
-        return self._coloured(epoch, ids, crops, made, part)
+            with report.time("crop"):
+                if ids[i] == due:
+                    self.transform.crop(image, params, i, out)
+                else:
+                    self.transform.crop(image, self.transform.params(epoch, ids[i : i + 1]), 0, out)
 
-    def _coloured(
-        self, epoch: int, ids: np.ndarray, crops: tuple[Tensor, ...], made: tuple[Tensor, ...], part: Part
-    ) -> Part:
-        """A task's crops, finished into ``made`` on a CPU."""
-        if self.device.type == "cpu":
-            begun = time.perf_counter()
-            self.transform.views(crops, epoch, ids, made)
-            part.seconds["augment"] += time.perf_counter() - begun
-        return part
-
-    def _own(self, name: str, make: Callable[[], T]) -> T:
+    def _of_thread(self, name: str, make: Callable[[], T]) -> T:
         """Memory that this thread uses again and again."""
         if not hasattr(self.scratch, name):
             setattr(self.scratch, name, make())
@@ -209,70 +222,67 @@ class Loader:
     def _crops(self, count: int) -> tuple[Tensor, ...]:
         """This thread's room for the crops of a task."""
         shapes = self.transform.crop_shapes
-        room = self._own("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
+        room = self._of_thread("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
         return tuple(c[:count] for c in room)
 
-    def _loaded(self, micro: PendingBatch) -> MicroBatch:
-        """A micro-batch whose parts are done, ready for the device's current stream."""
-        if micro.views is None:
-            return MicroBatch(micro.made, torch.from_numpy(micro.ids))
+    def _micro_batch(self, batch: PendingBatch) -> MicroBatch:
+        """A micro-batch whose tasks are done, ready for the device's current stream."""
+        if batch.views is None:
+            return MicroBatch(batch.rows, torch.from_numpy(batch.ids))
         begun = time.perf_counter()
-        loaded, event = await_batch(micro.views)
+        micro_batch, event = await_batch(batch.views)
         self.seconds["wait"] += time.perf_counter() - begun
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
-            for tensor in (*loaded.views, loaded.ids):  # allocated on the one stream, used on the other
+            for tensor in (*micro_batch.views, micro_batch.ids):  # allocated on the one stream, used on the other
                 tensor.record_stream(current)
-        return loaded
+        return micro_batch
 
-    def _finish(self, micro: PendingBatch) -> tuple[MicroBatch, torch.Event | None]:
+    def _finish(self, batch: PendingBatch) -> tuple[MicroBatch, torch.Event | None]:
         """The views of a micro-batch, made on the device, and what its stream has to wait for."""
-        for part in micro.parts:
-            part.result()
+        for task in batch.tasks:
+            task.result()
         with torch.cuda.stream(self.stream):  # none: nothing happens
             begun = time.perf_counter()
-            crops = self.buffers.send(micro.made)
+            crops = self.buffers.send(batch.rows)
             sent = time.perf_counter()
-            views = tuple(self.transform.views(crops, micro.epoch, micro.ids))
-            ids = torch.from_numpy(micro.ids).to(self.device)
+            views = tuple(self.transform.views(crops, batch.epoch, batch.ids))
+            ids = torch.from_numpy(batch.ids).to(self.device)
             self.seconds["transfer"] += sent - begun
             self.seconds["augment"] += time.perf_counter() - sent
             return MicroBatch(views, ids), self.stream.record_event() if self.stream else None
 
-    def _take(
-        self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, part: Part
+    def _readable(
+        self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, report: Report
     ) -> tuple[int, Tensor]:
-        """The image due at a position (its file, if that was read), or the first readable one of those that may take
-        its place."""
+        """The id and image of the sample due at a position (its file, if that was read), or of the first readable one
+        of those that may take its place."""
         for attempt in range(1, ATTEMPTS + 2):
             try:
-                return sample, self._image(sample, part.seconds, file)
+                return sample, self._image(sample, report, file)
             except BadSample as error:
                 other = self.sampler.replacement(epoch, position, attempt)
-                part.faults.append(
+                report.faults.append(
                     fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
                 )
                 sample, file = other, None
         place = f"position {position} of epoch {epoch}"
         raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
 
-    def _image(self, sample: int, seconds: dict[str, float], file: bytes | BadSample | None = None) -> Tensor:
+    def _image(self, sample: int, report: Report, file: bytes | BadSample | None = None) -> Tensor:
         """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""
         if self.decoded is not None and not self.decoded.broken[sample]:
             return self.decoded.images[sample].permute(2, 0, 1)
-        begun = time.perf_counter()
-        data = read(self.shards, sample) if file is None else file
-        if isinstance(data, BadSample):
-            raise data
-        read_at = time.perf_counter()
-        about = self.transform.image
-        image = pixels(data, about.channels, about.exif_orientation, self._own("pixels", Scratch))
-        seconds["read"] += read_at - begun
-        seconds["decode"] += time.perf_counter() - read_at
-        return image
+        if isinstance(file, BadSample):
+            raise file
+        with report.time("read"):
+            data = read(self.shards, sample) if file is None else file
+        with report.time("decode"):
+            about = self.transform.image
+            return pixels(data, about.channels, about.exif_orientation, self._of_thread("pixels", Scratch))
 
-    def hold(self, start: int) -> None:
+    def decode_all(self, start: int) -> None:
         """Decodes all images once, where they are of one size, fit, and will be seen more than once."""
         height, width = self.shards.manifest["height"], self.shards.manifest["width"]
         channels = self.transform.image.channels
@@ -281,9 +291,9 @@ class Loader:
             return
         if not fits(self.n, channels, height, width, self.memory):
             return
-        seconds = dict.fromkeys(STAGES, 0.0)
+        report = Report([], dict.fromkeys(STAGES, 0.0))
         self.decoded = DecodedImages.decode(
-            self.n, (height, width, channels), lambda sample: self._image(sample, seconds), self.pool
+            self.n, (height, width, channels), lambda sample: self._image(sample, report), self.pool
         )
 
 
