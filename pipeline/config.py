@@ -265,7 +265,8 @@ def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     """That every stage named here is there and makes what is needed. A stage with mistakes of its own still has its
     kind, which says what it makes."""
     by_kind = {tag: model for model in members(AnyStage) for tag in tags(model)}
-    made = {n: by_kind[b["kind"]].makes for n, b in raw.items() if isinstance(b, dict) and b.get("kind") in by_kind}
+    kinds = {n: by_kind.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
+    made = {n: kind.makes for n, kind in kinds.items() if kind}
     for key, edge, ref in edges(stage):
         makers = [n for n, things in made.items() if edge.needs in things and n != name]
         path = ("stages", name, key)
