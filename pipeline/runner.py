@@ -1,6 +1,7 @@
 """Runs stages, each once, and makes artifacts of them.
 
     work(job, make_world)   one stage, in whatever process it was placed
+    work_on_ranks(job, ..)  one stage, in this process or on every rank of a launcher's world
     execute(stages, ...)    what is to be done of a plan; independent stages side by side where a cluster takes them
 """
 
@@ -51,6 +52,22 @@ def work(
         if not isinstance(error, Stopped):
             record_failure(job, error)
         raise
+
+
+def work_on_ranks(job: Job, stop_signal: Callable[[], bool]) -> Any:
+    """Runs one stage and returns its metrics, the same on every rank. A stage that does not share its work over the
+    ranks runs on the first one. ``stop_signal`` says whether this process was signalled to stop."""
+    if launcher.size() == 1 or job.settings.shared:
+        return work(job, stop_signal=stop_signal)
+    from pipeline.world import World
+
+    def on_first() -> Any:
+        try:
+            return work(job, World.single, stop_signal)
+        except Exception as error:
+            raise explain(job, error) from error
+
+    return World(1).from_first(on_first)
 
 
 def default_world() -> Callable[..., Any]:
@@ -226,7 +243,7 @@ class Schedule:
                 self.submit(task, cluster)
             local = next((j for j in ready if j.key not in self.remote), None)
             if local is not None:
-                self.run_here(local, here)
+                self.run_here(local)
             elif self.tasks:
                 self.wait(cluster)
             else:
@@ -237,10 +254,10 @@ class Schedule:
         Path(job.stop_file).unlink(missing_ok=True)
         self.display.add(job.name, Path(job.out))
 
-    def run_here(self, job: Job, here: Any) -> None:
+    def run_here(self, job: Job) -> None:
         self.begin(job)
         try:
-            self.end(job, here.run_stage(job, self.stop))
+            self.end(job, work_on_ranks(job, self.stop))
         except Exception as error:
             self.end(job, error)
 

@@ -1,4 +1,4 @@
-"""Stages in this process, or in this rank of a world that accelerate launch, torchrun or srun started."""
+"""What stages in the ranks of a world that accelerate launch, torchrun or srun started have to agree on."""
 
 import os
 import sys
@@ -6,10 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pipeline import runner
 from pipeline.errors import Stopped
 from pipeline.launcher import size
-from pipeline.plan import Job
 
 
 def any_rank_stopping(stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -28,22 +26,6 @@ def from_first_rank(make: Callable[[], Any]) -> Any:
     from pipeline.world import World
 
     return World(1).from_first(make)
-
-
-def run_stage(job: Job, stop_signal: Callable[[], bool]) -> Any:
-    """Runs one stage and returns its metrics, the same on every rank. A stage that does not share its work over the
-    ranks runs on the first one. ``stop_signal`` says whether this process was signalled to stop."""
-    if size() == 1 or job.settings.shared:
-        return runner.work(job, stop_signal=stop_signal)
-    from pipeline.world import World
-
-    def work() -> Any:
-        try:
-            return runner.work(job, World.single, stop_signal)
-        except Exception as error:
-            raise runner.explain(job, error) from error
-
-    return World(1).from_first(work)
 
 
 def leave(code: int) -> None:

@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors, launcher, lines, preflight, process
+from pipeline import errors, launcher, lines, preflight, process, runner
 from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped, first_line
-from pipeline.placement import here
 from pipeline.plan import Job
 from pipeline.settings.stages import Place
 
@@ -284,7 +283,7 @@ def _facts(root: Path, token: str) -> preflight.Facts:
 
 @ray.remote(num_cpus=1)
 def _task(job: Job) -> Any:
-    return here.run_stage(job, no_signal)
+    return runner.work_on_ranks(job, no_signal)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -313,7 +312,7 @@ def train_group(job: Job, records: Path) -> tuple[Any, Exception | None]:
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     try:
-        trainer = TorchTrainer(lambda: here.run_stage(job, Regroup(job)), **trainer_settings(job, records))
+        trainer = TorchTrainer(lambda: runner.work_on_ranks(job, Regroup(job)), **trainer_settings(job, records))
         return trainer.fit().return_value, None
     except WorkerGroupError as error:
         failures = list(error.worker_failures.values())
