@@ -34,9 +34,9 @@ def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
     """What the shards are, if they are there, or what they will be, as far as that is known before."""
     manifest = folder / "manifest.json"
     if manifest.exists():
-        said = json.loads(manifest.read_text())
-        side = said["height"] if said["height"] == said["width"] else None
-        return Packed(said["splits"]["train"]["images"], said["channels"], side)
+        facts = json.loads(manifest.read_text())
+        side = facts["height"] if facts["height"] == facts["width"] else None
+        return Packed(facts["splits"]["train"]["images"], facts["channels"], side)
     if settings.source == "digits":
         return Packed(training_images(settings, seed, folder.parent), 1, 8)
     if settings.source.startswith("folder:"):
@@ -77,10 +77,10 @@ def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
     pieces = settings.place.workers if settings.weights == "sharded" else 1
     weights = (trained * (2 + states) + frozen + average) // pieces
     memories = sum(t.numel() * t.element_size() for t in objective.buffers())
-    return weights + memories + kept(settings, objective, image)
+    return weights + memories + saved_bytes(settings, objective, image)
 
 
-def kept(settings: Pretrain, objective: Objective, image: Image) -> int:
+def saved_bytes(settings: Pretrain, objective: Objective, image: Image) -> int:
     """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
     the table of energies. Under bf16, half of it."""
     rows = settings.batch // settings.accumulate // settings.place.workers

@@ -86,7 +86,6 @@ def short_run(p: Any, options: argparse.Namespace) -> list[str]:
         "keep": options.steps,
         "snapshots": 0,
         "precision": options.precision,
-        **({"bubbles": "false"} if hasattr(p.settings, "bubbles") else {}),
     }
     return [f"{p.name}.{key}={value}" for key, value in wanted.items()]
 

@@ -105,8 +105,8 @@ def settings(spec: dict[str, Any]) -> Net:
 
 def trunk_settings(spec: dict[str, Any]) -> Net | None:
     """The settings of the net that a spec's encoder is; None where it is more than a net."""
-    whole = "net" in spec and ("objective" not in spec or not OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
-    return settings(spec) if whole else None
+    is_net = "net" in spec and ("objective" not in spec or not OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
+    return settings(spec) if is_net else None
 
 
 def network(folder: Path) -> dict[str, Any] | None:
@@ -125,11 +125,11 @@ def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
     net = settings(spec)
     if net.norm.kind != "none":
         net = net.model_copy(update={"norm": Norm()})
-    kept: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
+    network: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
     if trunk_settings(spec) is None:
         fields = ("kind", *OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
-        kept["objective"] = {name: spec["objective"][name] for name in fields}
-    return kept
+        network["objective"] = {name: spec["objective"][name] for name in fields}
+    return network
 
 
 def untrained(network: dict[str, Any], seed: int) -> Encoder:

@@ -12,7 +12,7 @@ from pipeline import keyed, sheets
 from pipeline.nets import decoders, seeded, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import NARROW, directions, full
-from pipeline.settings import objectives as chosen
+from pipeline.settings import objectives as kinds
 
 SILENT = 0.05  # nats of KL, over all units
 SHOWN, PATHS, PATH_STEPS = 32, 8, 10  # images reconstructed; paths between images, and images of a path
@@ -43,7 +43,7 @@ class AE(Objective):
     Nothing is pushed up: the volume of low energy is limited by the width of the latent.
     """
 
-    Settings = chosen.AE
+    Settings = kinds.AE
     normalised = False
     encoder_fields = ("latent",)
     parts = 1
@@ -87,9 +87,9 @@ class AE(Objective):
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """Codes that are one point or, of several units, one line."""
-        filled, least = scalars["energy/volume"], min(NARROW, self.latent)
-        text = f"the codes fill {filled:.2g} directions of {self.latent}"
-        return {"narrow": Sign(text, 4 * PATIENCE_STEPS)} if filled < 0.99 * least else {}
+        count, least = scalars["energy/volume"], min(NARROW, self.latent)
+        text = f"the codes fill {count:.2g} directions of {self.latent}"
+        return {"narrow": Sign(text, 4 * PATIENCE_STEPS)} if count < 0.99 * least else {}
 
     @torch.no_grad()
     def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -115,8 +115,8 @@ class DAE(AE):
     Pulled back from everywhere around the data, whatever the width of the latent.
     """
 
-    Settings = chosen.DAE
-    settings: chosen.DAE
+    Settings = kinds.DAE
+    settings: kinds.DAE
 
     def corrupt(self, batch: Batch) -> Tensor:
         images = batch.views[0]
@@ -131,11 +131,11 @@ class VAE(AE):
     al. 2016, arXiv 1606.04934, eq. 15); the energies in ``low`` have beta 1 and all of the KL.
     """
 
-    Settings = chosen.VAE
-    settings: chosen.VAE
+    Settings = kinds.VAE
+    settings: kinds.VAE
     parts = 2
 
-    def __init__(self, settings: chosen.VAE, setup: Setup):
+    def __init__(self, settings: kinds.VAE, setup: Setup):
         super().__init__(settings, setup)
         self.coupled = settings.free_bits > 0  # they look at the mean over the batch
         if settings.likelihood == "gaussian":

@@ -66,14 +66,14 @@ class Contrastive(Objective):
         nats under negatives, so that no sample is told from another (a temperature without end). leakage: a positive
         is nearer by LEAKAGE for its companions in batch norm. A healthy training may be narrow or far in its first
         epochs: these have to stay longer."""
-        std, filled, spread = scalars["learn/std"], scalars["learn/directions"], self.dim**-0.5
+        std, count, spread = scalars["learn/std"], scalars["learn/directions"], self.dim**-0.5
         ratio, gap = scalars["learn/alignment_ratio"], scalars.get("energy/gap", 1.0)
         leakage = scalars.get("learn/batchnorm_leakage", 0.0)
         every = {
             "point": (std < POINT * spread, PATIENCE_STEPS,
                       f"the embeddings are nearly one point (std {std:.2g}, spread {spread:.2g})"),
-            "narrow": (filled < NARROW and self.dim > 1, 4 * PATIENCE_STEPS,
-                       f"the embeddings fill {filled:.2g} directions of {self.dim}"),
+            "narrow": (count < NARROW and self.dim > 1, 4 * PATIENCE_STEPS,
+                       f"the embeddings fill {count:.2g} directions of {self.dim}"),
             "far": (ratio > FAR, 4 * PATIENCE_STEPS,
                     f"positives are as far as other images (squared distances, {ratio:.2g} to 1)"),
             "flat": (gap < FLAT, PATIENCE_STEPS, f"negatives are not pushed above positives (gap {gap:.2g} nats)"),

@@ -40,10 +40,10 @@ class Queue(nn.Module):
     def write(self, keys: Tensor, ids: Tensor, step: int) -> None:
         """Puts keys [n, dim] of samples ids [n] after the newest, over the oldest; of n > size the last ones stay."""
         size, n = len(self.ids), len(ids)
-        kept = min(n, size)
-        slots = (self.next + torch.arange(n - kept, n, device=self.next.device)) % size
-        self.keys[slots] = keys[n - kept :].to(self.keys.dtype)
-        self.ids[slots] = ids[n - kept :]
+        last = min(n, size)
+        slots = (self.next + torch.arange(n - last, n, device=self.next.device)) % size
+        self.keys[slots] = keys[n - last :].to(self.keys.dtype)
+        self.ids[slots] = ids[n - last :]
         self.steps.index_fill_(0, slots, step)
         self.next.add_(n).remainder_(size)
 

@@ -31,20 +31,23 @@ class MoCo(Contrastive):
         self.queue = Queue(settings.queue, settings.head.dim, setup.seed)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> unit queries [B, A, dim] and keys [B, V, dim]: V = 1, view 1 asking for view 2; symmetric, V = 2, also
-        back; query a asks for key a mod V. A is V, and P V more of P small crops, each asking for every key."""
+        """-> unit queries [B, Q, dim] and unit keys [B, K, dim]; the positive of query i is key i mod K.
+
+        K is 1, view 1 against the key of view 2, or 2 where the loss is symmetric, also view 2 against the key of
+        view 1. Q is K; with P small crops it is K + P K, since each crop is a query for each key.
+        """
         first, second, *small = batch.views
-        asked = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
-        queries = torch.stack([unit(self.head(self.trunk(query))) for query, _ in asked], 1)
+        pairs = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
+        queries = torch.stack([unit(self.head(self.trunk(query))) for query, _ in pairs], 1)
         for crops in small:
             more = embed_crops(self.trunk, self.head, crops)
-            queries = torch.cat([queries, more.repeat_interleave(len(asked), 1)], 1)
+            queries = torch.cat([queries, more.repeat_interleave(len(pairs), 1)], 1)
         with torch.no_grad():
-            keys = [unit(self.key_head(self.key_trunk(key))) for _, key in asked]
+            keys = [unit(self.key_head(self.key_trunk(key))) for _, key in pairs]
         return queries, torch.stack(keys, 1)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [A B], high [A B, queue]: infinite for slots that are no negatives."""
+        """low [Q B], high [Q B, queue]: infinite for slots that are no negatives."""
         q, k = embedded
         with full_precision(q):
             low = -(q * k.repeat(1, q.shape[1] // k.shape[1], 1)).sum(2).flatten() / self.settings.temperature

@@ -48,17 +48,17 @@ class MoCoV3(Contrastive):
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [A B], high [A B, B global]: infinite where it is no negative of the row."""
         q, k = embedded[0], embedded[1].detach()
-        t, asked = self.settings.temperature, q.shape[1]
+        t, queries = self.settings.temperature, q.shape[1]
         with full_precision(q):
-            everyone, ids = self.world.gather(k).repeat(1, asked // 2, 1), self.negative_ids(batch)
-            low = -(q * k.repeat(1, asked // 2, 1)).sum(2).flatten() / t
+            everyone, ids = self.world.gather(k).repeat(1, queries // 2, 1), self.negative_ids(batch)
+            low = -(q * k.repeat(1, queries // 2, 1)).sum(2).flatten() / t
             high = (-torch.einsum("bvd,gvd->bvg", q, everyone) / t).flatten(0, 1)
             if self.settings.mask_own:
                 own = false_negatives(batch.ids, ids)
             else:  # only the positive itself, which stands in low
                 positions = torch.arange(len(ids), device=q.device)
                 own = false_negatives(self.world.rank * len(q) + positions[: len(q)], positions)
-            high = high.masked_fill(own.repeat_interleave(asked, 0), torch.inf)
+            high = high.masked_fill(own.repeat_interleave(queries, 0), torch.inf)
             scalars = {"learn/false_negative_share": own.to(low.dtype).mean() - 1 / len(ids)}
             loss = 2 * t * 2 * infonce(low, high).mean()
             return Step(loss, low, high, scalars, per_sample={"pair": self.pair((q, k)).detach()})

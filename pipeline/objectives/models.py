@@ -26,7 +26,7 @@ WEIGHTS, SPEC = "model.safetensors", "model.json"
 def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
     """What rebuilds the objective, as JSON."""
     settings = {"objective": objective.settings, "net": setup.net}
-    return {name: one.model_dump(mode="json") for name, one in settings.items()} | {"image": asdict(setup.image)}
+    return {name: part.model_dump(mode="json") for name, part in settings.items()} | {"image": asdict(setup.image)}
 
 
 def state(objective: Objective) -> dict[str, Tensor]:
@@ -87,8 +87,8 @@ def load(folder: Path | str) -> Objective:
     Raises DataError where there is none, or a damaged one.
     """
     folder = Path(folder).expanduser()
-    found, weights = read(folder)
+    description, weights = read(folder)
     try:
-        return restore(found, weights)
+        return restore(description, weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise unreadable(folder, error) from error

@@ -62,31 +62,31 @@ class PIRL(Contrastive):
         """low [A B], high [A B, K], A = 2 + P: of each image itself, its patches, its small crops; infinite for the
         own row."""
         (rows,) = embedded
-        chosen = self.settings
+        settings = self.settings
         with full_precision(rows):
             columns = self.negative_ids(batch)
-            every = len(columns) == self.samples and chosen.bank == "replicated"
+            every = len(columns) == self.samples and settings.bank == "replicated"
             others = self.bank.rows if every else self.bank.read(columns)
             memory = self.bank.read_own(batch.ids)
-            low = -(rows * memory[:, None]).sum(2).flatten() / chosen.temperature
-            high = -(rows.flatten(0, 1) @ others.T) / chosen.temperature
+            low = -(rows * memory[:, None]).sum(2).flatten() / settings.temperature
+            high = -(rows.flatten(0, 1) @ others.T) / settings.temperature
             own = false_negatives(batch.ids.repeat_interleave(rows.shape[1]), columns)
-            if chosen.mask_own:
+            if settings.mask_own:
                 high = high.masked_fill(own, torch.inf)
             pending = {"rows": self.world.gather(rows.detach()[:, 0]), "ids": self.world.gather(batch.ids)}
-            if chosen.loss == "binary_nce":
+            if settings.loss == "binary_nce":
                 pending["log_partition"] = estimate = self._estimate(low.detach(), high.detach(), rows.shape[1])
                 fixed = torch.where(self.log_partition.isnan(), estimate[0], self.log_partition)
                 odds = math.log(len(others) / self.samples)
                 fixed = torch.cat([fixed, fixed[:1].expand(rows.shape[1] - 2)])  # small crops are images
                 losses = binary_nce(low, high, fixed.repeat(len(rows)), odds)
             else:
-                losses = (infonce if chosen.loss == "infonce" else nce)(low, high)
+                losses = (infonce if settings.loss == "infonce" else nce)(low, high)
             of_image, of_patches, *of_crops = losses.view(len(rows), -1).unbind(1)
             if of_crops:
                 of_image = torch.stack([of_image, *of_crops]).mean(0)
             scalars = {"learn/false_negative_share": own.to(low.dtype).mean()}
-            loss = ((1 - chosen.weight) * of_image + chosen.weight * of_patches).mean()
+            loss = ((1 - settings.weight) * of_image + settings.weight * of_patches).mean()
             return Step(loss, low, high, scalars, pending, {"pair": rows[:, :2].detach()})
 
     def negative_ids(self, batch: Batch) -> Tensor:
