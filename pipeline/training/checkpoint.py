@@ -19,7 +19,7 @@ from pipeline.lines import say
 from pipeline.tensors import write
 from pipeline.training import sharded
 
-Found = tuple[dict[str, Tensor], dict[str, Any]]
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and state."""
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -29,7 +29,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _own(state: dict[str, Any]) -> str:
+def _state_digest(state: dict[str, Any]) -> str:
     """Digest of a state, its own left out."""
     text = json.dumps({k: v for k, v in state.items() if k != "own"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     part.mkdir(parents=True)
     write(tensors, part / TENSORS)
     body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
-    body["own"] = _own(json.loads(json.dumps(body)))  # as it will be read
+    body["own"] = _state_digest(json.loads(json.dumps(body)))  # as it will be read
     write_json(part / STATE, body)
     for name in (TENSORS, "."):
         sync(part / name)
@@ -60,19 +60,19 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("[0-9]" * 8)) if folder.is_dir() else []
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> Checkpoint:
     """Tensors and state of one checkpoint. Raises ValueError where it is not what was written."""
     try:
         state = json.loads((path / STATE).read_text())
-        whole, own = _digest(path / TENSORS) == state["sha256"], _own(state) == state["own"]
+        tensors_match, state_matches = _digest(path / TENSORS) == state["sha256"], _state_digest(state) == state["own"]
     except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if not whole or not own:
-        raise ValueError(f"its {'state is' if whole else 'tensors are'} not what was written")
+    if not (tensors_match and state_matches):
+        raise ValueError(f"its {'state is' if tensors_match else 'tensors are'} not what was written")
     return load_file(path / TENSORS), state
 
 
-def newest(folder: Path) -> Found | None:
+def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is named and passed over."""
     for step in reversed(steps(folder)):
         try:
