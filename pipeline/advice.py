@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Probe, Stage
-from pipeline.settings.training import Training
+from pipeline.settings.stages import Pretrain, Probe, Stage
 
 LEFT_OUT = 0.2
 """Share of the images that an epoch may leave out unsaid."""
@@ -24,30 +23,32 @@ def stage(name: str, settings: Stage, folder: Path) -> list[str]:
         from pipeline.evaluation import requirements
 
         return requirements.check(settings, folder)
-    if not isinstance(settings, Training) or not path.exists():
+    if not isinstance(settings, Pretrain) or not path.exists():
         return []
     manifest = json.loads(path.read_text())
     side = manifest["height"] if manifest["height"] == manifest["width"] else None
     return training(name, settings, manifest["splits"]["train"]["images"], side)
 
 
-def training(name: str, settings: Training, images: int, side: int | None = None) -> list[str]:
+def training(name: str, settings: Pretrain, images: int, side: int | None = None) -> list[str]:
     """Lines about a stage on ``images`` packed training images, all of ``side`` pixels if that is known. Raises
-    ConfigError where they are fewer than a batch."""
+    ConfigError where they are fewer than a batch, and where net or patches do not go with views of their side."""
     count = settings.samples(images)
     if settings.batch > count:
         raise ConfigError(
             f"{name}: batch {settings.batch} of {count:,} images to train on: make it at most {count}, or pack more"
         )
+    mistakes = settings.misfits(side) if side is not None and settings.view_size is None else ()
+    if lines := [f"{name}.{key}: {text}" for key, text in mistakes]:
+        raise ConfigError("\n".join(lines))
     return list(remarks(settings, images, count, side))
 
 
-def remarks(settings: Training, images: int, count: int, side: int | None) -> Iterator[str]:
+def remarks(settings: Pretrain, images: int, count: int, side: int | None) -> Iterator[str]:
     batch, an_epoch, total = settings.batch, settings.steps_per_epoch(images), settings.total_steps(images)
-    objective = getattr(settings, "objective", None)
-    queue = getattr(objective, "queue", 0)
+    queue = getattr(settings.objective, "queue", 0)
     if queue > count:
-        fill = math.ceil(queue / (batch * (1 + getattr(objective, "symmetric", False))))
+        fill = math.ceil(queue / (batch * (1 + getattr(settings.objective, "symmetric", False))))
         never = f", which these {total:,} do not reach" if fill > total else ""
         yield (
             f"queue {queue:,} is {times(queue / count)} the {count:,} images: the loss rises until it is full, after "

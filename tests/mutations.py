@@ -133,7 +133,7 @@ MUTATIONS = (
       DRAWS + "the_photometric_set_is_pillows_to_the_bit"),
     M("patches never at the end of their slack", "views/jigsaw.py", "(u * (cell - patch + 1))", "(u * (cell - patch))",
       VIEWS + "patches_jitter_over_the_whole_slack_and_take_all_orders"),
-    M("patches rounded down", "views/jigsaw.py", "round(0.75 * cell)", "int(0.75 * cell)",
+    M("patches rounded down", "settings/objectives.py", "round(0.75 * cell)", "int(0.75 * cell)",
       VIEWS + "patches_are_cut_from_the_original"),
     M("enlarged crops by side, not by area", "views/jigsaw.py", "* u[:, 0]).sqrt()", "* u[:, 0])",
       DRAWS + "enlarged_crops_have_the_area_that_is_stated"),

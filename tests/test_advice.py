@@ -53,6 +53,14 @@ def test_a_batch_of_more_than_the_images_is_refused():
         said(63)
 
 
+def test_what_does_not_go_with_the_images_is_refused():
+    with pytest.raises(ConfigError, match=r"^moco.net.patch: 16 does not divide views of 40 pixels"):
+        said(1600, 40, net={"kind": "vit"})
+    with pytest.raises(ConfigError, match=r"moco.objective.jigsaw.patch: 12 is more than a cell's 5 pixels"):
+        said(1600, 8, objective={"kind": "pirl", "jigsaw": {"patch": 12}})
+    assert said(1600, 64, net={"kind": "vit"}, objective={"kind": "moco", "queue": 64}) == []
+
+
 CONFIG = """\
 stages:
   shards: {kind: pack, source: digits}

@@ -125,6 +125,14 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("codes.place={on: workers, workers: 3}", "512 does not divide over 3 workers; expected a multiple of 3"),
     ("codes={kind: codes, data: shards, batch: 9, place: {on: workers, workers: 3}}",
      "codes.lista_batch: 256 does not divide over 3 workers; expected a multiple of 3, such as 255"),
+    ("moco={kind: pretrain, data: shards, net: {kind: vit}, views: {size: 40}}",
+     "moco.net.patch: 16 does not divide views of 40 pixels"),
+    ("pirl={kind: pretrain, data: shards, objective: {kind: pirl, jigsaw: {patch: 12}}, views: {size: 32}}",
+     "pirl.objective.jigsaw.patch: 12 is more than a cell's 10 pixels in views of 32"),
+    ("pirl={kind: pretrain, data: shards, objective: {kind: pirl}, net: {norm: {kind: split, splits: 24}}}",
+     "pirl.net.norm.splits: 24 blocks of the global batch need a multiple of 24 images of a micro-batch on each of 1"),
+    ("moco={kind: pretrain, data: shards, net: {norm: {kind: shuffle, splits: 8}}, batch: 8, "
+     "place: {on: workers, workers: 2}}", "need a multiple of 8 images of a micro-batch on each of 2 workers"),
     # references
     ("probe.encoders=[moc]", 'no stage "moc"; did you mean "moco"?'),
     ("probe.encoders=[shards]", '"shards" makes shards; expected an encoder, such as moco or pirl'),
@@ -251,6 +259,12 @@ def test_a_circle_is_named(place, capsys):
     text += "  a: {kind: codes, data: s, encoder: b}\n  b: {kind: codes, data: s, encoder: a}\n"
     (place / "ring.yaml").write_text(text)
     assert "break the circle" in refused(place, capsys, ["run", "ring.yaml"])
+
+
+def test_blocks_of_a_batch_norm_may_span_ranks(place):
+    """Split: 8 blocks of 8 images on 2 ranks are 4 pieces of a rank's 4 images."""
+    body = "{kind: pretrain, data: shards, net: {norm: {kind: split, splits: 8}}, batch: 8"
+    config.load("good.yaml", [f"moco={body}, place: {{on: workers, workers: 2}}}}"])
 
 
 def test_good_configs_load(place):

@@ -88,7 +88,7 @@ def test_06_the_key_encoder_starts_as_a_copy(name, world):
 
 
 def test_07_patches_have_all_their_jitter_and_come_from_everywhere():
-    cell, patch = jigsaw.geometry(224, Jigsaw())
+    cell, patch = Jigsaw().geometry(224)
     assert (cell, patch) == (85, 64)
     at = jigsaw.corners(0, 0, np.arange(4000), 3, cell, patch)
     slack = at - np.stack(np.divmod(np.arange(9), 3), 1) * cell

@@ -24,7 +24,7 @@ stages:
 """
 TRAINING = {
     "log_steps": 3, "save_epochs": 5, "save_steps": 50, "check_steps": 0, "collapse": "stop", "keep": 9,
-    "snapshots": 1, "max_bad_share": 0.5, "place": {"on": "here"},
+    "snapshots": 1, "max_bad_share": 0.5, "place": {"on": "here"}, "online": {"images": 5},
 }  # fmt: skip
 HOUSEKEEPING = [
     (Pretrain(data="s"), TRAINING),

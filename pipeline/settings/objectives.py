@@ -22,6 +22,15 @@ class Jigsaw(Settings):
     scale: tuple[float, float] = (0.6, 1.0)
     """Area of the crop that is cut into cells."""
 
+    def geometry(self, side: int) -> tuple[int, int]:
+        """Sides of a cell and of a patch, in pixels of the crop, for views of ``side`` pixels.
+
+        85 and 64 from 160 pixels on, as published; below, cells of a third of the side (never under 5) and patches of
+        three quarters of a cell: 10 and 8 at 32 pixels, 5 and 4 at 8.
+        """
+        cell = self.cell or (85 if side >= 160 else max(5, side // 3))
+        return cell, self.patch or (64 if cell == 85 else round(0.75 * cell))
+
 
 @dataclass(frozen=True)
 class Inputs:

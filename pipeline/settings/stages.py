@@ -21,8 +21,8 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
-from .nets import CNN, Net
-from .objectives import AnyObjective, MoCo
+from .nets import CNN, Net, ViT
+from .objectives import AnyObjective, MoCo, MomentumEncoder
 from .sparse import Coding
 from .training import Training
 
@@ -161,7 +161,7 @@ class Pretrain(Training, Stage):
     objective: AnyObjective = MoCo()
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
-    online: OnlineEvaluation = OnlineEvaluation()
+    online: Annotated[OnlineEvaluation, Housekeeping()] = OnlineEvaluation()
 
     @model_validator(mode="before")
     @classmethod
@@ -182,6 +182,33 @@ class Pretrain(Training, Stage):
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
             if self.net.kind == "vit":
                 yield "views.small", "net.kind vit takes images of one size, not small crops; leave it out"
+        if self.view_size is not None:
+            yield from self.misfits(self.view_size)
+
+    def misfits(self, side: int) -> Iterator[Mistake]:
+        """What does not go with views of ``side`` pixels."""
+        if isinstance(self.net, ViT) and side % self.net.patch:
+            yield "net.patch", f"{self.net.patch} does not divide views of {side} pixels; change it or views.size"
+        if (jigsaw := self.objective.inputs.jigsaw) is not None:
+            cell, patch = jigsaw.geometry(side)
+            if patch > cell:
+                yield "objective.jigsaw.patch", f"{patch} is more than a cell's {cell} pixels in views of {side}"
+
+    def unequal_shares(self, ranks: range) -> Iterator[Mistake]:
+        """Also the blocks of the global batch that a batch norm cannot cut from each rank's images."""
+        yield from super().unequal_shares(ranks)
+        norm = self.net.norm
+        if norm.kind not in ("split", "shuffle"):
+            return
+        strided = norm.kind == "shuffle" and isinstance(self.objective, MomentumEncoder)
+        for size in ranks:
+            images = self.batch // self.accumulate // size
+            pieces = norm.splits if strided else norm.splits // math.gcd(norm.splits, size)
+            if images % pieces:
+                yield "net.norm.splits", (
+                    f"{norm.splits} blocks of the global batch need a multiple of {pieces} images of a micro-batch on "
+                    f"each of {size} workers; found {images}"
+                )
 
     @property
     def view_size(self) -> int | None:

@@ -12,16 +12,6 @@ from pipeline.settings.objectives import Jigsaw
 from pipeline.views import crops
 
 
-def geometry(side: int, settings: Jigsaw) -> tuple[int, int]:
-    """Sides of a cell and of a patch, in pixels of the crop, for views of ``side`` pixels.
-
-    85 and 64 from 160 pixels on, as published; below, cells of a third of the side (never under 5) and patches of
-    three quarters of a cell: 10 and 8 at 32 pixels, 5 and 4 at 8.
-    """
-    cell = settings.cell or (85 if side >= 160 else max(5, side // 3))
-    return cell, settings.patch or (64 if cell == 85 else round(0.75 * cell))
-
-
 def orders(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
     """The order in which each sample's patches are shown: a uniform permutation a row -> int64 [B, count]."""
     return keyed.uniform(count, seed, epoch, ids, "patches", "order").argsort(1)
@@ -71,7 +61,7 @@ def draw(
     seed: int, epoch: int, ids: np.ndarray, settings: Jigsaw, side: int, ratio: tuple[float, float], flip: float
 ) -> Params:
     """Random patches beside views of ``side`` pixels; ``flip`` is the probability with which each is mirrored."""
-    cells, (cell, patch) = settings.cells, geometry(side, settings)
+    cells, (cell, patch) = settings.cells, settings.geometry(side)
     return Params(
         crops.draw(seed, epoch, ids, "patches", settings.scale, ratio, 0),
         corners(seed, epoch, ids, cells, cell, patch),
@@ -84,7 +74,7 @@ def draw(
 def patches(images: Tensor, settings: Jigsaw, side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:
     """Random patches of small images, uint8 [B, C, H, W], beside views of ``side`` pixels -> float32 [B, P, C, patch,
     patch] in [0, 1], none mirrored."""
-    cells, (cell, patch) = settings.cells, geometry(side, settings)
+    cells, (cell, patch) = settings.cells, settings.geometry(side)
     crop = enlarge(images, settings.scale, cells * cell, seed, epoch, ids)
     at = corners(seed, epoch, ids, cells, cell, patch)
     return cut(crop, at, orders(seed, epoch, ids, cells**2), patch)

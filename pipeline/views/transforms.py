@@ -105,7 +105,7 @@ class RandomTransform(ViewTransform):
     @property
     def patch_shape(self) -> tuple[int, ...]:
         assert self.jigsaw is not None
-        _, patch = jigsaw.geometry(self.image.side, self.jigsaw)
+        _, patch = self.jigsaw.geometry(self.image.side)
         return self.jigsaw.cells**2, self.image.channels, patch, patch
 
 
