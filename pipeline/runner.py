@@ -21,7 +21,7 @@ from pipeline.plan import Job, PlannedStage
 from pipeline.signals import Stop
 
 if TYPE_CHECKING:
-    from pipeline.show import Watch
+    from pipeline.show import Display
 
 
 # ---------------------------------------------------------------------------------------------------------------- work
@@ -137,7 +137,7 @@ def relative(path: Path) -> Path:
 def execute(
     stages: list[PlannedStage],
     selection: list[PlannedStage],
-    display: "Watch",
+    display: "Display",
     here: Any,
     cluster: Any = None,
     replan: Callable[[], tuple[list[PlannedStage], list[PlannedStage]]] | None = None,
@@ -187,7 +187,7 @@ def by_order(selection: list[PlannedStage]) -> tuple[list[PlannedStage], list[Pl
     return [p for p in selection if p.kind == "pack"], [p for p in selection if p.kind != "pack"]
 
 
-def report_done(selection: list[PlannedStage], display: "Watch") -> None:
+def report_done(selection: list[PlannedStage], display: "Display") -> None:
     """Says of each stage that is done already that it is, and with which other versions, if so."""
     for p in selection:
         if p.done:
@@ -199,7 +199,7 @@ def report_done(selection: list[PlannedStage], display: "Watch") -> None:
             display.say(text, p.name, "done", folder=str(p.folder))
 
 
-def check_shards(stages: list[PlannedStage], selection: list[PlannedStage], display: "Watch") -> None:
+def check_shards(stages: list[PlannedStage], selection: list[PlannedStage], display: "Display") -> None:
     """Raises DataError where a probe that is to be done could not work on its shards, whatever is trained, and
     ConfigError where a training could not; says what will be otherwise than its reader may think."""
     from pipeline import advice
@@ -221,7 +221,7 @@ class Schedule:
         stages: list[PlannedStage],
         selection: list[PlannedStage],
         stop: Stop,
-        display: "Watch",
+        display: "Display",
         later: Iterable[str] = (),
     ):
         self.waiting = {p.key: plan.job(p, stages) for p in selection if not p.done}

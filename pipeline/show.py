@@ -44,8 +44,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], not
         print(note)
 
 
-# ------------------------------------------------------------------------------------------------------------- watch
-class Watch:
+# ----------------------------------------------------------------------------------------------------------- display
+class Display:
     """What running stages report: a moving line for each on a terminal, else a plain line now and then.
 
     ``quiet``: says nothing but errors, as ranks other than the first do.
@@ -61,7 +61,7 @@ class Watch:
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.poll, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Display":
         if self.bars is not None:
             self.bars.start()
         if not self.quiet:
@@ -230,13 +230,13 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     data = cache(lambda name: packed(packs[name]))  # of a folder, a reading of all names
     rows, notes = [], []
     for p in chosen:
-        state = "done" if p.done else "to do"
-        known = training(p, data(p.settings.data)) if isinstance(p.settings, Training) else ("",) * 4
+        state, settings = "done" if p.done else "to do", p.settings
+        known = training(p, data(p.settings.data)) if isinstance(settings, Training) else ("",) * 4
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.provisional else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
-        if isinstance(p.settings, Training):
+        if isinstance(settings, Training):
             notes.append(rate(p))
-        if hasattr(p.settings, "data"):
+        if hasattr(settings, "data"):
             notes += remarks(p, packs[p.settings.data], data)
     table(
         "Nothing is run",

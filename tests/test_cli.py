@@ -221,7 +221,7 @@ def test_a_watch_tells_progress_in_plain_lines(place, capsys, monkeypatch):
 
     clock = [0.0]
     monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
-    watch = show.Watch()
+    watch = show.Display()
     watch.add("moco", place)
     reports = (12, 10, 100), (24, 10, 100), (62, 20, 100), (66, 21, 100), (82, 45, 100), (95, 5, 9)
     for seconds, step, total in reports:

@@ -80,12 +80,12 @@ def test_what_may_be_tried_again():
     from ray.exceptions import ActorDiedError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    from pipeline.placement.ray import loss
+    from pipeline.placement.ray import worker_loss
 
     gone, echo, fault = ActorDiedError(), RuntimeError("Connection closed by peer [::1]:1"), KeyError("own")
     failed = WorkerHealthCheckFailedError("a check failed", gone)
-    assert loss([echo, failed]) is gone
-    assert loss([echo]) is echo
+    assert worker_loss([echo, failed]) is gone
+    assert worker_loss([echo]) is echo
     for failures, raised in (([failed, DataError("bad")], DataError), ([echo, fault], KeyError)):
         with pytest.raises(raised):
-            loss(failures)
+            worker_loss(failures)

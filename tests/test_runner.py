@@ -737,7 +737,7 @@ def test_how_values_are_listed():
 def test_a_batch_that_a_launchers_ranks_cannot_share_is_refused_before_packing(place, stages, monkeypatch, capsys):
     monkeypatch.setattr("pipeline.launcher.size", lambda: 3)
     planned = list(plan("codes.batch=100", "vae.batch=96").values())
-    with show.Watch() as watch:
+    with show.Display() as watch:
         assert runner.execute(planned, planned, watch, here) == 2
     assert stages.calls == []
     assert capsys.readouterr().err.splitlines() == [

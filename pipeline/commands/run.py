@@ -94,7 +94,7 @@ class Run:
         quiet = launcher.rank() > 0
         cluster = open_cluster(self.selection, quiet)
         try:
-            with show.Watch(quiet) as display:
+            with show.Display(quiet) as display:
                 return runner.execute(self.stages, self.selection, display, here, cluster, self.plan)
         finally:
             if cluster is not None:
