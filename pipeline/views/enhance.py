@@ -1,4 +1,4 @@
-"""Operations on images of bytes, to the bit as Pillow does them: what some recipes put between jitter and grey."""
+"""Operations on images of bytes, to the bit as Pillow does them: what PIRL's views put between jitter and grey."""
 
 from dataclasses import dataclass
 from typing import Any
