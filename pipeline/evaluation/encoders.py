@@ -119,7 +119,7 @@ def network(folder: Path) -> dict[str, Any] | None:
 
 
 def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
-    """Of a spec, what its untrained encoder depends on."""
+    """The part of a spec that decides its untrained encoder."""
     if "codes" in spec:
         return bare(spec["inner"]) if "inner" in spec else None
     net = settings(spec)

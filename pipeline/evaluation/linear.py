@@ -46,7 +46,7 @@ class Split:
 
     @property
     def turns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where to fit, and where to validate."""
+        """Pairs of ids: those to fit on, and those to validate on."""
         every = np.sort(np.concatenate([self.fit, self.validation]))
         return [(np.setdiff1d(every, held, assume_unique=True), held) for held in (self.validation, *self.others)]
 
@@ -165,7 +165,7 @@ def predict(u: Tensor, table: Tensor) -> Tensor:
 
 
 def accuracies(u: Tensor, y: Tensor, table: Tensor) -> list[float]:
-    """One a table."""
+    """The accuracy of each table."""
     return (predict(u, table) == y).double().mean(1).tolist()
 
 
@@ -230,7 +230,7 @@ def few_labels(
     u, labels = x @ turn, y[ids]
 
     def back(table: Tensor) -> Tensor:
-        """From each draw's axes to the shared ones."""
+        """Turns tables from each draw's own axes back to the shared axes."""
         return torch.cat([turn @ table[:, :-1], table[:, -1:]], 1)
 
     chosen = choose(

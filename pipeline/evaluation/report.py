@@ -155,7 +155,7 @@ def card(metrics: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """As a person would write it: 1e-05, not 9.999999999999999e-06."""
+    """The number as a person would write it: 1e-05, not 9.999999999999999e-06."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {what}" for name, what in value.items())
     return ", ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else str(value)

@@ -9,12 +9,12 @@ NARROW = 1.5
 
 
 def full(x: Tensor) -> Tensor:
-    """At least fp32: energies and losses are never halved, whatever autocast says."""
+    """The tensor in at least fp32: no energy or loss is computed in half precision, whatever autocast says."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Inside, autocast leaves what is computed on x's device whole."""
+    """A context in which autocast lowers no precision of what is computed on x's device."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 

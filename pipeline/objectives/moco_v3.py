@@ -46,7 +46,7 @@ class MoCoV3(Contrastive):
         return queries, torch.stack(keys, 1)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        """low [A B], high [A B, B global]: infinite where it is no negative of the row."""
+        """The energies are low [A B] and high [A B, B global]; high is infinite where a key is no negative."""
         q, k = embedded[0], embedded[1].detach()
         t, queries = self.settings.temperature, q.shape[1]
         with full_precision(q):
@@ -64,7 +64,7 @@ class MoCoV3(Contrastive):
             return Step(loss, low, high, scalars, per_sample={"pair": self.pair((q, k)).detach()})
 
     def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
-        """The first view's query and the key it asks for."""
+        """The first view's query and its positive key."""
         return torch.stack([embedded[0][:, 0], embedded[1][:, 0]], 1)
 
     def negative_ids(self, batch: Batch) -> Tensor:

@@ -30,12 +30,12 @@ def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
 
 
 def state(objective: Objective) -> dict[str, Tensor]:
-    """Of the objective's state, what using it needs: all but what only training does."""
+    """The part of the objective's state that its use needs, without what only its training needs."""
     return {name: x for name, x in objective.state_dict().items() if not name.startswith(objective.training_state)}
 
 
 def write(folder: Path, weights: dict[str, Tensor], spec: dict[str, Any]) -> None:
-    """Writes `model.safetensors` and `model.json`, the last last: a folder that has it is whole."""
+    """Writes `model.safetensors`, then `model.json`: a folder that has the latter is complete."""
     with files.replacing(folder / WEIGHTS) as part:
         tensors.write(weights, part)
     files.write_json(folder / SPEC, spec)

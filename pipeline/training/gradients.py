@@ -13,7 +13,7 @@ from pipeline.training import sharded
 
 
 def one_pass(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
-    """Each micro-batch's gradient after the other: where samples are not coupled, losses average."""
+    """Adds each micro-batch's gradient in turn: the losses average where they do not couple samples."""
     results = []
     for i, batch in enumerate(batches):
         with unsynced(model, i < len(batches) - 1):

@@ -104,7 +104,7 @@ class CollapseAlarm:
         return not self.since
 
     def note(self, step: int, scalars: dict[str, float]) -> None:
-        """Raises NoProgressError, or says a line, as the settings ask."""
+        """Reads the scalars logged of a step. Raises NoProgressError at a collapse, or prints a line."""
         if self.do == "ignore" or step < self.from_step:
             return
         signs = self.objective.collapse_signs(scalars)
@@ -186,7 +186,7 @@ class Throughput:
         return rates
 
     def slowest(self, own: dict[str, float]) -> dict[str, float]:
-        """The most of each over ranks, and whose it is: all go at the pace of the slowest loader or device."""
+        """The largest of each time over ranks, and the rank that has it: all ranks go at the pace of the slowest."""
         table = self.world.gather(torch.tensor([[*own.values()]], dtype=torch.float64, device=self.world.device))
         rates = {}
         for name, column in zip(own, table.T.tolist(), strict=True):

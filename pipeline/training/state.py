@@ -94,7 +94,7 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
 
 
 def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with the prefix, named without it."""
+    """The tensors whose names begin with the prefix, by their names without it."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
