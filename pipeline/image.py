@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # settings and errors are told without torch
 class Image:
     """Channels (1 or 3), side in pixels of a square view, the pixel statistics of the training split in [0, 1], and
     whether files are turned as their EXIF orientation says. ``cropped``: the packed images are of another size, and
-    judged by their centre."""
+    evaluated by their centre."""
 
     channels: int
     side: int

@@ -280,7 +280,7 @@ def test_the_first_step_that_was_not_finite_is_named(which):
     finite.check()  # told once
 
 
-def test_judging_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
+def test_an_evaluation_says_no_more_than_it_can_read(digits, capsys, monkeypatch):
     from pipeline.data import images
     from pipeline.data.shards import Shards
     from pipeline.errors import DataError

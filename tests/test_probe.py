@@ -291,7 +291,7 @@ def test_what_the_head_makes_of_features_has_a_row_where_there_is_a_head(inputs,
     for split in ("train", "test"):
         pixels = SquareImages(Shards.open(digits, split), 8).pixels
         with torch.no_grad():
-            rows.append(objective.head(objective.encoder(image.normalise(pixels.float() / 255))))
+            rows.append(objective.get_submodule("head")(objective.encoder(image.normalise(pixels.float() / 255))))
     labels = [torch.from_numpy(Shards.open(digits, split).labels) for split in ("train", "test")]
     right = knn.classify(rows[0], labels[0], rows[1], 20, 0.07) == labels[1]
     assert metrics["rows"]["moco_projection"]["knn_top1"] == pytest.approx(float(right.double().mean()), abs=0.003)

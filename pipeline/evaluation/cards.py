@@ -63,8 +63,8 @@ def card(folder: Path, net: ResNet | ViT, image: Image, config: dict[str, Any]) 
     record = json.loads((home / "artifact.json").read_text()) if home else {}
     settings = record.get("settings", {})
     objective = settings.get("objective", {}).get("kind", "unknown")
-    kept = ("stage", "key", "seed", "settings", "versions", "processes", "metrics")
-    facts = json.dumps({k: record[k] for k in kept if k in record}, indent=1, sort_keys=True)
+    recorded = ("stage", "key", "seed", "settings", "versions", "processes", "metrics")
+    facts = json.dumps({k: record[k] for k in recorded if k in record}, indent=1, sort_keys=True)
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction

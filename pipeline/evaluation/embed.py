@@ -61,9 +61,9 @@ def embed(
         while chunk := list(islice(images, ROWS)):
             good, pixels = readable(chunk, encoder.image, tally)
             if good:
-                found = table(good, encoder(pixels.to(device)).cpu().numpy(), about)
-                writer = writer or closing.enter_context(parquet.ParquetWriter(part, found.schema))
-                writer.write_table(found)
+                batch = table(good, encoder(pixels.to(device)).cpu().numpy(), about)
+                writer = writer or closing.enter_context(parquet.ParquetWriter(part, batch.schema))
+                writer.write_table(batch)
         if not tally.count:
             raise DataError(f"{where}: none of {len(tally.bad)} images can be read, the first {tally.first()}")
     tally.write(out.with_suffix(".bad.jsonl"), say)
@@ -147,11 +147,11 @@ def readable(chunk: list[Row], image: Image, tally: Tally) -> tuple[list[Row], T
     good, pixels = [], []
     for row in chunk:
         try:
-            found = decode(row.load(), image.channels, None, image.exif_orientation)
+            picture = decode(row.load(), image.channels, None, image.exif_orientation)
         except (OSError, ValueError, BadSample) as error:
             tally.fail(row, error)
             continue
         tally.read(row)
         good.append(row)
-        pixels.append(found if tuple(found.shape[1:]) == (image.side, image.side) else centre(found, image.side))
+        pixels.append(picture if tuple(picture.shape[1:]) == (image.side, image.side) else centre(picture, image.side))
     return good, torch.stack(pixels) if pixels else torch.empty(0)

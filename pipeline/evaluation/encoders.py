@@ -18,7 +18,7 @@ from pipeline.sparse import features as sparse
 
 
 class Encoder(nn.Module):
-    """A module as it is judged: uint8 images [B, C, H, W] -> float32 features [B, D]. ``normalised``: whether the
+    """A module as it is evaluated: uint8 images [B, C, H, W] -> float32 features [B, D]. ``normalised``: whether the
     module takes pixels less their mean over their deviation, or in [0, 1]."""
 
     def __init__(self, module: nn.Module, image: Image, normalised: bool):

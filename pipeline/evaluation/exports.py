@@ -62,11 +62,11 @@ def write(
 def write_onnx(encoder: encoders.Encoder, path: Path) -> None:
     """images uint8 [N, C, S, S] -> features float32 [N, D], N free, weights inside the file (2 GB at most)."""
     image = encoder.image
-    given = torch.zeros(2, image.channels, image.side, image.side, dtype=torch.uint8)
+    example = torch.zeros(2, image.channels, image.side, image.side, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("N", min=1)}}
     with files.replacing(path) as part:
         torch.onnx.export(
-            encoder, (given,), part, input_names=["images"], output_names=["features"], dynamic_shapes=shapes,
+            encoder, (example,), part, input_names=["images"], output_names=["features"], dynamic_shapes=shapes,
             external_data=False, verbose=False,
         )  # fmt: skip
 
@@ -121,8 +121,8 @@ NAMES = {
 
 def weights(net: ResNet | ViT, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights by the names of timm, which for a ResNet are torchvision's."""
-    found = module.state_dict()
+    state = module.state_dict()
     if isinstance(net, ViT):
         for theirs, ours in NAMES.items():
-            found = {name.replace(theirs, ours): value for name, value in found.items()}
-    return dict(found)
+            state = {name.replace(theirs, ours): value for name, value in state.items()}
+    return dict(state)

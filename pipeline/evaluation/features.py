@@ -28,15 +28,15 @@ def features(
     whole, else written there. ``halt``: called between batches; raises where this is not to go on."""
     if keep is not None:
         with suppress(OSError, KeyError, SafetensorError):
-            found = load_file(keep)["features"]
-            if len(found) == pictures.n:
-                return found
+            rows = load_file(keep)["features"]
+            if len(rows) == pictures.n:
+                return rows
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    found = []
+    parts = []
     for batch in pictures.batches(BATCH):
         halt()
-        found.append(encoder(batch.to(device)).float().cpu())
-    rows = torch.cat(found)
+        parts.append(encoder(batch.to(device)).float().cpu())
+    rows = torch.cat(parts)
     if keep is not None:
         with files.replacing(keep) as part:
             write({"features": rows}, part)

@@ -14,15 +14,15 @@ def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     are apart by less than a cosine near 1 can tell."""
     bank, queries = normalize(bank.double(), dim=1), normalize(queries.double(), dim=1)
     k = min(k, len(bank))
-    found = [_nearest(bank, part, k) for part in queries.split(BLOCK)]
-    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+    parts = [_nearest(bank, part, k) for part in queries.split(BLOCK)]
+    return torch.cat([f[0] for f in parts]), torch.cat([f[1] for f in parts])
 
 
 def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     places = (queries @ bank.T).topk(min(k + SPARE, len(bank)), dim=1, sorted=False).indices.sort(1).values
-    apart = bank[places].sub_(queries[:, None]).square_().sum(2)
-    order = apart.argsort(dim=1, stable=True)[:, :k]
-    return 1 - 0.5 * apart.gather(1, order), places.gather(1, order)
+    distances = bank[places].sub_(queries[:, None]).square_().sum(2)
+    order = distances.argsort(dim=1, stable=True)[:, :k]
+    return 1 - 0.5 * distances.gather(1, order), places.gather(1, order)
 
 
 def classify(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:

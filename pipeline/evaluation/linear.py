@@ -70,14 +70,14 @@ def split(labels: np.ndarray, share: float, seed: int) -> Split:
 
 def draw(labels: np.ndarray, among: np.ndarray, per_class: int, seed: int, index: int) -> np.ndarray:
     """Draw ``index``: ids of ``per_class`` samples of every class, out of ``among``; the same for every encoder."""
-    chosen = []
+    ids = []
     for label in np.unique(labels[among]):
         members = among[labels[among] == label]
         if len(members) < per_class:
             raise DataError(f"class {label}: {len(members)} samples, {per_class} labels to draw: lower per_class")
         order = keyed.permute(np.arange(per_class), len(members), seed, "draw", index, int(label))
-        chosen.append(members[order])
-    return np.concatenate(chosen)
+        ids.append(members[order])
+    return np.concatenate(ids)
 
 
 class Space(NamedTuple):
@@ -213,9 +213,9 @@ def all_labels(features: Space, y: Tensor, y_test: Tensor, classes: int, parts: 
         right = [predict(features.train[held], one[None])[0] == y[held] for (_, held), one in pairs]
         return float(torch.cat(right).double().mean())
 
-    chosen = choose(ALL, map(torch.cat, zip(*paths, strict=True)), score)
-    (table,) = path(features.train[None], y[None], classes, [chosen.penalty], start=chosen.table[:1])
-    return result(features, y_test, chosen, table)
+    choice = choose(ALL, map(torch.cat, zip(*paths, strict=True)), score)
+    (table,) = path(features.train[None], y[None], classes, [choice.penalty], start=choice.table[:1])
+    return result(features, y_test, choice, table)
 
 
 def few_labels(
@@ -233,17 +233,17 @@ def few_labels(
         """Turns tables from each draw's own axes back to the shared axes."""
         return torch.cat([turn @ table[:, :-1], table[:, -1:]], 1)
 
-    chosen = choose(
+    choice = choose(
         FEW,
         path(u, labels, classes, FEW, CLOSE),
         lambda table: float(np.mean(accuracies(u_held, y[held], back(table)))),
     )
-    (table,) = path(u, labels, classes, [chosen.penalty], start=chosen.table)
-    return result(features, y_test, chosen, back(table))
+    (table,) = path(u, labels, classes, [choice.penalty], start=choice.table)
+    return result(features, y_test, choice, back(table))
 
 
-def result(features: Space, y_test: Tensor, chosen: Choice, table: Tensor) -> Result:
+def result(features: Space, y_test: Tensor, choice: Choice, table: Tensor) -> Result:
     predicted = predict(features.test, table)
     return Result(
-        chosen.grid, chosen.penalty, (predicted == y_test).double().mean(1).tolist(), predicted[0].cpu().numpy()
+        choice.grid, choice.penalty, (predicted == y_test).double().mean(1).tolist(), predicted[0].cpu().numpy()
     )

@@ -31,8 +31,8 @@ def check(settings: Probe, folder: Path) -> list[str]:
 def labels(settings: Probe, folder: Path, train: Shards, test: Shards) -> tuple[np.ndarray, np.ndarray]:
     """The labels of the training images that a probe uses, and of the test images. Raises DataError where a split is
     empty, or an image has none."""
-    found = train.labels[: settings.train_examples], test.labels
-    for split, each in zip(("training", "test"), found, strict=True):
+    both = train.labels[: settings.train_examples], test.labels
+    for split, each in zip(("training", "test"), both, strict=True):
         if not len(each):
             raise DataError(
                 f"{folder}: the {split} split is empty; a probe needs labelled images in it, at least two of a class"
@@ -42,7 +42,7 @@ def labels(settings: Probe, folder: Path, train: Shards, test: Shards) -> tuple[
                 f"{folder}: {(each < 0).sum():,} of {len(each):,} images of the {split} split have no label; a "
                 f"probe needs one for each: pack folders named by class, or leave the probe out"
             )
-    return found
+    return both
 
 
 def enough(settings: Probe, folder: Path, counts: np.ndarray, names: list[str]) -> None:

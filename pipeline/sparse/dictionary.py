@@ -41,9 +41,9 @@ def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
     """Atoms are signals [N, p], drawn by key, each to norm 1; noise where too few are not 0."""
     p = signals.shape[1]
     alive = signals[signals.norm(dim=1) > 0].double()
-    chosen = alive[torch.from_numpy(keyed.permute(np.arange(min(atoms, len(alive))), len(alive), seed, "atoms"))]
-    noise = torch.from_numpy(keyed.normal(p, seed, "atoms", np.arange(atoms - len(chosen))))
-    d = torch.cat([chosen, noise]).T.contiguous()  # as a checkpoint gives it back: sums are in the order of memory
+    drawn = alive[torch.from_numpy(keyed.permute(np.arange(min(atoms, len(alive))), len(alive), seed, "atoms"))]
+    noise = torch.from_numpy(keyed.normal(p, seed, "atoms", np.arange(atoms - len(drawn))))
+    d = torch.cat([drawn, noise]).T.contiguous()  # as a checkpoint gives it back: sums are in the order of memory
     zero = torch.zeros((), dtype=torch.int64)
     return Dictionary(
         atoms=d / d.norm(dim=0),

@@ -62,9 +62,8 @@ class Coder(nn.Module):
         for name, value in (("mean", mean), ("zca", zca), ("dictionary", dictionary)):
             self.register_buffer(name, value.detach().float().clone())
         self.settings = settings
-        chosen = settings.lista
         if settings.features == "lista":
-            self.lista = LISTA(self.dictionary, settings.penalty, chosen.layers, chosen.tied)
+            self.lista = LISTA(self.dictionary, settings.penalty, settings.lista.layers, settings.lista.tied)
 
     def whiten(self, signals: Tensor) -> Tensor:
         return (signals - self.mean) @ self.zca
@@ -76,14 +75,14 @@ class Coder(nn.Module):
 
     def forward(self, signals: Tensor) -> Tensor:
         """Signals [N, p], not whitened -> codes [N, k]."""
-        chosen = self.settings
-        if chosen.features == "threshold":
+        settings = self.settings
+        if settings.features == "threshold":
             folded, bias = self.filters()
-            return solvers.soft_threshold(signals @ folded - bias, chosen.threshold)
+            return solvers.soft_threshold(signals @ folded - bias, settings.threshold)
         ones, norm = unit(self.whiten(signals))
-        if chosen.features == "lista":
+        if settings.features == "lista":
             return norm * self.lista(ones)
-        return norm * solvers.encode(ones, self.dictionary, chosen.penalty, chosen.tolerance).z
+        return norm * solvers.encode(ones, self.dictionary, settings.penalty, settings.tolerance).z
 
 
 def split(codes: Tensor) -> Tensor:

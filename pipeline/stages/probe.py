@@ -121,11 +121,11 @@ def untrained(settings: Probe, inputs: dict[str, Path]) -> dict[str, list[str]]:
 
 def along(folder: Path, load: Callable[[Path], Any]) -> list[Entry]:
     """An artifact's encoders by training step: its snapshots, and the finished one last."""
-    found = [Entry(int(p.name), lambda p=p: load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
+    entries = [Entry(int(p.name), lambda p=p: load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
     metrics = folder / "metrics.jsonl"
     rows = metrics.read_text().splitlines() if metrics.exists() else []
     last = json.loads(rows[-1])["step"] if rows else 1
-    return [*found, Entry(max([last, 1, *(entry.step + 1 for entry in found)]), lambda: load(folder))]
+    return [*entries, Entry(max([last, 1, *(entry.step + 1 for entry in entries)]), lambda: load(folder))]
 
 
 def read(path: Path) -> Scores | None:
