@@ -108,13 +108,13 @@ def plain(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on, without importing any of it."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in NUMBERS:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def differences(recorded: dict[str, str]) -> str:
@@ -128,12 +128,12 @@ def commit() -> str | None:
     """The git commit of this code, "-dirty" where files differ from it; None outside a work tree."""
     options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        told = subprocess.run(
+        description = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", *options], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None
+    return description.stdout.strip() or None
 
 
 def cpu() -> str:

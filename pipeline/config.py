@@ -52,11 +52,11 @@ def override(document: Document, text: str) -> None:
         parsed = parse_value(value)
         if name in Top.model_fields:
             put(document.data, [name], parsed)
-            document.given[(name,)] = text
+            document.overrides[(name,)] = text
         elif parts[0] in names:
             put(document.data, ["stages", *parts], parsed)
             places = [int(part) if part.isdigit() else part for part in parts[1:]]
-            document.given[("stages", parts[0], *places)] = text
+            document.overrides[("stages", parts[0], *places)] = text
         else:
             raise ValueError(f' no stage "{parts[0]}"{nearest(parts[0], [*names, *Top.model_fields])}')
     except ValueError as error:
@@ -219,7 +219,7 @@ WORDS = {
 
 def reason(error: Any, annotation: Any) -> str:
     """What was found and what was expected."""
-    kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     known = [tag for m in members(annotation) for tag in tags(m)]
     if kind in ("missing", "union_tag_not_found"):
         return "missing" + (f"; expected one of {', '.join(known)}" if known else "; it has no default")
@@ -227,13 +227,13 @@ def reason(error: Any, annotation: Any) -> str:
         return f'unknown kind "{context["tag"]}"{nearest(context["tag"], known)}'
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
-        return f"found {brief(found)}{nearest(found, known)}"
+        return f"found {brief(value)}{nearest(value, known)}"
     if kind == "string_pattern_mismatch":
-        return f"found {brief(found)}; expected the name of a stage"
+        return f"found {brief(value)}; expected the name of a stage"
     if kind == "value_error":
         return str(context["error"])
     message = str(error["msg"]).replace("Input should be", "expected").replace("an object", "keys {..}")
-    return f"found {brief(found)}; {WORDS.get(kind) or message[:1].lower() + message[1:]}"
+    return f"found {brief(value)}; {WORDS.get(kind) or message[:1].lower() + message[1:]}"
 
 
 # ------------------------------------------------------------------------------------------------- what crosses stages

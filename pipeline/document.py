@@ -38,19 +38,19 @@ Yaml.add_constructor("tag:yaml.org,2002:float", number)
 
 @dataclass
 class Document:
-    """What was read, and where each key of it stands. ``lines``: by path of keys; ``given``: overrides by path."""
+    """What was read, and where each key of it stands. ``lines``: by path of keys; ``overrides``: by path."""
 
     file: str
     data: dict[str, Any] = field(default_factory=dict)
     lines: dict[tuple, int] = field(default_factory=dict)
-    given: dict[tuple, str] = field(default_factory=dict)
+    overrides: dict[tuple, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
 
     def where(self, path: tuple) -> str:
         """The override or the line that the key, or the nearest one above it, comes from."""
         for length in range(len(path), 0, -1):
-            if path[:length] in self.given:
-                return f"override {self.given[path[:length]]}"
+            if path[:length] in self.overrides:
+                return f"override {self.overrides[path[:length]]}"
             if path[:length] in self.lines:
                 return f"{self.file}:{self.lines[path[:length]]}"
         return self.file

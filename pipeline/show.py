@@ -28,10 +28,10 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], not
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        whole = [columns, *body]
-        widths = [max(len(line[i]) for line in whole) for i in range(len(columns))]
+        cells = [columns, *body]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         print(title)
-        for line in whole:
+        for line in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     else:
         drawn = Table(title=title, title_justify="left", title_style="bold")
@@ -54,7 +54,7 @@ class Display:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.running: dict[str, tuple[Path, Any]] = {}
-        self.told: dict[str, tuple[float, int]] = {}
+        self.latest: dict[str, tuple[float, int]] = {}
         self.begun: dict[str, tuple[float, int]] = {}
         """When a stage's first step was seen, and which that was: one that goes on does not begin at 0."""
         self.bars = None if quiet or lines.machine() or not sys.stdout.isatty() else bars()
@@ -90,7 +90,7 @@ class Display:
     def add(self, name: str, out: Path) -> None:
         with self.lock:
             bar = None if self.bars is None else self.bars.add_task(name, total=None, text="")
-            self.running[name], self.told[name] = (out, bar), (time.monotonic(), -1)
+            self.running[name], self.latest[name] = (out, bar), (time.monotonic(), -1)
             self.begun.pop(name, None)
         if self.bars is None:
             self.say("starts", name, "starts")
@@ -105,19 +105,19 @@ class Display:
         while not self.over.wait(0.5):
             with self.lock:
                 for name, (out, bar) in self.running.items():
-                    said = progress.read(out)
-                    if said is not None:
-                        self.move(name, bar, *said)
+                    report = progress.read(out)
+                    if report is not None:
+                        self.move(name, bar, *report)
 
     def move(self, name: str, bar: Any, step: int, total: int, text: str) -> None:
         if self.bars is not None:
             self.bars.update(bar, completed=step, total=total, text=text)
             return
-        (when, last), now = self.told[name], time.monotonic()
+        (when, last), now = self.latest[name], time.monotonic()
         if step < last or name not in self.begun:  # packing counts each split anew
             self.begun[name] = now, step
         if step != last and now - when >= PLAIN:
-            self.told[name] = now, step
+            self.latest[name] = now, step
             since, first = self.begun[name]
             left = (total - step) * (now - since) / (step - first) if first < step < total else None
             facts = {} if left is None else {"seconds_left": round(left)}
@@ -151,8 +151,8 @@ def show(runs: str) -> None:
     folder = Path(runs).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{runs}: no such folder; expected the root of some runs, or one artifact's folder")
-    found = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]
-    records = sorted(((artifact.read(path) or {}, path) for path in found), key=lambda pair: pair[0]["finished"])
+    folders = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]
+    records = sorted(((artifact.read(path) or {}, path) for path in folders), key=lambda pair: pair[0]["finished"])
     if not records:
         lines.say(f"{runs}: nothing is finished yet")
         return
@@ -208,9 +208,9 @@ def percent(row: dict[str, float], key: str) -> str:
 
 
 def spread(row: dict[str, float]) -> str:
-    told = percent(row, "linear_few")
+    accuracy = percent(row, "linear_few")
     deviation = row.get("linear_few_sd")
-    return told if deviation is None else f"{told[:-2]} ± {100 * deviation:.2f} %"
+    return accuracy if deviation is None else f"{accuracy[:-2]} ± {100 * deviation:.2f} %"
 
 
 def protocol(record: dict[str, Any]) -> str:
@@ -284,7 +284,7 @@ def remarks(p: Any, pack: Any, data: Callable[[str], Any]) -> list[str]:
 
 def rate(p: Any) -> str:
     """The learning rate after warm-up, and what it was computed from."""
-    chosen, batch = p.settings.optimiser, p.settings.batch
+    optimiser, batch = p.settings.optimiser, p.settings.batch
     text = f"{p.name}: learning rate {p.settings.peak_lr():.6g}"
-    reference = chosen.reference_batch
-    return f"{text} = lr {chosen.lr:g} x batch {batch} / reference_batch {reference}" if reference else text
+    reference = optimiser.reference_batch
+    return f"{text} = lr {optimiser.lr:g} x batch {batch} / reference_batch {reference}" if reference else text
