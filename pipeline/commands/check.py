@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"{patterns.unmatched(options.shards)}, or make a set of them first, with `pipeline index`")
     if place.is_dir() and not described:
         listing = ImageFolder.at(place).listing()
-        for line in listing.told():
+        for line in listing.lines():
             print(line)
         found = check.undecodable(listing, options.threads)
     elif place.is_dir() or "://" in options.shards:

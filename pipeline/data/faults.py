@@ -71,9 +71,9 @@ class BadSampleLog:
         self.shards, self.bad = shards, defaultdict[str, set[int]](set)
         if path is not None and path.exists():
             rows = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            kept = [line for line in rows if json.loads(line)["step"] < start]
-            files.write(path, "".join(kept))
-            for line in kept:
+            before = [line for line in rows if json.loads(line)["step"] < start]
+            files.write(path, "".join(before))
+            for line in before:
                 self._count(Fault(**json.loads(line)))
 
     def _count(self, fault: Fault) -> None:
@@ -84,8 +84,8 @@ class BadSampleLog:
         """Writes the faults of one step of ``rows`` samples; raises DataError once they are too many of ``seen``."""
         if not faults:
             return
-        for one in faults:
-            self._count(one)
+        for each in faults:
+            self._count(each)
         if self.path is not None:
             with self.path.open("a") as file:
                 file.writelines(json.dumps(asdict(f)) + "\n" for f in faults)

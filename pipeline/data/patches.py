@@ -14,6 +14,7 @@ from pipeline.data.images import MEMORY, SquareImages
 from pipeline.data.loader import MicroBatch
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.image import Image
 from pipeline.settings.stages import Codes
 from pipeline.sparse import features, solvers
 from pipeline.sparse.features import Coder, Whitening
@@ -66,7 +67,7 @@ class Signals:
         self, settings: Codes, shards: Shards, seed: int, device: torch.device, encoder: nn.Module | None = None
     ):
         self.settings, self.device, self.encoder = settings, device, encoder
-        self.image = shards.image(settings.side) if encoder is None else encoder.image
+        self.image: Image = shards.image(settings.side) if encoder is None else encoder.image  # type: ignore[assignment]
         patch, pad = (settings.patch, settings.pad) if encoder is None else (self.image.side, 0)
         self.patches = Patches(shards, self.image.side, patch, pad, seed)
         self.n = self.patches.n

@@ -85,11 +85,13 @@ def examine(item: Item, short_side: int | None, exif_orientation: bool = True) -
 
 
 def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
+    """uint8 [3, H, W] -> a file of the image with its short side shrunk to ``side``, and the pixels in that file."""
     from PIL import Image
 
-    one = Image.fromarray(pixels.transpose(1, 2, 0))
-    scale = side / min(one.size)
-    small = one.resize((round(one.width * scale), round(one.height * scale)), Image.Resampling.LANCZOS, reducing_gap=3)
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    scale = side / min(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
     file = io.BytesIO()
     if ext == "jpg":
         small.save(file, "JPEG", quality=95)

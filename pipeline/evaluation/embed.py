@@ -132,7 +132,7 @@ def rows(where: Path, say: Callable[[str], None]) -> Iterator[Row]:
     except Ambiguous as error:  # every image is wanted, whatever its class
         say(f"{error}; here every image is written without split and class")
         listing = ImageFolder.at(where, splits="none", classes="none").listing()
-    for note in listing.told():
+    for note in listing.lines():
         say(note)
     for item in listing.items:
         yield Row(item.name, item.split or "", item.label, group(listing.classes, item.label), item.load)

@@ -40,7 +40,7 @@ class Listing:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     fixed: bool = False
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """What was left out and what else is to be known, a line each."""
         return [*filter(None, [layout.sentence(self.left_out)]), *map(layout.shown, self.notes)]
 

@@ -16,7 +16,7 @@ class Digits(Source):
         rows = np.loadtxt(Path(home[0], "datasets/data/digits.csv.gz"), delimiter=",")  # type: ignore[index]
         pixels = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         items = [
-            Item(f"digit {i}", None, int(label), lambda one=one: png(one))
-            for i, (one, label) in enumerate(zip(pixels, rows[:, -1], strict=True))
+            Item(f"digit {i}", None, int(label), lambda image=image: png(image))
+            for i, (image, label) in enumerate(zip(pixels, rows[:, -1], strict=True))
         ]
         return Listing(items, [str(i) for i in range(10)], fixed=True)
