@@ -266,7 +266,7 @@ def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     kind, which says what it makes."""
     by_kind = {tag: model for model in members(AnyStage) for tag in tags(model)}
     kinds = {n: by_kind.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
-    made = {n: kind.makes for n, kind in kinds.items() if kind}
+    made = {n: kind.makes for n, kind in kinds.items() if kind and issubclass(kind, Stage)}
     for key, edge, ref in edges(stage):
         makers = [n for n, things in made.items() if edge.needs in things and n != name]
         path = ("stages", name, key)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import artifact, lines, progress
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.settings.stages import Pretrain
 from pipeline.settings.training import Training
 
 PLAIN = 10.0
@@ -277,7 +278,7 @@ def remarks(p: Any, pack: Any, data: Callable[[str], Any]) -> list[str]:
         return notes
     if (pack.folder / "manifest.json").exists():
         notes = advice.stage(p.name, p.settings, pack.folder)
-    elif isinstance(p.settings, Training) and (known := data(pack.name)) is not None:
+    elif isinstance(p.settings, Pretrain) and (known := data(pack.name)) is not None:
         notes = advice.training(p.name, p.settings, known.images, known.side)
     return [f"{p.name}: {text}" for text in notes]
 
