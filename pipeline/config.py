@@ -264,7 +264,7 @@ def needs(stage: Stage) -> list[str]:
 def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     """That every stage named here is there and makes what is needed. A stage with mistakes of its own still has its
     kind, which says what it makes."""
-    by_kind = {tag: model for model in members(AnyStage) for tag in tags(model)}
+    by_kind: dict[str, Any] = {tag: model for model in members(AnyStage) for tag in tags(model)}
     kinds = {n: by_kind.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
     made = {n: kind.makes for n, kind in kinds.items() if kind and issubclass(kind, Stage)}
     for key, edge, ref in edges(stage):

@@ -13,7 +13,6 @@ from typing import Any
 from pipeline import artifact, lines, progress
 from pipeline.errors import ConfigError, PipelineError, Stopped
 from pipeline.settings.stages import Pretrain
-from pipeline.settings.training import Training
 
 PLAIN = 10.0
 """Seconds between two lines of a running stage where there is no terminal."""
@@ -231,13 +230,13 @@ def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     data = cache(lambda name: packed(packs[name]))  # of a folder, a reading of all names
     rows, notes = [], []
     for p in chosen:
-        state, settings = "done" if p.done else "to do", p.settings
-        known = training(p, data(p.settings.data)) if isinstance(settings, Training) else ("",) * 4
+        state = "done" if p.done else "to do"
+        known = training(p, data(p.settings.data)) if isinstance(p.settings, Pretrain) else ("",) * 4
         folder = f"{p.folder.parent / p.name}-… (named after packing)" if p.provisional else p.folder
         rows.append([p.name, p.kind, folder, state, p.place, *known])
-        if isinstance(settings, Training):
+        if isinstance(p.settings, Pretrain):
             notes.append(rate(p))
-        if hasattr(settings, "data"):
+        if hasattr(p.settings, "data"):
             notes += remarks(p, packs[p.settings.data], data)
     table(
         "Nothing is run",

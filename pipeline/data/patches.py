@@ -4,10 +4,11 @@ Which patch is the i-th is a pure function of the seed and i.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import keyed
 from pipeline.data.images import MEMORY, SquareImages
@@ -64,10 +65,10 @@ class Signals:
     """
 
     def __init__(
-        self, settings: Codes, shards: Shards, seed: int, device: torch.device, encoder: nn.Module | None = None
+        self, settings: Codes, shards: Shards, seed: int, device: torch.device, encoder: Any = None
     ):
         self.settings, self.device, self.encoder = settings, device, encoder
-        self.image: Image = shards.image(settings.side) if encoder is None else encoder.image  # type: ignore[assignment]
+        self.image: Image = shards.image(settings.side) if encoder is None else encoder.image
         patch, pad = (settings.patch, settings.pad) if encoder is None else (self.image.side, 0)
         self.patches = Patches(shards, self.image.side, patch, pad, seed)
         self.n = self.patches.n

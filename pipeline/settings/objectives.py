@@ -50,6 +50,8 @@ class Objective(Settings):
     inputs: ClassVar[Inputs] = Inputs()
     draws: ClassVar[bool] = False
     """Whether a trained one draws pictures (`generate`)."""
+    shards: ClassVar[bool] = True
+    """Whether its weights may be sharded: all of them lie in networks that are called as wholes."""
     training_defaults: ClassVar[dict[str, Any]] = {}
     """What a stage that trains it is given where nothing else is said."""
 
@@ -163,6 +165,7 @@ class AutoEncoder(Objective):
 
     inputs: ClassVar[Inputs] = Inputs(views=0)
     draws: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
     training_defaults = {"net": MLP(), "optimiser": Adam(), "epochs": 50, "batch": 128}
     latent: Count = 16
     decoder: Decoder = Decoder()

@@ -119,8 +119,8 @@ class Pack(Stage):
     test: Fraction = 0.2
     """Share of the images held out where the source gives no test split: each image by a hash of its name and the
     seed, so that others which come or go do not move it; at least one of each class is trained on."""
-    short_side: Count | None = None
-    """Images larger than this are shrunk to it; none: the files' own bytes are packed."""
+    short_side: Annotated[int, Field(ge=8)] | None = None
+    """Images larger than this many pixels are shrunk to it; none: the files' own bytes are packed."""
     shard_images: Count = 4096
     """Images a shard."""
     exif_orientation: bool = True
@@ -173,15 +173,18 @@ class Pretrain(Training, Stage):
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
-        if self.net.kind == "vit" and self.objective.inputs.jigsaw is not None:
-            yield "net.kind", "a vit takes images of one size, not patches; use pretext: rotation, or a resnet"
+        if not self.net.any_side and self.objective.inputs.jigsaw is not None:
+            kind = self.net.kind
+            yield "net.kind", f"a {kind} takes images of one size, not patches; use pretext: rotation, or a resnet"
+        if self.weights == "sharded" and not self.objective.shards:
+            yield "weights", f"objective {self.objective.kind} is not trained on shards; leave weights out"
         if self.objective.inputs.views == 0 and "views" in self.model_fields_set:
             yield "views", f"objective {self.objective.kind} is given the image itself; leave views out"
         elif getattr(self.views[0], "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
-            if self.net.kind == "vit":
-                yield "views.small", "net.kind vit takes images of one size, not small crops; leave it out"
+            if not self.net.any_side:
+                yield "views.small", f"a {self.net.kind} takes images of one size, not small crops; leave it out"
         if self.view_size is not None:
             yield from self.misfits(self.view_size)
 

@@ -78,11 +78,14 @@ class Extractor:
             train, test = self.data.train, self.data.test
             self.pictures[side] = SquareImages(train, side, np.arange(train.n)[: self.limit]), SquareImages(test, side)
         train, test = (
-            features(encoder, pictures, self.world.device, name and self.out / f"features/{name}-{split}.safetensors",
-                     self.halt)
+            features(encoder, pictures, self.world.device, self.file(f"{name}-{split}") if name else None, self.halt)
             for split, pictures in zip(("train", "test"), self.pictures[side], strict=True)
-        )  # fmt: skip
+        )
         return train, test
+
+    def file(self, name: str) -> Path:
+        """The file that holds features from one start to the next."""
+        return self.out / f"features/{name}.safetensors"
 
     def smallest(self) -> SquareImages:
         """The test images at the smallest of these sides."""
