@@ -14,8 +14,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("shards", metavar="SHARDS", help=named)
     lasting = "leave out what is found from now on: the list is part of the set's fingerprint"
     parser.add_argument("--quarantine", action="store_true", help=lasting)
-    told = "also what trainings could not read: their bad-*.jsonl"
-    parser.add_argument("--bad-samples", nargs="+", type=path, default=[], metavar="FILE", help=told)
+    texts = "also what trainings could not read: their bad-*.jsonl"
+    parser.add_argument("--bad-samples", nargs="+", type=path, default=[], metavar="FILE", help=texts)
     parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
     place = path(options.shards)
@@ -30,16 +30,16 @@ def main(words: Sequence[str]) -> int:
         listing = ImageFolder.at(place).listing()
         for line in listing.lines():
             print(line)
-        found = check.undecodable(listing, options.threads)
+        stream = check.undecodable(listing, options.threads)
     elif place.is_dir() or "://" in options.shards:
-        found = check.problems(options.shards if "://" in options.shards else place, options.threads)
+        stream = check.problems(options.shards if "://" in options.shards else place, options.threads)
     elif paths := patterns.tars(options.shards):
         absent = [check.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
-        found = (p for part in (absent, check.unindexed(paths, options.threads)) for p in part)
+        stream = (p for part in (absent, check.unindexed(paths, options.threads)) for p in part)
     else:
         raise ConfigError(f"no such folder, and {patterns.unmatched(options.shards)}")
     problems = []
-    for problem in found:
+    for problem in stream:
         print(problem, flush=True)
         problems.append(problem)
     problems += check.from_logs(options.bad_samples)

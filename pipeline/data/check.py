@@ -41,8 +41,8 @@ def problems(place: Path | str, threads: int = 1) -> Iterator[Problem]:
     for split in splits:
         shards = Shards.open(place, split, check=False)
         with ThreadPoolExecutor(threads) as pool:
-            for found in pool.map(lambda k, shards=shards: list(shard(shards, k)), np.flatnonzero(shards.counts)):
-                yield from found
+            for faults in pool.map(lambda k, shards=shards: list(shard(shards, k)), np.flatnonzero(shards.counts)):
+                yield from faults
 
 
 def shard(shards: Shards, k: int) -> Iterator[Problem]:
@@ -70,8 +70,8 @@ def shard(shards: Shards, k: int) -> Iterator[Problem]:
 
 
 def images(shards: Shards, name: str, rows: np.ndarray, keys: list[str]) -> Iterator[Problem]:
-    for one, key in zip(rows.tolist(), keys, strict=True):
-        offset, size, crc32 = one[:3]
+    for row, key in zip(rows.tolist(), keys, strict=True):
+        offset, size, crc32 = row[:3]
         data = patient(shards.tars, name, offset, size)
         if len(data) < size:
             yield Problem(name, key, f"{len(data)} of {size} bytes at byte {offset}: the shard was cut")
@@ -80,10 +80,10 @@ def images(shards: Shards, name: str, rows: np.ndarray, keys: list[str]) -> Iter
 
 
 def digest(tars: Store, name: str, size: int) -> bytes:
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for offset in range(0, size, PART):
-        found.update(patient(tars, name, offset, PART))
-    return found.digest()
+        sha.update(patient(tars, name, offset, PART))
+    return sha.digest()
 
 
 def structure(tars: Store, name: str, size: int) -> str:
@@ -100,9 +100,9 @@ def unindexed(paths: list[Path], threads: int = 1) -> Iterator[Problem]:
     """All problems of tars without an index: their structure, and images that cannot be decoded."""
     with ThreadPoolExecutor(threads) as pool:
         for path in paths:
-            found, wrong, _ = scan(path)
+            samples, wrong, _ = scan(path)
             yield from (Problem(path.name, None, text.removeprefix(f"{path.name}: ")) for text in wrong)
-            items = [Item(sample.key, None, -1, load) for sample, _, load in found]
+            items = [Item(sample.key, None, -1, load) for sample, _, load in samples]
             for item, result in zip(items, pool.map(lambda item: examine(item, None), items), strict=True):
                 if isinstance(result, str):
                     yield Problem(path.name, item.name, f"undecodable: {result}")
@@ -136,9 +136,9 @@ def quarantine(folder: Path, problems: list[Problem]) -> Path:
 
 def from_logs(paths: list[Path]) -> list[Problem]:
     """What trainings wrote down as unreadable, each image once."""
-    found = {}
+    by_image = {}
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            found[row["shard"], row["key"]] = Problem(row["shard"], row["key"], f"{row['kind']}: {row['reason']}")
-    return [found[at] for at in sorted(found)]
+            by_image[row["shard"], row["key"]] = Problem(row["shard"], row["key"], f"{row['kind']}: {row['reason']}")
+    return [by_image[at] for at in sorted(by_image)]

@@ -45,17 +45,17 @@ class DecodedImages(NamedTuple):
     ) -> "DecodedImages":
         """The first ``n`` ids' images of ``shape`` (H, W, C), each as ``image`` gives it, uint8 [C, H, W]; what raises
         BadSample is broken."""
-        found = cls(torch.zeros(n, *shape, dtype=torch.uint8), np.zeros(n, bool))
+        decoded = cls(torch.zeros(n, *shape, dtype=torch.uint8), np.zeros(n, bool))
 
         def fill(ids: range) -> None:
             for sample in ids:
                 try:
-                    found.images[sample] = image(sample).permute(1, 2, 0)
+                    decoded.images[sample] = image(sample).permute(1, 2, 0)
                 except BadSample:
-                    found.broken[sample] = True
+                    decoded.broken[sample] = True
 
         list(pool.map(fill, [range(at, min(at + TASK, n)) for at in range(0, n, TASK)]))
-        return found
+        return decoded
 
 
 def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:

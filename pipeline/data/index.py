@@ -29,7 +29,7 @@ def index(
     """Writes the manifest, tables and indices of the tars of each split into ``out`` -> the manifest. Images that
     cannot be decoded are left out, and listed in bad.jsonl. Raises DataError where a tar is not whole (all faults
     said), where more than ``max_bad`` images are unreadable, or where none is left."""
-    paths = [path for found in splits.values() for path in found]
+    paths = [path for tars in splits.values() for path in tars]
     base = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     names = [str(path.resolve().relative_to(base)) for path in paths]
     if len(set(names)) < len(names):
@@ -44,12 +44,12 @@ def index(
         raise DataError(f"{len(wrong)} faults in {len(paths)} tars, the first {wrong[0]}; mend or remove them")
     labels, classes, notes = numbers.classes()
     with unfinished(out) as part, ThreadPoolExecutor(threads) as pool:
-        for split, found in splits.items():
+        for split, tars in splits.items():
             made, stats[split] = [], Statistics()
-            for path in found:
+            for path in tars:
                 name = str(path.resolve().relative_to(base))
-                items = [(s, labels.get(said, -1), load) for s, said, load in scan(path).found]
-                made.append(one(path, name, items, part, pool, stats[split], bad, exif_orientation))
+                items = [(s, labels.get(number, -1), load) for s, number, load in scan(path).images]
+                made.append(index_tar(path, name, items, part, pool, stats[split], bad, exif_orientation))
                 say(f"{name}: {made[-1][1]} images")
             entries[split] = split_table(part, split, made)
         if len(bad) > max_bad or not stats["train"].n:
@@ -83,10 +83,10 @@ def unfinished(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def one(
+def index_tar(
     path: Path,
     name: str,
-    found: list[tuple[Sample, int, Callable[[], bytes]]],
+    images: list[tuple[Sample, int, Callable[[], bytes]]],
     out: Path,
     pool: ThreadPoolExecutor,
     stats: Statistics,
@@ -95,11 +95,11 @@ def one(
 ) -> tuple[str, int, int, int, int, bytes]:
     """Writes the index of one tar with its images (sample, label, bytes) -> its row in the table of shards."""
     rows, keys = [], []
-    items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in found]
+    items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in images]
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
         results = pool.map(lambda item: examine(item, None, exif_orientation), chunk)
-        for (sample, label, _), item, result in zip(found[start : start + CHUNK], chunk, results, strict=True):
+        for (sample, label, _), item, result in zip(images[start : start + CHUNK], chunk, results, strict=True):
             if isinstance(result, str):
                 bad.append({"image": item.name, "reason": result})
                 continue

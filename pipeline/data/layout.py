@@ -104,14 +104,14 @@ def read(
 ) -> Layout:
     """What a folder holds. ``root``: where runs are kept; ``splits``, ``classes``: as in the settings of packing.
     Raises DataError where no image is in it, Ambiguous where it can be read in two ways."""
-    found = tree.walk(path, root)
-    if not found.images:
-        said = sentence(found.left_out)
-        raise DataError(f"folder:{path}: no images in it" + (f"; {said}" if said else ""))
-    train, held, chosen = divide(found, splits)
-    names = [] if classes == "none" else class_names(found, train, classes)
-    made = Layout([], None, {}, found.left_out)
-    test, labels = held_out(found, made, held, names, classes, chosen)
+    folder = tree.walk(path, root)
+    if not folder.images:
+        text = sentence(folder.left_out)
+        raise DataError(f"folder:{path}: no images in it" + (f"; {text}" if text else ""))
+    train, held, explicit = divide(folder, splits)
+    names = [] if classes == "none" else class_names(folder, train, classes)
+    made = Layout([], None, {}, folder.left_out)
+    test, labels = held_out(folder, made, held, names, classes, explicit)
     if test and classes != "none":
         extra = sorted(set(labels.values()) - set(names) - {""})
         if extra and names:
@@ -133,7 +133,7 @@ def read(
     made.classes = names or None
     if train.where:
         made.parts = {"train": train.name} | ({"test": made.parts["test"]} if test else {})
-    if lone := bare(found, [train, *held]):
+    if lone := bare(folder, [train, *held]):
         made.left_out["folders without images"] = lone
     return made
 
@@ -143,70 +143,70 @@ def leave(made: Layout, reason: str, files: Iterable[File]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
-def divide(found: Tree, splits: str | Splits) -> tuple[Half, list[Half], bool]:
+def divide(folder: Tree, splits: str | Splits) -> tuple[Half, list[Half], bool]:
     """The training half, those that may be the test, the best first, and whether the settings chose it."""
-    whole = half(found.images)
+    top = half(folder.images)
     if isinstance(splits, Splits):
         train, test = (
-            None if name is None else part(found, whole, field, name)
+            None if name is None else part(folder, top, field, name)
             for field, name in (("train", splits.train), ("test", splits.test))
         )
         assert train is not None
         if test and (test.where[: len(train.where)] == train.where or train.where[: len(test.where)] == test.where):
-            raise DataError(f"folder:{found.path}: splits: {train.name} and {test.name} hold the same images")
-        others = {f.name: f for f in found.images} if train.where else {}
-        for one in (train, test):
-            for f in one.files if one else ():
+            raise DataError(f"folder:{folder.path}: splits: {train.name} and {test.name} hold the same images")
+        others = {f.name: f for f in folder.images} if train.where else {}
+        for candidate in (train, test):
+            for f in candidate.files if candidate else ():
                 others.pop(f.name, None)
         if others:
-            found.left_out["in no folder that splits names"] = list(others)
+            folder.left_out["in no folder that splits names"] = list(others)
         return train, [test] if test else [], True
-    trains = [n for n in whole.groups if n.lower() in TRAIN]
-    helds = sorted((n for n in whole.groups if n.lower() in HELD), key=lambda n: (HELD.index(n.lower()), n))
-    others = [n for n in whole.groups if n not in trains + helds]
+    trains = [n for n in top.groups if n.lower() in TRAIN]
+    helds = sorted((n for n in top.groups if n.lower() in HELD), key=lambda n: (HELD.index(n.lower()), n))
+    others = [n for n in top.groups if n not in trains + helds]
     if splits == "none":
-        return whole, [], True
-    every = f"{plural(len(whole.groups), 'class')} {some(whole.groups)}"
+        return top, [], True
+    every = f"{plural(len(top.groups), 'class')} {some(top.groups)}"
     if len(trains) > 1:
-        raise ambiguous(found, f"{every}", f"splits, of which {some(trains)} could be the training split", trains[0])
+        raise ambiguous(folder, f"{every}", f"splits, of which {some(trains)} could be the training split", trains[0])
     if not trains:
         if helds and not others:
-            raise ambiguous(found, every, f"splits {some(helds)} without a training split", helds[-1])
-        return whole, [], False
+            raise ambiguous(folder, every, f"splits {some(helds)} without a training split", helds[-1])
+        return top, [], False
     train, test = trains[0], helds[0] if helds else None
     if others:
-        if helds or whole.below(train) != {""}:
+        if helds or top.below(train) != {""}:
             read_as = f"splits {some([train, *helds])}, with {some(others)} left out"
-            raise ambiguous(found, every, read_as, train, test)
-        return whole, [], False
-    if whole.loose:
-        if len(whole.loose) > STRAY * len(found.images):
-            raise ambiguous(found, f"{every} and images without one", f"splits {some([train, *helds])}", train, test)
-        found.left_out["beside the folders of the splits"] = [f.name for f in whole.loose]
-    return half(found.images, (train,)), [half(found.images, (n,)) for n in helds], False
+            raise ambiguous(folder, every, read_as, train, test)
+        return top, [], False
+    if top.loose:
+        if len(top.loose) > STRAY * len(folder.images):
+            raise ambiguous(folder, f"{every} and images without one", f"splits {some([train, *helds])}", train, test)
+        folder.left_out["beside the folders of the splits"] = [f.name for f in top.loose]
+    return half(folder.images, (train,)), [half(folder.images, (n,)) for n in helds], False
 
 
-def part(found: Tree, whole: Half, which: str, name: str) -> Half:
+def part(folder: Tree, top: Half, which: str, name: str) -> Half:
     """A folder that the settings name as a split."""
-    made = half(found.images, PurePath(name).parts)
+    made = half(folder.images, PurePath(name).parts)
     if not made.files:
         raise DataError(
-            f"folder:{found.path}: splits.{which}: no images in {name}/; expected one of "
-            f"{some(whole.groups) or 'none'}"
+            f"folder:{folder.path}: splits.{which}: no images in {name}/; expected one of "
+            f"{some(top.groups) or 'none'}"
         )
     return made
 
 
-def ambiguous(found: Tree, one: str, other: str, train: str, test: str | None = None) -> Ambiguous:
+def ambiguous(folder: Tree, reading: str, other: str, train: str, test: str | None = None) -> Ambiguous:
     setting = f"{{train: {train}, test: {test}}}" if test else f"{{train: {train}}}"
     return Ambiguous(
-        f"folder:{found.path} can be read in two ways: as {one}, which splits: none says, or as {other}, which "
+        f"folder:{folder.path} can be read in two ways: as {reading}, which splits: none says, or as {other}, which "
         f"splits: {setting} says; set one of them in the stage that packs"
     )
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
-def class_names(found: Tree, train: Half, classes: str) -> list[str]:
+def class_names(folder: Tree, train: Half, classes: str) -> list[str]:
     """Class folders of the training half, in order of name. Images beside them are strays, as long as they are few."""
     groups, total = train.groups, len(train.files)
     below = {name: train.below(name) - {""} for name in groups}
@@ -214,45 +214,45 @@ def class_names(found: Tree, train: Half, classes: str) -> list[str]:
         return sorted(groups)
     if len(train.loose) > STRAY * total:
         raise Ambiguous(
-            f"folder:{found.path} can be read in two ways: {plural(len(train.loose), 'image')} in {train.name} and "
+            f"folder:{folder.path} can be read in two ways: {plural(len(train.loose), 'image')} in {train.name} and "
             f"{total - len(train.loose)} in folders ({some(groups)}): classes: folders takes the folders for classes "
             f"and leaves the others out, classes: none takes all as unlabelled"
         )
     shared = set.intersection(*below.values()) if len(groups) > 1 else below[next(iter(groups))]
     if len(shared) > 1 and (len(groups) > 1 or train.below(next(iter(groups))) == shared):
         inner = f"{some(sorted(shared))} below {'each' if len(groups) > 1 else 'it'}"
-        inside = found.path / "/".join((*train.where, next(iter(groups))))
+        inside = folder.path / "/".join((*train.where, next(iter(groups))))
         away = "" if len(groups) > 1 else f", or name the folder {inside}"
         raise Ambiguous(
-            f"folder:{found.path} can be read in two ways: {some(groups)} could be the classes, or {inner}; "
+            f"folder:{folder.path} can be read in two ways: {some(groups)} could be the classes, or {inner}; "
             f"classes: folders takes the first, classes: none takes all as unlabelled{away}"
         )
     return sorted(groups)
 
 
 def held_out(
-    found: Tree, made: Layout, held: Sequence[Half], names: Sequence[str], classes: str, chosen: bool
+    folder: Tree, made: Layout, held: Sequence[Half], names: Sequence[str], classes: str, explicit: bool
 ) -> tuple[Half | None, dict[File, str]]:
     """The test half and the class of each of its images: the first that is labelled with training classes. Where
     nothing is labelled, the first; where only the training half is, none, unless the settings name it."""
     test, labels = None, dict[File, str]()
-    for one in held:
-        labels, how = labelled(found, one, names) if names else (dict.fromkeys(one.files, ""), "")
-        if names and set(labels.values()).isdisjoint(names) and not chosen:
+    for candidate in held:
+        labels, how = labelled(folder, candidate, names) if names else (dict.fromkeys(candidate.files, ""), "")
+        if names and set(labels.values()).isdisjoint(names) and not explicit:
             continue
-        test = one
-        made.parts["test"] = one.name + (f" with the classes of {how}" if how else "")
+        test = candidate
+        made.parts["test"] = candidate.name + (f" with the classes of {how}" if how else "")
         break
-    for one in held:
-        if one is not test:
+    for candidate in held:
+        if candidate is not test:
             why = f"{test.name} is the test split" if test else "no training class, by folder or table"
-            leave(made, f"in {one.name}: {why}", one.files)
+            leave(made, f"in {candidate.name}: {why}", candidate.files)
     if test is None:
         return None, {}
     strays = [f for f in test.loose if test.groups and labels[f] == ""] if names else []
     if len(strays) > STRAY * len(test.files):
         raise Ambiguous(
-            f"folder:{found.path}: {plural(len(strays), 'image')} in {test.name} beside class folders: move them, or "
+            f"folder:{folder.path}: {plural(len(strays), 'image')} in {test.name} beside class folders: move them, or "
             f"set classes: none"
         )
     if strays:
@@ -263,29 +263,29 @@ def held_out(
     return test, labels
 
 
-def labelled(found: Tree, one: Half, names: Sequence[str]) -> tuple[dict[File, str], str]:
+def labelled(folder: Tree, candidate: Half, names: Sequence[str]) -> tuple[dict[File, str], str]:
     """The class of each image of a half, "" without: by its folder, or where no folder is a training class, by a table
     beside the images; and that table's name."""
-    if one.groups.keys() & set(names):
-        return one.by_folder(), ""
-    stem = one.where[-1].lower() if one.where else ""
-    for table in found.tables:
-        inside = table.parts[:-1] == one.where
+    if candidate.groups.keys() & set(names):
+        return candidate.by_folder(), ""
+    stem = candidate.where[-1].lower() if candidate.where else ""
+    for table in folder.tables:
+        inside = table.parts[:-1] == candidate.where
         if inside or (len(table.parts) == 1 and stem and stem in table.parts[-1].lower()):
-            labels = tables.classes(Path(table.path), one.files, names)
+            labels = tables.classes(Path(table.path), candidate.files, names)
             if labels:
                 for reason in (".txt files", ".csv files", ".tsv files"):
-                    kept = [n for n in found.left_out.pop(reason, []) if n != table.name]
-                    found.left_out |= {reason: kept} if kept else {}
+                    rest = [n for n in folder.left_out.pop(reason, []) if n != table.name]
+                    folder.left_out |= {reason: rest} if rest else {}
                 return labels, table.name
-    return one.by_folder(), ""
+    return candidate.by_folder(), ""
 
 
-def bare(found: Tree, halves: Iterable[Half]) -> list[str]:
+def bare(folder: Tree, halves: Iterable[Half]) -> list[str]:
     """Folders where a class or a split was to be expected, and no image is."""
-    places = {(), *(one.where for one in halves)}
-    holding = {f.parts[: len(at) + 1] for f in found.images for at in places}
-    return ["/".join(p) for p in sorted(found.folders) if p and p[:-1] in places and p not in holding]
+    places = {(), *(candidate.where for candidate in halves)}
+    holding = {f.parts[: len(at) + 1] for f in folder.images for at in places}
+    return ["/".join(p) for p in sorted(folder.folders) if p and p[:-1] in places and p not in holding]
 
 
 # -------------------------------------------------------------------------------------------------------------- words
@@ -306,8 +306,8 @@ def some(names: Iterable[str], most: int = 8) -> str:
 
 def sentence(left_out: dict[str, list[str]]) -> str:
     """What was left out, how many and which, by reason; empty where nothing was."""
-    told = []
+    reasons = []
     for reason, names in left_out.items():
         first = some(names[:NAMED], NAMED) + (", …" if len(names) > NAMED else "")
-        told.append(f"{reason}: {len(names):,} ({first})")
-    return "left out: " + "; ".join(told) if told else ""
+        reasons.append(f"{reason}: {len(names):,} ({first})")
+    return "left out: " + "; ".join(reasons) if reasons else ""

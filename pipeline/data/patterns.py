@@ -13,8 +13,8 @@ def tars(pattern: str) -> list[Path]:
     A backslash takes its meaning from the letter after it. Brackets that stand in the name of a folder or file that
     is there are part of that name.
     """
-    found = {Path(p) for one, _ in names(pattern) for p in glob.glob(one)}
-    return sorted(path for path in found if path.is_file())
+    paths = {Path(p) for wildcard, _ in names(pattern) for p in glob.glob(wildcard)}
+    return sorted(path for path in paths if path.is_file())
 
 
 def missing(pattern: str) -> list[str]:

@@ -86,7 +86,7 @@ class Shards:
         store = open_store(place)
         path = store.name(MANIFEST)
         try:
-            manifest = json.loads(store.whole(MANIFEST))
+            manifest = json.loads(store.read_file(MANIFEST))
             if manifest["version"] != VERSION:
                 raise DataError(f"{path}: version {manifest['version']}, expected {VERSION}: pack again")
             if fingerprint(manifest) != manifest["fingerprint"]:
@@ -100,7 +100,7 @@ class Shards:
             raise DataError(f"{path}: not a manifest of packed shards ({type(error).__name__}: {error})") from error
 
     def _shards(self, split: dict[str, Any]) -> np.ndarray:
-        data = self.store.whole(split["table"])
+        data = self.store.read_file(split["table"])
         if hashlib.sha256(data).hexdigest() != split["sha256"]:
             raise DataError(f"{self.store.name(split['table'])}: not the table that the manifest names; pack again")
         return np.load(io.BytesIO(data), allow_pickle=False)
@@ -125,11 +125,11 @@ class Shards:
 
     @staticmethod
     def _same_size(store: Store, name: str, size: int, what: str) -> None:
-        found = store.size(name)
-        if found is None:
+        actual = store.size(name)
+        if actual is None:
             raise DataError(f"{store.name(name)}: this {what} is missing; pack again, or bring it back")
-        if found != size:
-            raise DataError(f"{store.name(name)}: {found} bytes, {size} were written: this {what} was altered or cut")
+        if actual != size:
+            raise DataError(f"{store.name(name)}: {actual} bytes, {size} were written: this {what} was altered or cut")
 
     def name(self, k: int) -> str:
         """File name of the k-th shard."""
@@ -138,7 +138,7 @@ class Shards:
     def _index(self, k: int) -> tuple[np.ndarray, bytes]:
         """The k-th shard's rows and key lines, as they were written."""
         name, shard = index_name(self.name(k)), self.shards[k]
-        data = self.store.whole(name)
+        data = self.store.read_file(name)
         if len(data) != shard["index_bytes"] or zlib.crc32(data) != shard["index_crc32"]:
             raise DataError(f"{self.store.name(name)}: not the index that was written with its shard; pack again")
         size = int(shard["images"]) * ROW.itemsize
@@ -186,7 +186,7 @@ class Shards:
     def names(self) -> list[str]:
         """What each image was called where it came from, by id; its key where that is not known."""
         try:
-            lines = self.store.whole(f"{self.split}{NAMES}").splitlines()
+            lines = self.store.read_file(f"{self.split}{NAMES}").splitlines()
         except FileNotFoundError:
             lines = []
         if len(lines) != int(self.shards["images"].sum()):
@@ -221,15 +221,15 @@ def index_name(tar: str) -> str:
 def quarantined(store: Store, fingerprint: str) -> tuple[dict[str, list[str] | None], str]:
     """What is left out, keys by shard (None: all of it), and the fingerprint that the set then has."""
     try:
-        data = store.whole(QUARANTINE)
+        data = store.read_file(QUARANTINE)
     except FileNotFoundError:
         return {}, fingerprint
     try:
-        found = json.loads(data)
-        assert isinstance(found, dict)
+        listed = json.loads(data)
+        assert isinstance(listed, dict)
     except (ValueError, AssertionError):
         raise DataError(f"{store.name(QUARANTINE)}: not a list of images by shard; delete it, check again") from None
-    return found, hashlib.sha256(fingerprint.encode() + data).hexdigest()
+    return listed, hashlib.sha256(fingerprint.encode() + data).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -15,10 +15,10 @@ def halves(listing: Listing, share: float, seed: int) -> dict[str, list[Item]]:
     if any(item.split for item in listing.items):
         return {name: [i for i in listing.items if i.split == name] for name in ("train", "test")}
     held = exactly(listing.items, share, seed) if listing.fixed else by_name(listing.items, share, seed)
-    chosen = {True: [], False: []}
+    by_split = {True: [], False: []}
     for item, test in zip(listing.items, held.tolist(), strict=True):
-        chosen[test].append(item)
-    return {"train": chosen[False], "test": chosen[True]}
+        by_split[test].append(item)
+    return {"train": by_split[False], "test": by_split[True]}
 
 
 def shuffled(listing: Listing, items: list[Item], seed: int, split: str) -> list[Item]:

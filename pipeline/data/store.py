@@ -29,7 +29,7 @@ class Store(Protocol):
         """Bytes of a file; None: there is none."""
         ...
 
-    def whole(self, name: str) -> bytes: ...
+    def read_file(self, name: str) -> bytes: ...
 
     def read(self, name: str, offset: int, size: int) -> bytes: ...
 
@@ -66,17 +66,17 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.kept: Callable[[str], Handle] = lru_cache(few())(lambda name: Handle(self.name(name)))
+        self.handles: Callable[[str], Handle] = lru_cache(few())(lambda name: Handle(self.name(name)))
 
     def handle(self, name: str) -> Handle:
         """An open file; where no more may be open, those that this folder keeps are closed first."""
         try:
-            return self.kept(name)
+            return self.handles(name)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             self.forget(name)
-            return self.kept(name)
+            return self.handles(name)
 
     def name(self, name: str) -> str:
         return name if name.startswith("/") or "://" in name else f"{self.path}/{name}"
@@ -87,7 +87,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def whole(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
         return Path(self.name(name)).read_bytes()
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -102,7 +102,7 @@ class Folder:
         return out
 
     def forget(self, name: str) -> None:
-        self.kept.cache_clear()  # type: ignore[attr-defined]
+        self.handles.cache_clear()  # type: ignore[attr-defined]
 
 
 class Remote:
@@ -123,7 +123,7 @@ class Remote:
         except FileNotFoundError:
             return None
 
-    def whole(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
         return self.files.cat_file(f"{self.path}/{name}")
 
     def read(self, name: str, offset: int, size: int) -> bytes:

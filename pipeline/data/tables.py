@@ -11,35 +11,35 @@ def classes(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[Fi
     """The class of each file by a table of lines that begin with a file's name and its class, by name or by number
     from 0; {} where this is no such table. Raises DataError where it names some of the files only."""
     known = {key: f for f in files for key in (f.name, f.parts[-1], PurePath(f.parts[-1]).stem)}
-    valid, found = set(names), dict[File, str]()
+    valid, labels = set(names), dict[File, str]()
     try:
         lines = table.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return {}
     for line in lines:
-        for name, said in cells(line):
+        for name, label in cells(line):
             file = known.get(name) or known.get(name.rpartition("/")[2])
-            if file is not None and said:
-                found[file] = said if said in valid else said.split()[0]
+            if file is not None and label:
+                labels[file] = label if label in valid else label.split()[0]
                 break
-    said = set(found.values())
-    if said and all(word.isdecimal() for word in said) and not said & valid:
-        numbers = {int(word) for word in said}
+    values = set(labels.values())
+    if values and all(word.isdecimal() for word in values) and not values & valid:
+        numbers = {int(word) for word in values}
         if min(numbers) > 0 or max(numbers) >= len(names):
             return {}  # numbers from 1, or of classes in an order of their own, as ImageNet's ground truth has them
-        found = {f: names[int(word)] for f, word in found.items()}
-    good = sum(word in valid for word in found.values())
+        labels = {f: names[int(word)] for f, word in labels.items()}
+    good = sum(word in valid for word in labels.values())
     if 0 < good < len(files):
         raise DataError(f"{table}: names a class of the training split for {good} of {len(files)} images; mend it")
-    return found if good else {}
+    return labels if good else {}
 
 
 def cells(line: str) -> Iterable[tuple[str, str]]:
     """A line's name and class, in each way that it may be cut: at a tab, a comma, the first space or the last."""
     for mark in ("\t", ","):
         if mark in line:
-            name, said = line.split(mark)[:2]
-            yield name.strip(), said.strip()
+            name, label = line.split(mark)[:2]
+            yield name.strip(), label.strip()
     words = line.split()
     if len(words) > 1:
         yield words[0], words[1]

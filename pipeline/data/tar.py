@@ -187,7 +187,7 @@ def hidden(name: str) -> bool:
     return file.startswith((".", "__"))
 
 
-def samples(found: list[Member]) -> tuple[list[Sample], list[str], dict[str, int]]:
+def samples(members: list[Member]) -> tuple[list[Sample], list[str], dict[str, int]]:
     """The images of a tar's members, what is wrong with the others, and how many images of which further fields are
     passed over. Members of a sample follow each other and share a key; its image is the first field that is one by
     its whole name (`jpg`, not `seg.jpg`); fields that are neither an image nor a class are passed over."""
@@ -197,7 +197,7 @@ def samples(found: list[Member]) -> tuple[list[Sample], list[str], dict[str, int
     seen: set[str] = set()
     group: dict[str, Member] = {}
     last = None
-    for member in [*(m for m in found if not hidden(m.name)), None]:
+    for member in [*(m for m in members if not hidden(m.name)), None]:
         key, field = split_name(member.name) if member else (None, "")
         if key != last:
             if last is not None:

@@ -161,7 +161,7 @@ def path(
 
 def predict(u: Tensor, table: Tensor) -> Tensor:
     """Classes of the rows of u [n, r] under each of P tables [P, r + 1, classes] -> [P, n]."""
-    return torch.stack([(u @ one[:-1] + one[-1]).argmax(-1) for one in table])
+    return torch.stack([(u @ weights[:-1] + weights[-1]).argmax(-1) for weights in table])
 
 
 def accuracies(u: Tensor, y: Tensor, table: Tensor) -> list[float]:
@@ -210,7 +210,7 @@ def all_labels(features: Space, y: Tensor, y_test: Tensor, classes: int, parts: 
 
     def score(tables: Tensor) -> float:
         pairs = zip(turns, tables, strict=True)
-        right = [predict(features.train[held], one[None])[0] == y[held] for (_, held), one in pairs]
+        right = [predict(features.train[held], weights[None])[0] == y[held] for (_, held), weights in pairs]
         return float(torch.cat(right).double().mean())
 
     choice = choose(ALL, map(torch.cat, zip(*paths, strict=True)), score)

@@ -131,9 +131,9 @@ Views = Annotated[
 ]
 
 
-def listed(given: Any) -> Any:
+def listed(body: Any) -> Any:
     """One mapping is a list of one; a mapping without a kind is of the default kind."""
-    entries = given if isinstance(given, list | tuple) else (given,)
+    entries = body if isinstance(body, list | tuple) else (body,)
     return tuple(over(MoCoV2(), entry) for entry in entries)
 
 

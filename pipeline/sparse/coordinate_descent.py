@@ -25,7 +25,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
     """
     k = d.shape[1]
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
-    chosen = np.zeros(k, np.bool_)
+    marked = np.zeros(k, np.bool_)
     members, breaching = np.empty(k, np.int64), np.empty(k, np.int64)
     cap = 64
     sub = np.empty((cap, cap))
@@ -44,7 +44,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
             z_out[n], gap_out[n], violation_out[n] = np.nan, np.nan, np.nan
             continue
         size = 0
-        chosen[:] = False
+        marked[:] = False
         sweeps = 0
         goal = tolerance * yy
         inner, idle = goal / 3, 0
@@ -75,7 +75,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
             # The worst offenders join, from the upper half of the breach down, at most as many as are in.
             count = 0
             for j in range(k):
-                if abs(c[j]) > penalty and not chosen[j]:
+                if abs(c[j]) > penalty and not marked[j]:
                     breaching[count] = j
                     count += 1
             room, added, before = max(FIRST, size), 0, size
@@ -83,8 +83,8 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
             while added < min(room, count):
                 for i in range(count):
                     j = breaching[i]
-                    if added < room and not chosen[j] and abs(c[j]) > bar:
-                        chosen[j] = True
+                    if added < room and not marked[j] and abs(c[j]) > bar:
+                        marked[j] = True
                         members[size], zs[size], qs[size] = j, 0.0, q[j]
                         size, added = size + 1, added + 1
                 bar = 0.5 * (bar + penalty) if bar > 1.05 * penalty else penalty

@@ -113,10 +113,10 @@ def describe_in_place(place: str, out: Path) -> dict[str, Any]:
         shards = Shards.open(place, split)
         counts[f"{split}_images"] = shards.n
         for name in [entry["table"], *(index_name(shards.name(k)) for k in range(len(shards.shards)))]:
-            files.write(out / name, source.whole(name))
+            files.write(out / name, source.read_file(name))
     for name in (QUARANTINE, *(f"{split}{NAMES}" for split in manifest["splits"])):
         with suppress(FileNotFoundError):
-            files.write(out / name, source.whole(name))
+            files.write(out / name, source.read_file(name))
     files.write_json(out / MANIFEST, manifest)
     images, classes = plural(sum(counts.values()), "image"), manifest["classes"]
     text = f"{images} {classes_text(classes)}, used where they lie: {manifest['base']}"

@@ -47,14 +47,14 @@ class LARS(torch.optim.Optimizer):
 def build(objective: Objective, settings: Training) -> torch.optim.Optimizer:
     """SGD, LARS or AdamW over the objective's parameter groups; biases and norms (one dimension or less) are not
     decayed if so set, and never under LARS."""
-    chosen, lr = settings.optimiser, settings.peak_lr()
-    groups = [half for group in checked_groups(objective) for half in split(group, chosen) if half["params"]]
+    kind, lr = settings.optimiser, settings.peak_lr()
+    groups = [half for group in checked_groups(objective) for half in split(group, kind) if half["params"]]
     first = groups[0]["params"][0]
     fused = first.is_cuda and not sharded.is_sharded(first)  # on a CPU it gains nothing, and torch has none for shards
-    if isinstance(chosen, LARSSettings):
-        return eager(LARS)(groups, lr, chosen.momentum, chosen.trust_coefficient)
-    if isinstance(chosen, SGD):
-        return eager(torch.optim.SGD)(groups, lr=lr, momentum=chosen.momentum, nesterov=chosen.nesterov, fused=fused)
+    if isinstance(kind, LARSSettings):
+        return eager(LARS)(groups, lr, kind.momentum, kind.trust_coefficient)
+    if isinstance(kind, SGD):
+        return eager(torch.optim.SGD)(groups, lr=lr, momentum=kind.momentum, nesterov=kind.nesterov, fused=fused)
     return eager(torch.optim.AdamW)(groups, lr=lr, fused=fused)
 
 
@@ -71,11 +71,11 @@ def checked_groups(objective: Objective) -> list[ParameterGroup]:
     return groups
 
 
-def split(group: ParameterGroup, chosen: Optimiser) -> list[dict[str, Any]]:
+def split(group: ParameterGroup, kind: Optimiser) -> list[dict[str, Any]]:
     """A group as two of torch's: what is decayed, and the biases and norms if those are not."""
-    lars = isinstance(chosen, LARSSettings)
-    spare = lars or not chosen.decay_norms
-    decay = chosen.weight_decay if group.weight_decay is None else group.weight_decay
+    lars = isinstance(kind, LARSSettings)
+    spare = lars or not kind.decay_norms
+    decay = kind.weight_decay if group.weight_decay is None else group.weight_decay
     common = {"lr_scale": group.lr_scale, "frozen_steps": group.frozen_steps}
     biases = common | {"params": [p for p in group.params if p.ndim <= 1 and spare], "weight_decay": 0.0}
     return [

@@ -74,9 +74,9 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         compile_networks(objective, settings.compile)
-    found = checkpoint.newest(folder)
-    tensors, record = found or ({}, {"step": 0})
-    if found is not None:
+    newest = checkpoint.newest(folder)
+    tensors, record = newest or ({}, {"step": 0})
+    if newest is not None:
         objective.load_state_dict(named(tensors, "objective."))
     skeleton = None
     if settings.weights == "sharded" and world.size > 1:
@@ -85,7 +85,7 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
     model = (world.wrap(objective) if skeleton is None else objective).train()
     average = ema.Average(objective) if settings.ema else None
     optimiser = optim.build(objective, settings)
-    if found is not None:
+    if newest is not None:
         checkpoint.unpack_optimiser(optimiser, tensors, record["optimiser"])
         if average is not None:
             saved = named(tensors, "average.")

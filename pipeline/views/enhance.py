@@ -22,12 +22,12 @@ class Distortion:
 def draw(u: np.ndarray, p: float) -> Distortion:
     """vissl's ImgPilRandomPhotometric, made for PIRL (arXiv 1912.01991), from uniform numbers [N, 4]: all four
     operations with probability p, else none."""
-    chosen = u[:, 0] < p
+    changed = u[:, 0] < p
     return Distortion(
-        np.where(chosen, 4 + (5 * u[:, 1]).astype(np.int64), 8),
-        np.where(chosen, 0.1 + 1.8 * u[:, 2], 1).astype(np.float32),
-        np.where(chosen, (257 * u[:, 3]).astype(np.int64), 256),
-        chosen,
+        np.where(changed, 4 + (5 * u[:, 1]).astype(np.int64), 8),
+        np.where(changed, 0.1 + 1.8 * u[:, 2], 1).astype(np.float32),
+        np.where(changed, (257 * u[:, 3]).astype(np.int64), 256),
+        changed,
     )
 
 

@@ -128,20 +128,20 @@ def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:
     factors = torch.from_numpy(draws.factors).to(x.device)
     for turn in range(4):
         for op, change in enumerate(OPERATIONS):
-            chosen = draws.order[:, turn] == op
+            changed = draws.order[:, turn] == op
             by = factors[:, op].view(-1, 1, 1, 1)
-            x = change_rows(x, chosen, lambda part, rows, change=change, by=by: change(part, by[rows]))
+            x = change_rows(x, changed, lambda part, rows, change=change, by=by: change(part, by[rows]))
     x = change_rows(x, draws.grey, lambda part, _: grey(part).expand_as(part))
     kernels = torch.from_numpy(weights).to(x.device)
     x = change_rows(x, draws.sigma > 0, lambda part, rows: blur(part, kernels[rows]))
     return change_rows(x, draws.solarise, lambda part, _: solarise(part))
 
 
-def change_rows(x: Tensor, chosen: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def change_rows(x: Tensor, changed: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """x with change(its rows, their numbers) in place of the chosen rows."""
-    if not chosen.any():
+    if not changed.any():
         return x
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
+    rows = torch.from_numpy(np.flatnonzero(changed)).to(x.device, non_blocking=True)
     return x.index_copy_(0, rows, change(x[rows], rows))
 
 

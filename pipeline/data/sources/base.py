@@ -67,10 +67,10 @@ class Source(ABC):
 
 def digest(facts: Iterable[tuple[Any, ...]]) -> str:
     """SHA-256 over what is known of files, a tuple each, in their order."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for fact in facts:
-        found.update("\0".join(map(str, fact)).encode("utf-8", "surrogateescape") + b"\n")
-    return found.hexdigest()
+        sha.update("\0".join(map(str, fact)).encode("utf-8", "surrogateescape") + b"\n")
+    return sha.hexdigest()
 
 
 def png(pixels: "np.ndarray") -> bytes:

@@ -34,9 +34,9 @@ class ImageFolder(Source):
         return {"files": digest(self.layout.facts())}
 
     def listing(self) -> Listing:
-        found = self.layout
-        items = [Item(e.file.name, e.split, e.label, partial(file_bytes, e.file.path)) for e in found.entries]
-        return Listing(items, found.classes, found.notes, found.parts, "no folder was a split", found.left_out)
+        folder = self.layout
+        items = [Item(e.file.name, e.split, e.label, partial(file_bytes, e.file.path)) for e in folder.entries]
+        return Listing(items, folder.classes, folder.notes, folder.parts, "no folder was a split", folder.left_out)
 
 
 def file_bytes(path: str) -> bytes:

@@ -21,11 +21,11 @@ class PackedShards(Source):
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 of what describes the shards: manifest and quarantine list."""
-        store, found = open_store(self.where), hashlib.sha256()
+        store, sha = open_store(self.where), hashlib.sha256()
         for name in DESCRIPTION:
             with suppress(FileNotFoundError):
-                found.update(store.whole(name))
-        return {"shards": found.hexdigest()}
+                sha.update(store.read_file(name))
+        return {"shards": sha.hexdigest()}
 
     def listing(self) -> Listing:
         raise DataError(f"shards:{self.where}: these are packed already")

@@ -35,14 +35,14 @@ class WebDataset(Source):
             raise DataError(f"wds:{self.where}: {problem}")
         paths, numbers = patterns.tars(self.where), Numbers()
         scans = [numbers.add(scan(path)) for path in paths]
-        if wrong := [fault for one in scans for fault in one.faults]:
+        if wrong := [fault for result in scans for fault in result.faults]:
             first = "; ".join(wrong[:3])
             raise DataError(f"wds:{self.where}: {len(wrong)} faults, first {first}; `pipeline check` says all")
         labels, classes, notes = numbers.classes()
         items = [
-            Item(f"{path.name}:{s.key}.{s.ext}", None, labels.get(said, -1), load)
-            for path, one in zip(paths, scans, strict=True)
-            for s, said, load in one.found
+            Item(f"{path.name}:{s.key}.{s.ext}", None, labels.get(number, -1), load)
+            for path, result in zip(paths, scans, strict=True)
+            for s, number, load in result.images
         ]
         return Listing(items, classes, notes=notes)
 
@@ -51,7 +51,7 @@ class Scan(NamedTuple):
     """A tar: its images, each with the number of its class (none: nothing names it) and a way to its bytes; what is
     wrong with the tar; and how many images of further fields were passed over, by field."""
 
-    found: list[tuple[tar.Sample, int | None, Callable[[], bytes]]]
+    images: list[tuple[tar.Sample, int | None, Callable[[], bytes]]]
     faults: list[str]
     extra: dict[str, int]
 
@@ -67,16 +67,17 @@ def scan(path: Path) -> Scan:
     except tar.BrokenTar as error:
         faults.append(f"{path.name}: {error}")
     samples, wrong, extra = tar.samples(members)
-    found = []
+    images = []
     for sample in samples:
-        said = None if sample.label is None else store.read(path.name, sample.label.offset, sample.label.size).strip()
-        if said is not None and not (said.removeprefix(b"-").isdigit() and len(said) < 20):
-            wrong.append(f"{sample.key}.cls: {said[:20]!r} where the number of a class was expected")
+        at = sample.label
+        number = None if at is None else store.read(path.name, at.offset, at.size).strip()
+        if number is not None and not (number.removeprefix(b"-").isdigit() and len(number) < 20):
+            wrong.append(f"{sample.key}.cls: {number[:20]!r} where the number of a class was expected")
             continue
         image = sample.image
-        label = None if said is None else int(said)
-        found.append((sample, label, partial(store.read, path.name, image.offset, image.size)))
-    return Scan(found, faults + [f"{path.name}: {text}" for text in wrong], extra)
+        label = None if number is None else int(number)
+        images.append((sample, label, partial(store.read, path.name, image.offset, image.size)))
+    return Scan(images, faults + [f"{path.name}: {text}" for text in wrong], extra)
 
 
 class Numbers:
@@ -85,10 +86,10 @@ class Numbers:
     def __init__(self):
         self.counts, self.extra = Counter[int](), Counter[str]()
 
-    def add(self, one: Scan) -> Scan:
-        self.counts.update(said for _, said, _ in one.found if said is not None)
-        self.extra.update(one.extra)
-        return one
+    def add(self, result: Scan) -> Scan:
+        self.counts.update(number for _, number, _ in result.images if number is not None)
+        self.extra.update(result.extra)
+        return result
 
     def classes(self) -> tuple[dict[int | None, int], list[str] | None, list[str]]:
         """The label of every number, the classes' names, and what is to be said of it.
