@@ -308,7 +308,7 @@ def test_a_vit_takes_images_of_one_size(place):
     with pytest.raises(ConfigError, match=r"pirl.net.kind: a vit takes images of one size, not patches"):
         config.load("good.yaml", ["pirl.net={kind: vit}"])
     config.load("good.yaml", ["pirl.net={kind: vit}", "pirl.objective.pretext=rotation"])
-    with pytest.raises(ConfigError, match=r"moco.views.small: net.kind vit takes images of one size"):
+    with pytest.raises(ConfigError, match=r"moco.views.small: a vit takes images of one size"):
         config.load("good.yaml", ["moco.net={kind: vit}", "moco.views={small: {size: 4}}"])
     config.load("good.yaml", ["pirl.views={kind: pirl, small: {size: 4}}"])
 

@@ -44,7 +44,7 @@ class Run:
 @pytest.mark.parametrize(
     ("code", "words", "line"),
     [
-        (0, ["--only", "shards"], ""),
+        pytest.param(0, ["--only", "shards"], "", marks=pytest.mark.slow),  # Ray's agents take a minute to leave
         (2, ["moco.epoch=3"], 'did you mean "epochs"'),
         (65, ["shards.source=folder:EMPTY"], "EMPTY"),
         pytest.param(69, ["shards.place={on: task, gpus: 64}"], "64 GPU", marks=pytest.mark.slow),
