@@ -45,3 +45,8 @@ def digits(tmp_path_factory, world) -> Path:
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="SIGKILLs of the quick start (more than 3: all of it)")
+
+
+def pytest_collection_modifyitems(items):
+    """The file that takes longest first, so that one worker does not wait for the other's at the end."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
