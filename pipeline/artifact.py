@@ -146,13 +146,14 @@ def cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def begin(out: Path) -> str:
-    """Notes when, where and with which versions work on a folder began. Returns what has changed since then, if it
-    was begun before, else an empty string."""
+def begin(out: Path, facts: dict[str, Any] | None = None) -> str:
+    """Notes when and with which versions work on a folder began, and what it is to be. Returns what has changed since
+    then, if it was begun before, else an empty string."""
     try:
         return differences(json.loads((out / BEGUN).read_text())["versions"])
     except (OSError, ValueError, KeyError):
-        files.write_json(out / BEGUN, {"started": time.time(), "versions": versions()}, sort_keys=False)
+        body = {"started": time.time(), "versions": versions(), **(facts or {})}
+        files.write_json(out / BEGUN, body, sort_keys=False)
         return ""
 
 

@@ -11,9 +11,10 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from pipeline.document import Document, brief, parse_value, read
 from pipeline.errors import ConfigError
@@ -24,9 +25,18 @@ from pipeline.settings.stages import AnyStage, Pack, Stage
 NAME = re.compile(r"[a-z0-9_]+")
 
 
+def name_of_folder(name: str) -> str:
+    """Raises ValueError where a name would not do for a folder on every system."""
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ValueError(f"found {brief(name)}; expected letters, digits, _, +, - and ., the last not in front")
+    return name
+
+
 class Top(Settings):
     """What a config holds beside its stages."""
 
+    name: Annotated[str, AfterValidator(name_of_folder)] | None = None
+    """What its runs are shown as; in no key. None: the file's name without its ending."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of every stage that does not set its own."""
     root: Annotated[FilePath, Field(min_length=1)] = "runs"
@@ -36,12 +46,13 @@ class Top(Settings):
 class Config(Top):
     """A whole run: a graph of named stages."""
 
+    name: str = ""
     stages: dict[str, AnyStage]
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides
 def override(document: Document, text: str) -> None:
-    """Sets one `stage.key=value`, `seed=value` or `root=value` in what was read; a value is YAML."""
+    """Sets one `stage.key=value`, `seed=value`, `name=value` or `root=value` in what was read; a value is YAML."""
     stages = document.data.get("stages")
     names = list(stages) if isinstance(stages, dict) else []
     name, equals, value = text.partition("=")
@@ -97,7 +108,8 @@ def load(path: str, overrides: Iterable[str] = ()) -> Config:
     stages = check_stages(document)
     if document.mistakes:
         raise ConfigError("\n".join(dict.fromkeys(document.mistakes)))
-    return Config.model_construct(seed=top.seed, root=top.root, stages=stages)
+    name = top.name or re.sub(r"[^\w.+-]", "_", Path(path).stem).lstrip(".") or "config"
+    return Config.model_construct(name=name, seed=top.seed, root=top.root, stages=stages)
 
 
 def check_stages(document: Document) -> dict[str, Any]:

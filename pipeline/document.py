@@ -82,7 +82,7 @@ def read(path: str) -> Document:
         raise ConfigError(f"{path}{error}") from None
     if not isinstance(value, dict):
         found = "nothing" if value is None else brief(value)
-        raise ConfigError(f"{path}: found {found}; expected keys seed, root and stages")
+        raise ConfigError(f"{path}: found {found}; expected keys name, seed, root and stages")
     document.data = value
     return document
 

@@ -43,6 +43,8 @@ class PlannedStage:
     """Keys by stage name of the stages it needs. ``inputs`` are their identities, which a quarantine changes."""
     label: str = ""
     """Its name in what is said: another one where several variants of a config run at once."""
+    config: str = ""
+    """The name of the config that it stands in; in no key."""
     provisional: bool = False
     """Whether images are still to be packed whose fingerprint will be in its key: plan again when they are."""
 
@@ -101,7 +103,7 @@ def plan_stage(
     place = placement(settings, here)
     return PlannedStage(
         name, settings.kind, settings, seed, key, folder, inputs, fingerprint, place, done, keys,
-        provisional=provisional,
+        config=cfg.name, provisional=provisional,
     )  # fmt: skip
 
 
@@ -148,6 +150,7 @@ def job(p: PlannedStage, stages: list[PlannedStage]) -> Job:
     folders = {name: str(next(q.folder for q in stages if q.key == key).resolve()) for name, key in p.needs.items()}
     out = p.folder.resolve()
     facts = {
+        "config": p.config,
         "stage": p.name,
         "kind": p.kind,
         "key": p.key,

@@ -81,7 +81,7 @@ def run_stage(job: Job, world: Any, lock: artifact.Lock | None) -> Any:
     out = Path(job.out)
     if lock is not None:
         (out / artifact.FAILED).unlink(missing_ok=True)
-        if changes := artifact.begin(out):
+        if changes := artifact.begin(out, job.facts):
             lines.say(f"goes on with other versions than it began with: {changes}", job.name)
     stage = importlib.import_module(f"pipeline.stages.{job.kind}")
     inputs = {name: Path(folder) for name, folder in job.inputs.items()}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-WALL = {"started", "finished", "seconds", "host", "cpu", "pid", "placed", "versions", "git"}
+WALL = {"config", "started", "finished", "seconds", "host", "cpu", "pid", "placed", "versions", "git"}
 
 
 def content(root: Path) -> dict[str, str]:

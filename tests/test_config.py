@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli, config, document
+from pipeline import cli, config, document, plan
 from pipeline.errors import ConfigError
 from pipeline.settings.base import Settings, over
 from pipeline.settings.nets import CNN, Norm
@@ -76,6 +76,9 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moc.epochs=3", 'no stage "moc"; did you mean "moco"?'),
     ("sed=3", 'did you mean "seed"?'),
     ("rot=x", 'did you mean "root"?'),
+    ("nam=x", 'did you mean "name"?'),
+    ("name=a/b", 'name: found "a/b"; expected letters, digits'),
+    ("name=3", "name: found 3; expected text"),
     ("nothing.like=1", 'no stage "nothing"; expected one of shards, moco'),
     # unknown kinds and values
     ("moco.kind=pretrian", 'unknown kind "pretrian"; did you mean "pretrain"?'),
@@ -188,7 +191,7 @@ FILES = [  # what is changed in the file, and what the answer has to hold
     (("{kind: codes, data: shards}", "&a {kind: *a}"), "bad.yaml"),
     (("{kind: codes, data: shards}", "{kind: codes, data: !!binary aGVsbG8=}"), "holds what a config cannot"),
     (("seed: 0", "\tseed: 0"), "not YAML"),
-    ((GOOD, ""), "found nothing; expected keys seed, root and stages"),
+    ((GOOD, ""), "found nothing; expected keys name, seed, root and stages"),
     ((GOOD, "- a\n- b\n"), 'found ["a", "b"]; expected keys'),
     ((GOOD, "seed: 3\n"), "stages: missing; expected stages by name"),
     ((GOOD, "stages: {}\n"), "stages: found {}; expected stages by name"),
@@ -283,6 +286,15 @@ def test_published_configs_load(name, tmp_path):
     """Each, with a folder that is there."""
     (tmp_path / "images").mkdir()
     config.load(str(Path(__file__).parents[1] / "configs" / name), [f"shards.source=folder:{tmp_path / 'images'}"])
+
+
+def test_a_config_is_called_as_it_says_or_as_its_file(place):
+    assert config.load("good.yaml").name == "good" and config.load("good.yaml", ["name=b-2.c"]).name == "b-2.c"
+    (place / ".a c.v2.yaml").write_text(f"root: x\n{GOOD}")
+    assert config.load(".a c.v2.yaml").name == "a_c.v2"
+    (place / "named.yaml").write_text(f"name: d\n{GOOD}")
+    one, other = (plan.plan(config.load("named.yaml", words), here=True) for words in ((), ("name=e",)))
+    assert [p.config for p in one] == ["d"] * len(one) and [p.key for p in one] == [p.key for p in other]
 
 
 def test_views_are_one_mapping_or_two(place):

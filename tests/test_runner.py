@@ -190,7 +190,8 @@ def test_runs_once_in_order_and_says_so(place, stages, capsys):
     assert "tensorboard --logdir runs" in told
     for name, p in plan().items():
         record = json.loads((p.folder / "artifact.json").read_text())
-        assert (record["stage"], record["key"], record["metrics"]["loss"]) == (name, p.key, 0.5)
+        assert (record["config"], record["stage"], record["key"]) == ("c", name, p.key)
+        assert record["metrics"]["loss"] == 0.5
         assert record["inputs"] == {ref: plan()[ref].key for ref in record["inputs"]}
         assert {"python", "torch", "numpy"} <= set(record["versions"])
         assert {"host", "cpu", "threads", "processes", "started", "finished", "git", "settings"} <= set(record)

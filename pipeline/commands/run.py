@@ -27,7 +27,7 @@ QUOTES = """a comma makes a sweep; where it is part of a value, quote that: 'sha
 def parser() -> Parser:
     args = Parser(prog="pipeline run", description=ABOUT, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    args.add_argument("config", metavar="CONFIG", help="a YAML file: seed, root, stages")
+    args.add_argument("config", metavar="CONFIG", help="a YAML file: name, seed, root, stages")
     args.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
                       help="such as moco.epochs=100 root=/tmp; seed=0,1,2 is a run of each")  # fmt: skip
     args.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE",
