@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "files", "hints", "image", "jit", "keyed", "launcher", "lines", "process"},
+    {"errors", "files", "hints", "image", "jit", "keyed", "launcher", "lines", "page", "process"},
     {"progress", "signals", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
