@@ -13,6 +13,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"progress", "signals", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
+    {"samplers"},
     {"sparse", "nets", "views"},
     {"data"},
     {"objectives"},
@@ -79,7 +80,7 @@ def test_ray_and_webdataset_stay_at_the_edge(path):
 
 def test_objectives_know_no_data_and_no_process_group():
     for path in FILES:
-        if layer(path) in ("objectives", "nets", "sparse"):
+        if layer(path) in ("objectives", "nets", "samplers", "sparse"):
             found = set(imports(path))
             assert not any(n.startswith(("pipeline.data", "accelerate", "torch.distributed")) for n in found), path
 
