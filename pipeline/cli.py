@@ -11,6 +11,7 @@
     pipeline slurm CONFIG --nodes N --gpus G [--submit]             the sbatch command
     pipeline doctor CONFIG [stage.key=value ...]                    what limits its trainings, and what to change
     pipeline doctor --cluster [RUNS]                                whether the machines fit together
+    pipeline settings [KIND]                                        every setting, with default and meaning
 
 Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,
 75 saved after a signal: run the same command again.
@@ -26,7 +27,7 @@ from pipeline import errors, launcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
-COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submit", "slurm", "doctor")
+COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submit", "slurm", "doctor", "settings")
 """Each a module of pipeline.commands, imported when it is asked for."""
 
 

@@ -36,7 +36,7 @@ class Top(Settings):
     """What a config holds beside its stages."""
 
     name: Annotated[str, AfterValidator(name_of_folder)] | None = None
-    """What its runs are shown as; in no key. None: the file's name without its ending."""
+    """What its runs are shown as; in no key. Null: the file's name without its ending."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of every stage that does not set its own."""
     root: Annotated[FilePath, Field(min_length=1)] = "runs"

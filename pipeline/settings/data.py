@@ -14,14 +14,16 @@ class Splits(Settings):
     """Folders that are splits, below the source."""
 
     train: str
+    """The folder whose images are trained on."""
     test: str | None = None
-    """None: a share of the training images is held out."""
+    """null: a share of the training images is held out."""
 
 
 class SmallCrops(Settings):
     """Crops beside the two views, small in area and in pixels (multi-crop, arXiv 2006.09882, sec. 3.3)."""
 
     count: Count = 4
+    """Small crops an image."""
     size: Count
     """Side in pixels: 96 beside views of 224."""
     scale: Range = (0.05, 0.14)
@@ -32,19 +34,22 @@ class Crops(Settings):
     """Random resized crop, flip, colour jitter, grey, blur: the family of all views of natural images."""
 
     size: Count | None = None
-    """Side of a view in pixels; none: the side of the packed images (which must then be square and equal)."""
+    """Side of a view in pixels; null: the side of the packed images (which must then be square and equal)."""
     scale: Range = (0.2, 1.0)
     """Area of the crop, as a fraction of the image."""
     ratio: Range = (3 / 4, 4 / 3)
     """Width over height of the crop."""
     flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strengths of brightness, contrast, saturation (factor 1 ± s) and hue (turn ± s)."""
     jitter_p: Fraction = 0.8
+    """Probability of colour jitter."""
     photometric_p: Fraction = 0.0
-    """Of posterising to 4 to 8 bits, sharpness by 0.1 to 1.9, inversion from a value on and autocontrast, one after
-    another between jitter and grey (ImgPilRandomPhotometric of facebookresearch/vissl)."""
+    """Probability of posterising to 4 to 8 bits, sharpness by 0.1 to 1.9, inversion from a value on and autocontrast,
+    one after another between jitter and grey (ImgPilRandomPhotometric of facebookresearch/vissl)."""
     grey_p: Fraction = 0.2
+    """Probability that the view is grey."""
     grey_first: bool = False
     """Grey before jitter, which then finds no colour to change (MoCo v1)."""
     blur: Range = (0.1, 2.0)
@@ -52,8 +57,9 @@ class Crops(Settings):
     blur_kernel: Fraction = 0.1
     """Width of the blur's kernel as a fraction of the view's side (made odd, at least 3)."""
     blur_p: Fraction = 0.5
+    """Probability of blur."""
     solarise_p: Fraction = 0.0
-    """Of inverting the values above one half (BYOL, MoCo v3)."""
+    """Probability of inverting the values above one half (BYOL, MoCo v3)."""
     small: SmallCrops | None = None
     """More views beside the two, in the colours of the first, whose mapping names them (multi-crop)."""
 
@@ -106,12 +112,13 @@ class Characters(Settings):
 
     kind: Literal["characters"] = "characters"
     size: Count | None = None
-    """Side of a view in pixels; none: the side of the packed images."""
+    """Side of a view in pixels; null: the side of the packed images."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 20.0
     """Degrees, drawn from ± this."""
     shear: Annotated[float, Field(ge=0, le=60)] = 15.0
     """Degrees, drawn from ± this."""
     scale: Range = (0.8, 1.2)
+    """Factor on the size of the character."""
     shift: Fraction = 0.125
     """Of the side, drawn from ± this, on each axis."""
     contrast: Range = (0.6, 1.4)

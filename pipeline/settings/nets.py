@@ -39,6 +39,7 @@ class CNN(Settings):
     hidden layer over all of them, twice as wide as the block: features that see the whole of an image whose side is
     many times what one position of the last block sees."""
     norm: Norm = Norm()
+    """Of the blocks and the heads."""
 
 
 class MLP(Settings):
@@ -49,6 +50,7 @@ class MLP(Settings):
     width: Count = 256
     """Units of each layer."""
     layers: Annotated[int, Field(ge=1, le=8)] = 2
+    """Layers, all of the same width."""
     norm: Norm = Norm()
     """Of the heads; the layers have none."""
 
@@ -64,6 +66,7 @@ class ResNet(Settings):
     """The last norm of each residual branch starts at zero, so that the network starts as its shortcuts alone (arXiv
     1706.02677, sec. 5.1): rounding then grows slowly in the first steps."""
     norm: Norm = Norm()
+    """Of the blocks and the heads."""
 
 
 class ViT(Settings):
@@ -75,9 +78,13 @@ class ViT(Settings):
     any_side: ClassVar[bool] = False
     kind: Literal["vit"] = "vit"
     patch: Count = 16
+    """Side of a patch in pixels."""
     width: Count = 384
+    """Dimensions of a token, and of the features."""
     depth: Count = 12
+    """Blocks, each of attention and a fully connected layer four times as wide."""
     heads: Count = 12
+    """Heads of attention in a block."""
     frozen_patches: bool = True
     """The random patch projection is not trained (arXiv 2104.02057, sec. 4.2)."""
     norm: Norm = Norm()

@@ -16,9 +16,9 @@ class Jigsaw(Settings):
     cells: Annotated[int, Field(ge=2, le=5)] = 3
     """Cells on a side."""
     cell: Count | None = None
-    """Side of a cell in pixels; none: 85 for views of 160 pixels and more, below that in proportion (10 at 32)."""
+    """Side of a cell in pixels; null: 85 for views of 160 pixels and more, below that in proportion (10 at 32)."""
     patch: Count | None = None
-    """Side of a patch in pixels; none: 3/4 of the cell, rounded (64 of 85)."""
+    """Side of a patch in pixels; null: 3/4 of the cell, rounded (64 of 85)."""
     scale: tuple[float, float] = (0.6, 1.0)
     """Area of the crop that is cut into cells."""
 
@@ -62,6 +62,7 @@ class Head(Settings):
     hidden: Annotated[int, Field(ge=0)] = 2048
     """Units of the hidden layers; 0: one linear layer (MoCo v1, PIRL)."""
     dim: Count = 128
+    """Dimensions of an embedding."""
     layers: Annotated[int, Field(ge=2, le=4)] = 2
     """Linear layers where there are hidden ones; 3 in SimCLR v2 (arXiv 2006.10029)."""
     norm: Literal["none", "hidden", "all", "scaled"] = "none"
@@ -75,13 +76,16 @@ class SimCLR(Objective):
     inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["simclr"] = "simclr"
     temperature: Positive = 0.1
+    """Divides the similarities, -1 to 1, before the softmax (0.1 or 0.5 in the paper, table 5)."""
     head: Head = Head()
+    """The projection head g of the paper."""
 
 
 class MomentumEncoder(Objective):
     """An exponential moving average of the encoder that gives the keys: key <- momentum key + (1 - momentum) query."""
 
     momentum: Fraction = 0.999
+    """Share of the key encoder's weights that stays at each step."""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: rises to 1 as 1 - (1 - momentum) (1 + cos(pi progress)) / 2 (BYOL, arXiv 2006.07733; MoCo v3)."""
 
@@ -92,7 +96,7 @@ class MoCo(MomentumEncoder):
     inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["moco"] = "moco"
     temperature: Positive = 0.2
-    """0.2 in v2; 0.07 in v1."""
+    """Divides the similarities, -1 to 1, before the softmax: 0.2 in v2; 0.07 in v1."""
     queue: Count = 65536
     """Keys kept; any number, whatever the batch."""
     symmetric: bool = False
@@ -103,6 +107,7 @@ class MoCo(MomentumEncoder):
     """A key of the query's own image is never its negative, nor a random row the queue started with; false: both are,
     as in the paper."""
     head: Head = Head()
+    """v2's two layers; hidden 0 is v1's one."""
 
 
 class MoCoV3(MomentumEncoder):
@@ -111,14 +116,16 @@ class MoCoV3(MomentumEncoder):
     inputs: ClassVar[Inputs] = Inputs(small_crops=True)
     kind: Literal["moco_v3"] = "moco_v3"
     temperature: Positive = 1.0
-    """1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by twice it."""
+    """Divides the similarities, -1 to 1, before the softmax: 1.0 for ResNet-50, 0.2 for ViT; the loss is scaled by
+    twice it."""
     momentum: Fraction = 0.99
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
     mask_own: bool = True
     """A key of the query's own image, where it is in the batch twice, is not its negative; false: as in the paper."""
     head: Head = Head(hidden=4096, dim=256, norm="all")
+    """Of queries and keys; three layers for a ViT."""
     predictor: Head | None = Head(hidden=4096, dim=256, norm="hidden")
-    """On top of the queries' head; none: removed."""
+    """On top of the queries' head; null: removed."""
 
 
 class PIRL(Objective):
@@ -129,6 +136,7 @@ class PIRL(Objective):
     """nce: the paper's eq. 4; infonce: softmax over the bank; binary_nce: vissl's, with a partition fixed on the
     first batch (collapses on small sets: kept for comparison)."""
     temperature: Positive = 0.07
+    """Divides the similarities, -1 to 1 (0.07 in the paper)."""
     weight: Fraction = 0.5
     """Lambda of eq. 5: share of the patches' term."""
     momentum: Fraction = 0.5
@@ -144,6 +152,7 @@ class PIRL(Objective):
     head: Head = Head(hidden=0)
     """Of f and, per patch, of g; g then joins its patches by one more linear layer. hidden 2048: the MLP variant."""
     jigsaw: Jigsaw = Jigsaw()
+    """How the patches are cut, for pretext: jigsaw."""
 
     @property
     def inputs(self) -> Inputs:
@@ -158,6 +167,7 @@ class Decoder(Settings):
     width: Count = 256
     """Units of the hidden layers (mlp) or channels of the smallest image (conv)."""
     layers: Annotated[int, Field(ge=1, le=4)] = 2
+    """Hidden layers (mlp) or enlargements by two (conv)."""
 
 
 class AutoEncoder(Objective):
@@ -168,7 +178,9 @@ class AutoEncoder(Objective):
     shards: ClassVar[bool] = False
     training_defaults = {"net": MLP(), "optimiser": Adam(), "epochs": 50, "batch": 128}
     latent: Count = 16
+    """Units of the latent."""
     decoder: Decoder = Decoder()
+    """From the latent to pixels."""
 
 
 class AE(AutoEncoder):
@@ -193,6 +205,7 @@ class VAE(AutoEncoder):
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """bernoulli: on grey pixels a continuous relaxation, not a log-likelihood; gaussian: one learned sigma."""
     beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the KL divergence; 1: the ELBO itself."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of training over which beta rises linearly from 0."""
     free_bits: Annotated[float, Field(ge=0)] = 0.0
@@ -205,7 +218,9 @@ class LISTA(Objective):
     inputs: ClassVar[Inputs] = Inputs(views=0, signals=True)
     kind: Literal["lista"] = "lista"
     layers: Count = 3
+    """Layers, each of which stands for an iteration of ISTA."""
     tied: bool = False
+    """All layers share S and theta, as in the paper."""
     loss: Literal["code", "energy"] = "energy"
     """code: squared distance to the exact code; energy: the lasso's own objective."""
 

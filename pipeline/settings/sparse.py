@@ -20,6 +20,7 @@ class Coding(Settings):
     """Added to a patch's variance before the patch is divided by its root, for pixels of 0 to 255 (Coates & Ng 2011:
     10)."""
     atoms: Count = 128
+    """Columns of the dictionary, each of norm 1."""
     penalty: Positive = 0.15
     """Lambda of 1/2 ||y - D z||^2 + lambda ||z||_1 at ||y|| = 1; half of the lecture's, whose energy has no 1/2."""
     tolerance: Positive = 1e-4
@@ -31,3 +32,4 @@ class Coding(Settings):
     pool: Count = 2
     """Cells on a side over which the codes are summed; not for an encoder's features."""
     lista: LISTA = LISTA()
+    """The network that predicts codes, if lista_steps are given it."""

@@ -36,7 +36,7 @@ class Place(Settings):
     workers: Count = 1
     """Processes, for workers."""
     min_workers: Count | None = None
-    """Runs on as few where machines are missing; None: waits for all of them."""
+    """Runs on as few where machines are missing; null: waits for all of them."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of the task, or of each worker."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
@@ -70,7 +70,7 @@ class Stage(Settings):
     threads: Count = 1
     """Threads of each process; part of the key, since sums of floats depend on it."""
     seed: Annotated[int, Field(ge=0)] | None = None
-    """None: the config's."""
+    """Null: the config's."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
@@ -120,7 +120,7 @@ class Pack(Stage):
     """Share of the images held out where the source gives no test split: each image by a hash of its name and the
     seed, so that others which come or go do not move it; at least one of each class is trained on."""
     short_side: Annotated[int, Field(ge=8)] | None = None
-    """Images larger than this many pixels are shrunk to it; none: the files' own bytes are packed."""
+    """Images larger than this many pixels are shrunk to it; null: the files' own bytes are packed."""
     shard_images: Count = 4096
     """Images a shard."""
     exif_orientation: bool = True
@@ -157,11 +157,15 @@ class Pretrain(Training, Stage):
     shared = True
     kind: Literal["pretrain"] = "pretrain"
     data: ShardsRef
+    """The stage that packs the images."""
     net: Net = CNN()
+    """What is trained: the trunk whose features are probed and exported."""
     objective: AnyObjective = MoCo()
+    """How it is trained: what goes down, and what goes up or is limited."""
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
     online: Annotated[OnlineEvaluation, Housekeeping()] = OnlineEvaluation()
+    """A kNN accuracy and the rank of the features, at each checkpoint."""
 
     @model_validator(mode="before")
     @classmethod
@@ -233,7 +237,9 @@ class Generate(Stage):
     makes = ("pictures",)
     kind: Literal["generate"] = "generate"
     data: ShardsRef
+    """The stage that packs the images."""
     model: ModelRef
+    """The pretraining whose model draws."""
     images: Annotated[int, Field(ge=32)] = 1000
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
 
@@ -251,10 +257,11 @@ class Codes(Coding, Stage):
     shared = True
     kind: Literal["codes"] = "codes"
     data: ShardsRef
+    """The stage that packs the images."""
     encoder: EncoderRef | None = None
     """Code this encoder's features instead of patches."""
     side: Count | None = None
-    """Side in pixels to which images are cut; none: the packed images' (which must then be square and equal)."""
+    """Side in pixels to which images are cut; null: the packed images' (which must then be square and equal)."""
     signals: Count = 60000
     """Patches the dictionary learns from."""
     batch: Count = 512
@@ -296,7 +303,9 @@ class Probe(Stage):
     makes = ("report",)
     kind: Literal["probe"] = "probe"
     data: ShardsRef
+    """The stage that packs the images."""
     encoders: Annotated[tuple[EncoderRef, ...], Field(min_length=1)]
+    """The stages whose encoders are evaluated, a row each."""
     per_class: Count = 10
     """Labels a class in the few-label probe."""
     draws: Annotated[int, Field(ge=2)] = 10
@@ -305,6 +314,7 @@ class Probe(Stage):
     """Share of the training split on which the penalty is chosen; where that is few images, with all labels on every
     such part in turn. Test is read once."""
     neighbours: Count = 20
+    """Training images that vote on each test image, by kNN."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the kNN vote exp(s / T) (arXiv 1805.01978)."""
     train_examples: Count | None = None

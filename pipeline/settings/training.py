@@ -7,49 +7,58 @@ from pydantic import Field
 
 from .base import Count, Fraction, Housekeeping, Mistake, Positive, Settings
 
-Scaling = Literal["linear", "sqrt"]
-"""How lr grows from reference_batch to the global batch: in proportion (arXiv 1706.02677), or with the root (SimCLR's
-other rule, 0.075 sqrt(batch), is lr 0.075, reference_batch 1)."""
+
+class LearningRate(Settings):
+    """The learning rate after warm-up, and how it grows with the batch."""
+
+    lr: Positive
+    """Learning rate after warm-up for a batch of reference_batch images; scaled with the global batch."""
+    reference_batch: Annotated[int, Field(ge=0)] = 256
+    """Images; 0: lr is taken as it is."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How lr grows from reference_batch to the global batch: in proportion (arXiv 1706.02677), or with the root
+    (SimCLR's other rule, 0.075 sqrt(batch), is lr 0.075, reference_batch 1)."""
 
 
-class SGD(Settings):
+class SGD(LearningRate):
+    """Stochastic gradient descent with momentum, as MoCo and PIRL use it."""
+
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.03
-    """For a batch of reference_batch; scaled with the global batch."""
-    reference_batch: Annotated[int, Field(ge=0)] = 256
-    """0: lr is taken as it is."""
-    lr_scaling: Scaling = "linear"
     momentum: Fraction = 0.9
+    """Share of the last step that is added to the next."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Times the weights, added to the gradient (L2 penalty)."""
     decay_norms: bool = True
     """Whether biases and norms are decayed too (MoCo: yes; PIRL: no)."""
     nesterov: bool = False
+    """Nesterov's momentum: the gradient is taken as if the momentum's step were made already."""
 
 
-class LARS(Settings):
+class LARS(LearningRate):
     """SGD whose step is, in every weight matrix, in proportion to the weights' norm (arXiv 1708.03888), as MoCo v3 and
     SimCLR use it: biases and norms neither decayed nor adapted."""
 
     kind: Literal["lars"] = "lars"
     lr: Positive = 0.3
-    reference_batch: Annotated[int, Field(ge=0)] = 256
-    """0: lr is taken as it is."""
-    lr_scaling: Scaling = "linear"
     momentum: Fraction = 0.9
+    """Share of the last step that is added to the next."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    """Times the weights, added to the gradient."""
     trust_coefficient: Positive = 1e-3
     """Norm of a step over that of the weights, at lr 1."""
 
 
-class Adam(Settings):
+class Adam(LearningRate):
+    """Adam (arXiv 1412.6980); with weight_decay, AdamW (arXiv 1711.05101)."""
+
     kind: Literal["adam"] = "adam"
     lr: Positive = 1e-3
     reference_batch: Annotated[int, Field(ge=0)] = 0
-    """0: lr is taken as it is."""
-    lr_scaling: Scaling = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled (AdamW)."""
+    """Share of the weights taken off each step, times the learning rate: decoupled from the gradient (AdamW)."""
     decay_norms: bool = False
+    """Whether biases and norms are decayed too."""
 
 
 Optimiser = Annotated[SGD | LARS | Adam, Field(discriminator="kind")]
@@ -59,6 +68,7 @@ class Training(Settings):
     """What every trained stage shares."""
 
     epochs: Count = 200
+    """Passes over the training split, each in an order of its own."""
     steps: Count | None = None
     """Optimiser steps; where given, it cuts (or lengthens) the run instead of epochs."""
     batch: Count = 256
@@ -66,7 +76,9 @@ class Training(Settings):
     accumulate: Count = 1
     """Micro-batches a step."""
     optimiser: Optimiser = SGD()
+    """Its kind, learning rate and weight decay."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs over which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """steps: a tenth at each of lr_drops."""
     lr_drops: tuple[float, ...] = (0.6, 0.8)
@@ -91,7 +103,7 @@ class Training(Settings):
     train_examples: Count | None = None
     """Use only the first so many training samples (a fixed random subset: packing shuffles)."""
     window: Count | None = None
-    """Shards read from at a time, for shards that are far away; none: each batch is drawn from the whole set."""
+    """Shards read from at a time, for shards that are far away; null: each batch is drawn from the whole set."""
     log_steps: Annotated[Count, Housekeeping()] = 10
     """Between rows of metrics.jsonl; the weights are the same."""
     save_epochs: Annotated[Count, Housekeeping()] = 10
