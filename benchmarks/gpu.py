@@ -212,9 +212,9 @@ class Bench:
         run.mkdir(exist_ok=True)
         pretrain.run(self.settings("bf16"), 0, {"shards": shards}, run, self.world)
         rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
-        last = [r for r in rows if "feed/images_per_s" in r][-1]
-        wait = last["feed/wait"] * last["feed/images_per_s"] / self.batch
-        return {"images_per_s": last["feed/images_per_s"], "wait_share": wait}
+        last = [r for r in rows if "speed/images_per_s" in r][-1]
+        wait = last["speed/wait"] * last["speed/images_per_s"] / self.batch
+        return {"images_per_s": last["speed/images_per_s"], "wait_share": wait}
 
 
 def main() -> int:

@@ -22,19 +22,19 @@ SPRITE = 48  # pixels on a side at most, of a point's picture
 
 LAYOUT = {
     "is it learning": {
-        "loss": ["Multiline", ["train/loss"]],
+        "loss": ["Multiline", ["learn/loss"]],
         "energies": ["Multiline", ["energy/low", "energy/high"]],
         "gap": ["Multiline", ["energy/gap"]],
-        "learning rate": ["Multiline", ["train/lr"]],
+        "learning rate": ["Multiline", ["learn/lr"]],
     },
     "is it fed": {
-        "images a second": ["Multiline", ["feed/images_per_s"]],
-        "seconds a step": ["Multiline", ["feed/read", "feed/decode", "feed/crop", "feed/augment", "feed/wait"]],
-        "seconds a step that the slowest rank waited": ["Multiline", ["feed/wait_most"]],
-        "which rank": ["Multiline", ["feed/wait_rank"]],
-        "seconds a step that ranks computed": ["Multiline", ["ops/compute_most", "ops/compute_least"]],
-        "which rank the longest": ["Multiline", ["ops/compute_rank"]],
-        "unreadable": ["Multiline", ["feed/bad"]],
+        "images a second": ["Multiline", ["speed/images_per_s"]],
+        "seconds a step": ["Multiline", ["speed/read", "speed/decode", "speed/crop", "speed/augment", "speed/wait"]],
+        "seconds a step that the slowest rank waited": ["Multiline", ["speed/wait_most"]],
+        "which rank": ["Multiline", ["speed/wait_rank"]],
+        "seconds a step that ranks computed": ["Multiline", ["speed/compute_most", "speed/compute_least"]],
+        "which rank the longest": ["Multiline", ["speed/compute_rank"]],
+        "unreadable": ["Multiline", ["speed/bad"]],
     },
     "what was lost": {
         "starts after the first": ["Multiline", ["ops/restarts"]],
@@ -43,17 +43,17 @@ LAYOUT = {
         "seconds from a signal to its checkpoint": ["Multiline", ["ops/preempt_save_s"]],
     },
     "did it collapse": {
-        "standard deviation": ["Multiline", ["learn/std"]],
-        "alignment and uniformity": ["Multiline", ["learn/alignment", "learn/uniformity"]],
-        "alignment against spread": ["Multiline", ["learn/alignment_ratio"]],
-        "rank of features, directions of embeddings": ["Multiline", ["learn/rankme", "learn/directions"]],
+        "standard deviation": ["Multiline", ["collapse/std"]],
+        "alignment and uniformity": ["Multiline", ["collapse/alignment", "collapse/uniformity"]],
+        "alignment against spread": ["Multiline", ["collapse/alignment_ratio"]],
+        "rank of features, directions of embeddings": ["Multiline", ["collapse/rankme", "collapse/directions"]],
         "accuracy among negatives": ["Multiline", ["learn/accuracy"]],
         "age of the memory": ["Multiline", ["learn/queue_age"]],
     },
     "how good is it": {
-        "linear probe, all labels": ["Multiline", ["probe/linear_top1"]],
-        "linear probe, few labels": ["Multiline", ["probe/linear_few"]],
-        "nearest neighbours": ["Multiline", ["probe/knn_top1"]],
+        "linear probe, all labels": ["Multiline", ["accuracy/linear_top1"]],
+        "linear probe, few labels": ["Multiline", ["accuracy/linear_few"]],
+        "nearest neighbours": ["Multiline", ["accuracy/knn_top1"]],
     },
 }
 

@@ -20,8 +20,8 @@ def events(folder):
 
 def log(board: Board, steps) -> None:
     for step in steps:
-        board.scalars(step, {"train/loss": 1 / step, "energy/low": -step / 3})
-        board.timings(step, {"feed/wait": 0.1 * step})
+        board.scalars(step, {"learn/loss": 1 / step, "energy/low": -step / 3})
+        board.timings(step, {"speed/wait": 0.1 * step})
 
 
 def test_no_folder_says_nothing(tmp_path, monkeypatch):
@@ -31,7 +31,7 @@ def test_no_folder_says_nothing(tmp_path, monkeypatch):
     board.image("a/b", 0, np.zeros((4, 4), np.uint8))
     board.histogram("h", 0, np.zeros(3))
     board.text("t", "words")
-    board.hparams({"a": 1}, ["train/loss"])
+    board.hparams({"a": 1}, ["learn/loss"])
     board.embedding("e", torch.zeros(2, 3), ["a", "b"], torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
     board.flush()
     board.close()
@@ -69,7 +69,7 @@ def test_killed_and_resumed_leaves_the_same_bytes(tmp_path, seed):
 
 def test_the_last_row_is_known_after_a_restart(tmp_path):
     log(Board(tmp_path), [1, 2, 3])
-    assert Board(tmp_path, 2).last == {"train/loss": 0.5, "energy/low": -2 / 3}
+    assert Board(tmp_path, 2).last == {"learn/loss": 0.5, "energy/low": -2 / 3}
     assert Board(tmp_path, -1).last == {}
 
 
@@ -78,9 +78,9 @@ def test_steps_after_the_restored_one_are_hidden(tmp_path):
     log(first, range(1, 8))
     first.close()
     second = Board(tmp_path, 4)
-    second.scalars(5, {"train/loss": 50.0})
+    second.scalars(5, {"learn/loss": 50.0})
     second.close()
-    points = events(tmp_path).Scalars("train/loss")
+    points = events(tmp_path).Scalars("learn/loss")
     assert [p.step for p in points] == [1, 2, 3, 4, 5]
     assert points[-1].value == 50.0
 
@@ -88,9 +88,9 @@ def test_steps_after_the_restored_one_are_hidden(tmp_path):
 def test_a_run_that_starts_over_hides_step_zero(tmp_path):
     for value in (1.0, 2.0):
         board = Board(tmp_path, -1)
-        board.scalars(0, {"train/loss": value})
+        board.scalars(0, {"learn/loss": value})
         board.close()
-    assert [(p.step, p.value) for p in events(tmp_path).Scalars("train/loss")] == [(0, 2.0)]
+    assert [(p.step, p.value) for p in events(tmp_path).Scalars("learn/loss")] == [(0, 2.0)]
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
 
 
@@ -112,15 +112,15 @@ def test_everything_is_found_in_tensorboard(tmp_path):
     board.image("views", 0, np.full((5, 7), 128, np.uint8))
     board.histogram("codes/usage", 0, np.arange(10.0))
     board.text("protocol", "how")
-    board.hparams({"encoder": "moco", "features": 128}, ["train/loss"])
+    board.hparams({"encoder": "moco", "features": 128}, ["learn/loss"])
     board.close()
     tags = events(tmp_path).Tags()
-    assert {"train/loss", "energy/low", "feed/wait"} <= set(tags["scalars"])
+    assert {"learn/loss", "energy/low", "speed/wait"} <= set(tags["scalars"])
     assert tags["images"] == ["views"]
     assert tags["histograms"] == ["codes/usage"]
     assert {"protocol/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
     assert "_hparams_/session_start_info" in events(tmp_path).PluginTagToContent("hparams")
-    assert len(events(tmp_path).Scalars("train/loss")) == 1  # hparams adds no points
+    assert len(events(tmp_path).Scalars("learn/loss")) == 1  # hparams adds no points
     assert len(list(tmp_path.glob("events.*"))) == 1  # and no second writer
 
 

@@ -189,17 +189,17 @@ ROWS = {
 
 
 def test_results_are_shown_with_their_protocol(place, capsys):
-    finished(place / "runs", "moco", "pretrain", {"train/loss": 1.25, "rows": {}}, {})
+    finished(place / "runs", "moco", "pretrain", {"learn/loss": 1.25, "rows": {}}, {})
     known = {"untrained": {"random": "the network of moco"}}
     finished(place / "runs", "probe", "probe", {"rows": ROWS, "protocol": known}, PROTOCOL | {"per_class": 5})
     assert cli.main(["show"]) == 0
     told = capsys.readouterr().out
-    for part in ("98.70 %", "91.00 ± 1.23 %", "97.50 %", "raw_pixels", "train/loss 1.25", "seed 3", "7 draws",
+    for part in ("98.70 %", "91.00 ± 1.23 %", "97.50 %", "raw_pixels", "learn/loss 1.25", "seed 3", "7 draws",
                  "linear, 5 a class", "random: the network of moco, untrained"):
         assert part in told
     assert cli.main(["show", "runs/probe-0123abcd"]) == 0
     told = capsys.readouterr().out
-    assert "98.70 %" in told and "train/loss" not in told
+    assert "98.70 %" in told and "learn/loss" not in told
 
 
 def test_nothing_to_show(place, capsys):

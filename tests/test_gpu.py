@@ -71,7 +71,7 @@ def test_compiled_it_learns_the_same(name, how, digits, tmp_path):
         torch.compiler.reset()
         train(name, digits, tmp_path / str(compiled), compile=compiled, **changes)
         rows = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(row)["train/loss"] for row in rows])
+        losses.append([json.loads(row)["learn/loss"] for row in rows])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 

@@ -94,7 +94,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 def logged(root: Path, stage: str) -> list[dict[str, float]]:
     (folder,) = (p for p in root.iterdir() if p.name.rpartition("-")[0] == stage)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "train/loss" in row]
+    return [row for row in rows if "learn/loss" in row]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def logged(root: Path, stage: str) -> list[dict[str, float]]:
 def test_two_processes_log_the_losses_of_one(launcher, stage, runs):
     """And in float64 every other number of the board."""
     one, two = logged(runs["here"], stage), logged(runs[launcher], stage)
-    assert len(one) == STEPS and len({row["train/loss"] for row in one}) == STEPS
+    assert len(one) == STEPS and len({row["learn/loss"] for row in one}) == STEPS
     precision = stage.rpartition("_")[2]
     for ours, theirs in zip(one, two, strict=True):
-        columns = ours.keys() | theirs.keys() if precision == "fp64" else ("train/loss",)
+        columns = ours.keys() | theirs.keys() if precision == "fp64" else ("learn/loss",)
         close = {"rel": TOLERANCES[precision], "abs": 1e-12}
         assert {c: theirs[c] for c in columns} == pytest.approx({c: ours[c] for c in columns}, **close)
 
@@ -115,8 +115,8 @@ def test_the_slowest_rank_is_named(runs):
     """Of the feed and of the device: the seconds of a step are those of one of the ranks."""
     (path,) = runs["torchrun_2"].glob("moco_fp64-*/timings.jsonl")
     last = json.loads(path.read_text().splitlines()[-1])
-    assert 0 < last["ops/compute_least"] <= last["ops/compute_most"] and last["feed/wait_most"] >= 0
-    assert {last["ops/compute_rank"], last["feed/wait_rank"]} <= {0.0, 1.0}
+    assert 0 < last["speed/compute_least"] <= last["speed/compute_most"] and last["speed/wait_most"] >= 0
+    assert {last["speed/compute_rank"], last["speed/wait_rank"]} <= {0.0, 1.0}
 
 
 def test_one_process_of_a_launcher_makes_the_bytes_of_here(runs):

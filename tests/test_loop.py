@@ -167,6 +167,6 @@ def test_what_is_logged_of_a_step(world):
     step = Step(torch.tensor(0.5), low, high, {"learn/own": torch.tensor(0.25)})
     read = monitor.step_scalars(Regression(), step, 7, torch.tensor(2.0), 0.1, world)
     assert read == {
-        "train/loss": 0.5, "energy/low": 2.0, "energy/high": (5 + 9) / 2, "energy/gap": 5.0, "learn/own": 0.25,
-        "train/grad_norm": 2.0, "train/lr": 0.1,
+        "learn/loss": 0.5, "energy/low": 2.0, "energy/high": (5 + 9) / 2, "energy/gap": 5.0, "learn/own": 0.25,
+        "learn/grad_norm": 2.0, "learn/lr": 0.1,
     }  # fmt: skip

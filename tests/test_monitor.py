@@ -157,12 +157,13 @@ def test_directions_and_the_ratio_by_hand(world):
         rows, others = (torch.nn.functional.normalize(1 + spread * random(9, 5, seed=s), dim=1) for s in "ab")
         read = pair_statistics(torch.stack([rows, others], 1))
         values = torch.linalg.eigvalsh(torch.cov(rows.T))
-        assert float(read["learn/directions"]) == pytest.approx(float(values.sum() ** 2 / (values**2).sum()), rel=1e-6)
+        filled = float(values.sum() ** 2 / (values**2).sum())
+        assert float(read["collapse/directions"]) == pytest.approx(filled, rel=1e-6)
         apart = [[float((a - b).square().sum()) for b in others] for a in rows]
         own = sum(apart[i][i] for i in range(9)) / 9
         far = sum(apart[i][j] for i in range(9) for j in range(9) if i != j) / 72
-        assert float(read["learn/alignment"]) == pytest.approx(own, rel=1e-6)
-        assert float(read["learn/alignment_ratio"]) == pytest.approx(own / far, rel=1e-6)
+        assert float(read["collapse/alignment"]) == pytest.approx(own, rel=1e-6)
+        assert float(read["collapse/alignment_ratio"]) == pytest.approx(own / far, rel=1e-6)
 
 
 def test_batch_norm_that_tells(digits, tmp_path, world):
@@ -175,7 +176,7 @@ def test_shuffled_batch_norm_does_not_tell(digits, tmp_path, world):
     net = CNN(width=16, norm=Norm(kind="shuffle", splits=32))
     objective = HEALTHY["moco"].model_copy(update={"temperature": 0.07})
     rows = run(digits, tmp_path / "a", world, objective, net=net)
-    seen = [row["learn/batchnorm_leakage"] for row in rows if "learn/batchnorm_leakage" in row]
+    seen = [row["collapse/batchnorm_leakage"] for row in rows if "collapse/batchnorm_leakage" in row]
     assert len(seen) == STEPS // PATIENCE_STEPS and max(map(abs, seen)) < 0.05
 
 
@@ -186,9 +187,9 @@ def test_healthy_runs_are_left_alone(name, seed, digits, tmp_path, world):
     optimiser = (SGD(lr=0.1, reference_batch=0), Adam(lr=1e-3), Adam(lr=5e-4), Adam(lr=2e-3))[seed]
     rows = run(digits, tmp_path / "a", world, HEALTHY[name], optimiser=optimiser, seed=seed)
     assert rows[-1]["step"] == STEPS
-    evaluated = [row for row in rows if "learn/rankme" in row]
+    evaluated = [row for row in rows if "collapse/rankme" in row]
     assert [row["step"] for row in evaluated] == [50, 100, 150, 200]
-    assert all(1 <= row["learn/rankme"] <= 32 and 0 <= row["learn/knn_top1"] <= 1 for row in evaluated)
+    assert all(1 <= row["collapse/rankme"] <= 32 and 0 <= row["accuracy/knn_online"] <= 1 for row in evaluated)
 
 
 def test_ranks_that_have_come_apart_are_named():
@@ -316,6 +317,6 @@ def test_what_restarts_cost_adds_up(tmp_path):
         if found:
             board.timings(start, found)
         for step in range(start + 1, end + 1):
-            board.timings(step, {"feed/images_per_s": 10.0})
+            board.timings(step, {"speed/images_per_s": 10.0})
         board.close()
     assert told == [(), (1, 2, 4), (2, 4, 8), (3, 4, 8)]

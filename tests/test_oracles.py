@@ -481,12 +481,12 @@ def test_diagnostics_by_hand(world):
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     uniform = math.log(sum(float(exp(-2 * (q[i] - q[j]).square().sum())) for i, j in pairs) / len(pairs))
     seen = objective.diagnostics(result, b)
-    assert float(seen["learn/uniformity"]) == pytest.approx(uniform, rel=1e-9)
+    assert float(seen["collapse/uniformity"]) == pytest.approx(uniform, rel=1e-9)
     align = float((q - keys[:, 0]).square().sum(1).mean())
-    assert float(seen["learn/alignment"]) == pytest.approx(align, rel=1e-9)
+    assert float(seen["collapse/alignment"]) == pytest.approx(align, rel=1e-9)
     first = float((result.low < result.high.min(1).values).double().mean())
     assert float(seen["learn/accuracy"]) == first
-    assert float(seen["learn/std"]) == pytest.approx(float(q.std(0, correction=0).mean()))
+    assert float(seen["collapse/std"]) == pytest.approx(float(q.std(0, correction=0).mean()))
     assert float(seen["learn/queue_age"]) == pytest.approx((8 * 1 + 8 * 2 + 4 * 3) / 20)
     collapsed = replace(b, views=tuple(torch.zeros_like(v) for v in b.views))
-    assert float(objective.diagnostics(objective(collapsed), collapsed)["learn/std"]) < 1e-6
+    assert float(objective.diagnostics(objective(collapsed), collapsed)["collapse/std"]) < 1e-6

@@ -56,7 +56,7 @@ def test_the_first_tensor_that_differs_is_named(tmp_path):
         folder = tmp_path / name
         tensors = {"objective.w": torch.full((2,), value), "objective.queue.ids": torch.arange(3)}
         checkpoint.save(folder / "checkpoints", 1, tensors, {}, 1)
-        (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+        (folder / "metrics.jsonl").write_text('{"step": 1, "learn/loss": 2.0}\n')
     found = parity.first_difference(tmp_path / "a", tmp_path / "b", 1e-10)
     assert found == "step 1: objective.w [2] differs by 0.5, its largest entry is 1"
     assert parity.first_difference(tmp_path / "a", tmp_path / "a", 1e-10) is None
@@ -68,7 +68,7 @@ def left(folder, loss: str = "2.0", steps=(1,), **tensors) -> Path:
     for step in steps:
         checkpoint.save(folder / "checkpoints", step, {f"objective.{k}": v for k, v in tensors.items()}, {}, 9)
     folder.mkdir(exist_ok=True)
-    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "train/loss": {loss}}}\n' for s in steps))
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "learn/loss": {loss}}}\n' for s in steps))
     return folder
 
 

@@ -39,7 +39,7 @@ def inputs(digits, tmp_path_factory) -> dict[str, Path]:
     for i, place in enumerate(("moco/snapshots/00000010", "moco/snapshots/00000020", "moco", "codes")):
         first, *rest = Path(place).parts
         encoders.save(folders[first].joinpath(*rest), trunks.build(NET, image, None, i), spec)
-    (folders["moco"] / "metrics.jsonl").write_text('{"step": 10, "train/loss": 2}\n{"step": 30, "train/loss": 1}\n')
+    (folders["moco"] / "metrics.jsonl").write_text('{"step": 10, "learn/loss": 2}\n{"step": 30, "learn/loss": 1}\n')
     return folders
 
 
@@ -159,22 +159,22 @@ def test_labels_are_drawn_from_the_fit_part_alone(inputs):
 
 def test_rows_overlay_in_one_card(done):
     out, metrics, _ = done
-    tags = {"probe/linear_top1", "probe/linear_few", "probe/knn_top1", "learn/rankme", "learn/std"}
+    tags = {"accuracy/linear_top1", "accuracy/linear_few", "accuracy/knn_top1", "collapse/rankme", "collapse/std"}
     lines = {}
     for row in metrics["rows"]:
         found = events(out / row)
         assert tags <= set(found.Tags()["scalars"])
-        assert set(found.Tags()["images"]) == {"probe/confusion", "probe/neighbours"}
+        assert set(found.Tags()["images"]) == {"accuracy/confusion", "accuracy/neighbours"}
         assert "_hparams_/session_start_info" in found.PluginTagToContent("hparams")
         assert (out / row / "projector_config.pbtxt").exists()
-        lines[row] = [(p.step, p.value) for p in found.Scalars("probe/linear_top1")]
+        lines[row] = [(p.step, p.value) for p in found.Scalars("accuracy/linear_top1")]
         assert lines[row][-1][1] == np.float32(metrics["rows"][row]["linear_top1"])
     assert [step for step, _ in lines["moco"]] == [10, 20, 30]
     for flat in ("raw_pixels", "random", "codes"):
         (first, low), (last, high) = lines[flat]
         assert (first, last) == (1, 30) and low == high
     top = events(out).Tags()
-    assert "probe/rows" in top["images"] and "protocol/text_summary" in top["tensors"]
+    assert "accuracy/rows" in top["images"] and "protocol/text_summary" in top["tensors"]
 
 
 def test_the_card_tells_the_protocol(done):

@@ -131,7 +131,7 @@ def compare(whole: Path, home: Path, exact: bool) -> None:
             assert (whole / name).read_bytes() == (home / "run" / name).read_bytes(), name
     a, b = rows(whole), rows(home / "run")
     assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, STEPS + 1))
-    assert [r["train/loss"] for r in b] == pytest.approx([r["train/loss"] for r in a], rel=1e-4)
+    assert [r["learn/loss"] for r in b] == pytest.approx([r["learn/loss"] for r in a], rel=1e-4)
     (one, _), (two, _) = (checkpoint.newest(f / "checkpoints") for f in (whole, home / "run"))
     assert set(one) == set(two)
     for key, value in one.items():

@@ -73,10 +73,10 @@ def test_every_promised_page_is_served(server, runs):
     def tags(table, start):
         return {tag for run, found in table.items() if run.startswith(start) for tag in found}
 
-    assert {"train/loss", "train/lr", "energy/low", "energy/high", "energy/gap"} <= tags(scalars, "moco")
-    assert {"learn/queue_age", "learn/accuracy", "feed/wait", "feed/images_per_s"} <= tags(scalars, "moco")
+    assert {"learn/loss", "learn/lr", "energy/low", "energy/high", "energy/gap"} <= tags(scalars, "moco")
+    assert {"learn/queue_age", "learn/accuracy", "speed/wait", "speed/images_per_s"} <= tags(scalars, "moco")
     assert {"vae/elbo", "vae/kl", "vae/recon", "vae/active_units"} <= tags(scalars, "vae")
-    assert {"probe/linear_top1", "probe/linear_few", "probe/knn_top1"} <= tags(scalars, "probe")
+    assert {"accuracy/linear_top1", "accuracy/linear_few", "accuracy/knn_top1"} <= tags(scalars, "probe")
     assert "views" in tags(images, "moco") and "views" in tags(images, "pirl")
     assert {"samples", "reconstructions", "interpolations"} <= tags(images, "drawn")
     assert {"latent/codes", "latent/plane"} <= tags(images, "drawn_plane")

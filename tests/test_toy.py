@@ -117,7 +117,7 @@ def test_it_trains_through_the_stage_is_saved_loaded_and_probed(known, digits, t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # pydantic, of a kind that its union does not list
         scalars = pretrain.run(chosen, 0, {"shards": digits}, out, world)
-    assert scalars["train/loss"] > 0 and {"energy/field", "energy/spread"} <= set(scalars)
+    assert scalars["learn/loss"] > 0 and {"energy/field", "energy/spread"} <= set(scalars)
     spec = json.loads((out / "model.json").read_text())
     assert set(spec) == {"objective", "net", "image"} and spec["objective"]["coupling"] == 2.0
     loaded = objectives.load(out)

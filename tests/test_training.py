@@ -98,7 +98,7 @@ def test_compiled_it_learns_the_same_and_goes_on_bit_for_bit(digits, tmp_path, m
     parts = train("moco", digits, tmp_path / "cut", compile="graphs", **changes)  # on a CPU the same machine code
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
     assert not any("_orig_mod" in k for k in whole)  # names as without it
-    eager, made = ([json.loads(line)["train/loss"] for line in (tmp_path / n / "metrics.jsonl").open()]
+    eager, made = ([json.loads(line)["learn/loss"] for line in (tmp_path / n / "metrics.jsonl").open()]
                    for n in ("eager", "whole"))  # fmt: skip
     assert made == pytest.approx(eager, rel=1e-4)
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_names_itself(digits, tmp_path):
 def test_bf16_trains(digits, tmp_path):
     train("moco", digits, tmp_path / "a", precision="bf16", steps=4)
     rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
-    assert rows and all(torch.isfinite(torch.tensor(r["train/loss"])) for r in rows if "train/loss" in r)
+    assert rows and all(torch.isfinite(torch.tensor(r["learn/loss"])) for r in rows if "learn/loss" in r)
 
 
 @pytest.mark.parametrize(("name", "parts"), [("moco", {"trunk", "head"}), ("vae", {"mean", "decoder"})])

@@ -135,7 +135,7 @@ def first_difference(single: Path, several: Path, tolerance: float, weights: flo
     from pipeline.training import checkpoint
 
     runs = (single, several)
-    losses = [{r["step"]: r["train/loss"] for r in rows(folder)} for folder in runs]
+    losses = [{r["step"]: r["learn/loss"] for r in rows(folder)} for folder in runs]
     steps = [checkpoint.steps(folder / "checkpoints") for folder in runs]
     if steps[0] != steps[1] or not steps[0]:
         return f"checkpoints of steps {steps[1]}, not {steps[0]}: nothing to compare"
@@ -173,5 +173,5 @@ def difference(x: "Tensor", y: "Tensor", limit: float) -> str | None:
 def rows(folder: Path) -> Iterator[dict[str, float]]:
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if "train/loss" in row:
+        if "learn/loss" in row:
             yield row

@@ -89,7 +89,7 @@ def write(
     board = Board(out, -1)
     count = len(data.y_test)
     rows = {n: r | {"linear_top1_sd": binomial_sd(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
-    board.image("probe/rows", 0, figures.accuracy_chart(rows))
+    board.image("accuracy/rows", 0, figures.accuracy_chart(rows))
     board.text("protocol", card(metrics))
     board.close()
     shown = np.arange(min(PROJECTED, count))
@@ -110,21 +110,21 @@ def write(
 def write_curve(board: Board, points: dict[int, Scores]) -> None:
     """A row's scalars at each step."""
     for step, scores in points.items():
-        tags = {f"probe/{k}": v for k, v in scores.row().items()}
-        board.scalars(step, tags | {"learn/rankme": scores.rankme, "learn/std": scores.spread})
+        tags = {f"accuracy/{k}": v for k, v in scores.row().items()}
+        board.scalars(step, tags | {"collapse/rankme": scores.rankme, "collapse/std": scores.spread})
 
 
 def write_figures(board: Board, name: str, data: Data, last: Scores, test: Tensor, pictures: SquareImages) -> None:
     """A row's images: nearest neighbours of some test images, and the confusion table."""
-    board.image("probe/neighbours", 0, neighbours(test, pictures))
+    board.image("accuracy/neighbours", 0, neighbours(test, pictures))
     title = f"{name}: {100 * last.linear:.1f} % of {len(data.y_test)} test images, all labels"
-    board.image("probe/confusion", 0, figures.confusion(np.array(last.confusion), data.names, title))
+    board.image("accuracy/confusion", 0, figures.confusion(np.array(last.confusion), data.names, title))
 
 
 def write_hparams(board: Board, name: str, points: dict[int, Scores], dims: int) -> None:
     last = points[max(points)]
     values = {"encoder": name, "features": dims, "penalty": last.penalty, "step": max(points)}
-    board.hparams(values, [f"probe/{k}" for k in last.row()])
+    board.hparams(values, [f"accuracy/{k}" for k in last.row()])
 
 
 def neighbours(test: Tensor, pictures: SquareImages) -> np.ndarray:

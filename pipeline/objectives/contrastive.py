@@ -39,7 +39,7 @@ class Contrastive(Objective):
         pair = self.world.gather(step.per_sample["pair"])  # spread is a property of the batch, not of a rank's share
         scalars = pair_statistics(pair) | ranking(step.low.detach(), step.high.detach(), pair.shape[2])
         if self.leaks and (batch.step + 1) % PATIENCE_STEPS == 0 and norm.blocks(self) > 1:
-            scalars["learn/batchnorm_leakage"] = self.batchnorm_leakage(batch)
+            scalars["collapse/batchnorm_leakage"] = self.batchnorm_leakage(batch)
         return scalars
 
     def pair(self, embedded: tuple[Tensor, ...]) -> Tensor:
@@ -66,9 +66,9 @@ class Contrastive(Objective):
         nats under negatives, so that no sample is told from another (a temperature without end). leakage: a positive
         is nearer by LEAKAGE for its companions in batch norm. A healthy training may be narrow or far in its first
         epochs: these have to stay longer."""
-        std, count, spread = scalars["learn/std"], scalars["learn/directions"], self.dim**-0.5
-        ratio, gap = scalars["learn/alignment_ratio"], scalars.get("energy/gap", 1.0)
-        leakage = scalars.get("learn/batchnorm_leakage", 0.0)
+        std, count, spread = scalars["collapse/std"], scalars["collapse/directions"], self.dim**-0.5
+        ratio, gap = scalars["collapse/alignment_ratio"], scalars.get("energy/gap", 1.0)
+        leakage = scalars.get("collapse/batchnorm_leakage", 0.0)
         every = {
             "point": (std < POINT * spread, PATIENCE_STEPS,
                       f"the embeddings are nearly one point (std {std:.2g}, spread {spread:.2g})"),
@@ -121,11 +121,11 @@ def pair_statistics(pair: Tensor) -> dict[str, Tensor]:
     every = (pair - means).square().sum(2).mean(0).sum() + (means[0] - means[1]).square().sum()
     others = (n * every - alignment) / max(1, n - 1)
     return {
-        "learn/alignment": alignment,
-        "learn/alignment_ratio": alignment / others.clamp(min=torch.finfo(rows.dtype).tiny),
-        "learn/uniformity": (-2 * distances).flatten().logsumexp(0) - torch.log(distances.new_tensor(count)),
-        "learn/std": rows.std(0, correction=0).mean(),
-        "learn/directions": directions(rows),
+        "collapse/alignment": alignment,
+        "collapse/alignment_ratio": alignment / others.clamp(min=torch.finfo(rows.dtype).tiny),
+        "collapse/uniformity": (-2 * distances).flatten().logsumexp(0) - torch.log(distances.new_tensor(count)),
+        "collapse/std": rows.std(0, correction=0).mean(),
+        "collapse/directions": directions(rows),
     }
 
 

@@ -115,7 +115,7 @@ def train(
             board.scalars(done, last)
             board.timings(done, throughput.read(done))
             if world.main:
-                progress.report(out, done, total, f"loss {last['train/loss']:.3f}")
+                progress.report(out, done, total, f"loss {last['learn/loss']:.3f}")
             alarm.note(done, last)
         if done in snapshots:
             write_model(out / "snapshots" / f"{done:08d}")

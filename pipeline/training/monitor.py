@@ -67,7 +67,7 @@ def step_scalars(
     objective: Objective, result: Step, batch: Batch, norm: Tensor, lr: float, world: World
 ) -> dict[str, float]:
     """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
-    values = {"train/loss": result.loss, "energy/low": result.low.mean()}
+    values = {"learn/loss": result.loss, "energy/low": result.low.mean()}
     if result.high.numel():
         finite = torch.isfinite(result.high)  # each row's mean is over the negatives that it has
         means = torch.where(finite, result.high, 0).sum(1) / finite.sum(1).clamp(min=1)
@@ -76,7 +76,7 @@ def step_scalars(
     values |= result.scalars | objective.diagnostics(result, batch)
     column = torch.stack([sharded.full_tensor(v.detach()).double().reshape(()) for v in values.values()])
     table = world.sum(column) / world.size
-    return dict(zip(values, table.tolist(), strict=True)) | {"train/grad_norm": float(norm), "train/lr": lr}
+    return dict(zip(values, table.tolist(), strict=True)) | {"learn/grad_norm": float(norm), "learn/lr": lr}
 
 
 def histograms(board: Board, step: int, result: Step) -> None:
@@ -160,7 +160,7 @@ def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
     last = start
     for row in dropped:
         cost["ops/lost_steps"] += row["step"] - last
-        cost["ops/lost_s"] += (row["step"] - last) * batch / row.get("feed/images_per_s", math.inf)
+        cost["ops/lost_s"] += (row["step"] - last) * batch / row.get("speed/images_per_s", math.inf)
         last = row["step"]
     return cost
 
@@ -176,12 +176,12 @@ class Throughput:
         """Called on all ranks together."""
         now, seconds = time.perf_counter(), dict(self.loader.seconds)
         steps = step - self.step if self.step is not None else 0
-        rates = {f"feed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
-        rates["feed/bad"] = float(self.loader.bad)
+        rates = {f"speed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
+        rates["speed/bad"] = float(self.loader.bad)
         if steps:
-            rates["feed/images_per_s"] = steps * self.batch / (now - self.time)
+            rates["speed/images_per_s"] = steps * self.batch / (now - self.time)
         if self.world.size > 1:
-            rates |= self.slowest({"feed/wait": rates.get("feed/wait", 0.0)} | self.compute_seconds())
+            rates |= self.slowest({"speed/wait": rates.get("speed/wait", 0.0)} | self.compute_seconds())
         self.seconds, self.step, self.time = seconds, step, now
         return rates
 
@@ -191,7 +191,7 @@ class Throughput:
         rates = {}
         for name, column in zip(own, table.T.tolist(), strict=True):
             rates |= {f"{name}_most": max(column), f"{name}_rank": float(column.index(max(column)))}
-            rates |= {"ops/compute_least": min(column)} if name == "ops/compute" else {}
+            rates |= {"speed/compute_least": min(column)} if name == "speed/compute" else {}
         return rates
 
     def compute_seconds(self) -> dict[str, float]:
@@ -201,4 +201,4 @@ class Throughput:
             return {}
         clocks = self.model._get_ddp_logging_data()  # type: ignore[operator]
         nanoseconds = sum(float(clocks.get(f"avg_{way}_compute_time", 0)) for way in ("forward", "backward"))
-        return {"ops/compute": nanoseconds / 1e9}
+        return {"speed/compute": nanoseconds / 1e9}
