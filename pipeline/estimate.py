@@ -73,7 +73,7 @@ def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
     trained = 4 * parameters(objective)
     states = {"sgd": 1, "lars": 1, "adam": 2}[settings.optimiser.kind]
     frozen = 4 * sum(p.numel() for p in objective.parameters()) - trained
-    average = trained if settings.ema else 0
+    average = trained if settings.ema or settings.average else 0
     pieces = settings.place.workers if settings.weights == "sharded" else 1
     weights = (trained * (2 + states) + frozen + average) // pieces
     memories = sum(t.numel() * t.element_size() for t in objective.buffers())

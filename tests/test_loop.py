@@ -89,11 +89,25 @@ def rate(step: int, peak: float) -> float:
 PEAK, DECAY = 0.02, 0.9
 
 
-def settings(limit: float) -> Pretrain:
+def settings(limit: float, **others) -> Pretrain:
     return Pretrain(
-        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, clip=limit, ema=DECAY, snapshots=0, log_steps=1,
-        precision="fp64", optimiser=SGD(lr=PEAK, reference_batch=0, weight_decay=0.01),
+        data="x", batch=BATCH, epochs=EPOCHS, warmup_epochs=1, clip=limit, **({"ema": DECAY} | others), snapshots=0,
+        log_steps=1, precision="fp64", optimiser=SGD(lr=PEAK, reference_batch=0, weight_decay=0.01),
     )  # fmt: skip
+
+
+def test_the_average_of_the_last_steps(tmp_path, world):
+    """Each of the last share's weights alike."""
+    ours, exported = Regression(), []
+    loop.train(
+        ours, Stream(), settings(0, ema=0, average=0.25), total=TOTAL, seed=0, out=tmp_path, world=world,
+        export=lambda weights, _: exported.append(weights),
+    )  # fmt: skip
+    last = [weights for _, _, weights, _ in ours.committed[TOTAL - round(0.25 * TOTAL) :]]
+    for i, name in enumerate(dict(ours.named_parameters())):
+        mean = torch.stack([weights[i] for weights in last]).mean(0)
+        torch.testing.assert_close(exported[-1][name], mean, rtol=1e-12, atol=1e-14)
+        assert (exported[-1][name] != last[-1][i]).any()
 
 
 @pytest.mark.parametrize("made", [Regression, Grouped])

@@ -166,6 +166,9 @@ def test_schedules_and_scalings():
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
     settings = stage("moco", optimiser=SGD(lr=0.12, reference_batch=0), min_lr_ratio=1e-3)
     assert optim.rate(settings, 100, 100, 10) == pytest.approx(1.2e-4)
+    settings = stage("moco", optimiser=SGD(lr=0.3, reference_batch=0), schedule="linear", hold=0.3, warmup_epochs=1)
+    rates = [optim.rate(settings, s, 1000, 10) for s in (0, 9, 10, 300, 650, 999)]
+    assert rates == pytest.approx([0.03, 0.3, 0.3, 0.3, 0.15, 0.3 / 700])
     settings = stage("moco", optimiser=LARS(lr=0.075, reference_batch=1, lr_scaling="sqrt"), batch=64)
     assert settings.peak_lr() == pytest.approx(0.6)
 

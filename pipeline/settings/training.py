@@ -79,16 +79,20 @@ class Training(Settings):
     """Its kind, learning rate and weight decay."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs over which the learning rate rises linearly from 0."""
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """steps: a tenth at each of lr_drops."""
+    schedule: Literal["cosine", "linear", "steps", "constant"] = "cosine"
+    """cosine, linear: how the rate falls to min_lr_ratio; steps: a tenth at each of lr_drops."""
+    hold: Fraction = 0.0
+    """Share of training up to which the rate stays at its peak, before cosine or linear lets it fall."""
     lr_drops: tuple[float, ...] = (0.6, 0.8)
     """Shares of training at which schedule steps divides by ten (MoCo v1: epochs 120 and 160 of 200)."""
     min_lr_ratio: Fraction = 0.0
-    """Learning rate at which the cosine ends, over its peak (PIRL: 1e-3)."""
+    """Learning rate at which cosine or linear ends, over its peak (PIRL: 1e-3)."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     ema: Fraction = 0.0
     """Decay of the exponential moving average of the weights that are exported; 0: the last weights."""
+    average: Fraction = 0.0
+    """Share of training, at its end, whose weights are averaged instead, each step's alike (Polyak 1992)."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16: autocast, logits and losses stay in fp32."""
     channels_last: bool = False
@@ -130,6 +134,8 @@ class Training(Settings):
             yield "batch", f"{self.batch} is not a multiple of accumulate {self.accumulate}"
         if self.weights == "sharded" and (self.compile or self.channels_last):
             yield "weights", "sharded goes with neither compile nor channels_last: leave one of them out"
+        if self.ema and self.average:
+            yield "average", f"weights are averaged by ema {self.ema:g} already: leave one of them out"
         if self.train_examples is not None and self.train_examples < self.batch:
             yield "train_examples", (
                 f"{self.train_examples} is less than one batch of {self.batch}; lower batch or raise it"

@@ -101,7 +101,7 @@ def train(
         now.optimiser.step()
         now.optimiser.zero_grad(set_to_none=True)
         objective.commit(result.pending, step, (step + 1) / total)
-        now.update_average(settings.ema)
+        now.update_average(settings, step, total)
         done = step + 1
         saving = done % save_every == 0 or done == total
         if settings.check_steps and done % settings.check_steps == 0:

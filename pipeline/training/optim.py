@@ -111,7 +111,8 @@ def drop_frozen(optimiser: torch.optim.Optimizer, step: int) -> None:
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step: linear warm-up, then constant, a cosine (arXiv 1608.03983), or drops to a tenth."""
+    """Learning rate of a step: linear warm-up, then constant, held and then a cosine (arXiv 1608.03983) or a line, or
+    drops to a tenth."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     peak = settings.peak_lr()
     if step < warmup:
@@ -120,5 +121,7 @@ def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> flo
         return peak
     if settings.schedule == "steps":
         return peak * 0.1 ** sum(step >= share * total for share in settings.lr_drops)
-    half = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-    return peak * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * half)
+    held = max(warmup, round(settings.hold * total))
+    gone = max(0, step - held) / max(1, total - held)
+    left = 1 - gone if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+    return peak * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * left)

@@ -35,9 +35,12 @@ class State:
     step: int
     folder: Path
 
-    def update_average(self, decay: float) -> None:
+    def update_average(self, settings: Training, step: int, total: int) -> None:
+        """Takes the weights after ``step`` into the average: exponentially, or each of the last share of steps alike;
+        before that share the average is the weights."""
         if self.average is not None:
-            self.average.update(decay)
+            count = step + 1 - round((1 - settings.average) * total)
+            self.average.update(settings.ema or 1 - 1 / max(1, count))
 
     @contextmanager
     def encoder(self) -> Iterator[nn.Module]:
@@ -83,7 +86,7 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
         skeleton = deepcopy(objective.encoder).to("meta")
         sharded.shard_modules(objective.children(), world)
     model = (world.wrap(objective) if skeleton is None else objective).train()
-    average = ema.Average(objective) if settings.ema else None
+    average = ema.Average(objective) if settings.ema or settings.average else None
     optimiser = optim.build(objective, settings)
     if newest is not None:
         checkpoint.unpack_optimiser(optimiser, tensors, record["optimiser"])
