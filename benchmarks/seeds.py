@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+
+from pipeline.evaluation import intervals
 
 SEEDS = (0, 1, 2)
 
@@ -26,16 +27,6 @@ def draws(root: Path, config: str, seed: int) -> dict[str, list[float]]:
     return {name: row["few_label_test"] for name, row in results["rows"].items()}
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of [seeds, draws] paired differences: Student's with a degree of freedom less than
-    seeds, by the larger of the mean squares between seeds and within them."""
-    seeds, count = differences.shape
-    between = count * differences.mean(1).var(ddof=1)
-    within = differences.var(1, ddof=1).mean()
-    width = stats.t.ppf(0.975, seeds - 1) * (max(between, within) / differences.size) ** 0.5
-    return differences.mean() - width, differences.mean() + width
-
-
 def main(root: str = "runs/seeds", config: str = "configs/quickstart.yaml") -> None:
     runs = [draws(Path(root), config, seed) for seed in SEEDS]
     table = {name: np.array([run[name] for run in runs]) for name in runs[0]}
@@ -44,7 +35,7 @@ def main(root: str = "runs/seeds", config: str = "configs/quickstart.yaml") -> N
         untrained = f"random_{name}" if f"random_{name}" in table else "random"  # its own network, or the first row's
         leads = [row - table[base] for base in ("raw_pixels", untrained)]
         text = "   ".join(f"{100 * lead.mean():+6.2f} [{low:+6.2f}, {high:+6.2f}]"
-                          for lead in leads for low, high in [interval(100 * lead)])  # fmt: skip
+                          for lead in leads for _, low, high in [intervals.of_seeds(100 * lead)])  # fmt: skip
         spread = 100 * row.std(1, ddof=1).mean(), 100 * row.mean(1).std(ddof=1)
         print(f"{name:<12}{100 * row.mean():7.2f}{spread[0]:10.2f}{spread[1]:10.2f}   {text}")
         print(json.dumps({"figure": f"seeds_{name}", "mean": row.mean(), "n": row.size}), file=sys.stderr)

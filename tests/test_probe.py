@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from pipeline import board, objectives
 from pipeline.data.images import SquareImages
@@ -148,6 +149,22 @@ def test_the_confusion_table_has_true_classes_down(done, inputs):
     tables = [np.array(row["confusion"]) for row in found["rows"].values()]
     assert all((table.sum(1) == of_class).all() for table in tables)
     assert any((table.sum(0) != of_class).any() for table in tables)
+
+
+def test_what_each_test_image_was_taken_for_gives_the_rows_accuracies(done, inputs):
+    out, metrics, settings = done
+    labels = Shards.open(inputs["shards"], "test").labels
+    found = json.loads((out / "results.json").read_text())
+    assert found["classes"] == [str(k) for k in range(10)] and found["untrained"] == {"random": ["moco", "codes"]}
+    for name, row in metrics["rows"].items():
+        classes = load_file(out / f"predicted/{name}.safetensors")
+        assert (classes.pop("labels") == labels).all()
+        assert set(classes) == {"linear_top1", "linear_few", "knn_top1"}
+        assert classes["linear_few"].shape == (settings.draws, len(labels))
+        for key, values in classes.items():
+            assert (values == labels).mean() == pytest.approx(row[key], abs=1e-12)
+        table = scores.confusion(labels, classes["linear_top1"], 10)
+        assert table == found["rows"][name]["confusion"]
 
 
 def test_labels_are_drawn_from_the_fit_part_alone(inputs):

@@ -195,7 +195,7 @@ def choose(penalties: Sequence[float], solutions: Iterator[Tensor], score: Calla
 @dataclass(frozen=True)
 class Result:
     """``grid``: (penalty, accuracy on validation) as tried; ``penalty``: the one chosen; ``test``: accuracies on test,
-    one of all labels or one of each label draw; ``predicted``: test classes (by the first draw), int64 [m]."""
+    one of all labels or one of each label draw; ``predicted``: the test classes behind each, int64 [1 or draws, m]."""
 
     grid: list[tuple[float, float]]
     penalty: float
@@ -245,5 +245,5 @@ def few_labels(
 def result(features: Space, y_test: Tensor, choice: Choice, table: Tensor) -> Result:
     predicted = predict(features.test, table)
     return Result(
-        choice.grid, choice.penalty, (predicted == y_test).double().mean(1).tolist(), predicted[0].cpu().numpy()
+        choice.grid, choice.penalty, (predicted == y_test).double().mean(1).tolist(), predicted.cpu().numpy()
     )

@@ -57,12 +57,13 @@ def protocol(settings: Probe, seed: int, data: Data, untrained: dict[str, list[s
     } | (heads if settings.projection else {})
 
 
-def results(metrics: dict[str, Any], curves: Curves, data: Data) -> dict[str, Any]:
+def results(metrics: dict[str, Any], curves: Curves, data: Data, untrained: dict[str, list[str]]) -> dict[str, Any]:
     """All that was measured: each row along training, its selection grids, every label draw's accuracy (paired over
-    rows, since the draws are shared) and keys."""
+    rows, since the draws are shared) and keys; the classes' names, and the encoders whose network each untrained row
+    is."""
     rows = {name: metrics["rows"][name] | details(points) for name, points in curves.items()}
     draws = [[data.train.key(int(i)) for i in ids] for ids in data.draws]
-    return {**metrics, "rows": rows, "label_draws": draws}
+    return {**metrics, "rows": rows, "label_draws": draws, "classes": data.names, "untrained": untrained}
 
 
 def details(points: dict[int, Scores]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What one encoder scores: the data that all are evaluated on alike, and the numbers that come of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ class Data(NamedTuple):
 @dataclass(frozen=True)
 class Scores:
     """One encoder's numbers: accuracies on test, the penalties chosen with the validation accuracies they were chosen
-    by, each label draw's accuracy, the confusion table of all labels (true class down), label-free quality."""
+    by, each label draw's accuracy, the confusion table of all labels (true class down), label-free quality.
+    ``predicted``: the test classes behind each accuracy of its row, int32 [m], of few labels [draws, m]; they have a
+    file of their own, and are not there when the others were read from one."""
 
     linear: float
     penalty: float
@@ -42,6 +44,11 @@ class Scores:
     rankme: float
     spread: float
     confusion: list[list[int]]
+    predicted: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    def numbers(self) -> dict[str, Any]:
+        """All but what was predicted, as JSON takes it."""
+        return {name: value for name, value in asdict(self).items() if name != "predicted"}
 
     def row(self) -> dict[str, float]:
         """Its row in the probe's table: fractions between 0 and 1. How many labels a class the few are stands in the
@@ -86,8 +93,15 @@ def evaluate(settings: Probe, data: Data, name: str, train: Tensor, test: Tensor
         knn=float((near == y_test).double().mean()),
         rankme=quality.rankme(train),
         spread=quality.spread(train),
-        confusion=confusion(data.y_test, every.predicted, count),
+        confusion=confusion(data.y_test, every.predicted[0], count),
+        predicted=predicted(every.predicted[0], few.predicted, near),
     )
+
+
+def predicted(every: np.ndarray, few: np.ndarray, near: Tensor) -> dict[str, Tensor]:
+    """Test classes by the accuracy that they are behind, as `Scores` has them."""
+    classes = {"linear_top1": torch.from_numpy(every), "linear_few": torch.from_numpy(few), "knn_top1": near}
+    return {name: numbers.to(torch.int32) for name, numbers in classes.items()}
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:

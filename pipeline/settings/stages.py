@@ -291,7 +291,7 @@ class Codes(Coding, Stage):
         return {"batch": (self.batch, 1)} | ({"lista_batch": (self.lista_batch, 1)} if self.lista_steps else {})
 
 
-TAKEN = ("raw_pixels", "random", "features", "scores", "sheets", "projector")
+TAKEN = ("raw_pixels", "random", "features", "predicted", "scores", "sheets", "projector")
 """Rows and folders that every probe has."""
 
 
@@ -299,7 +299,7 @@ class Probe(Stage):
     """Evaluates encoders by a linear probe on all labels and on a few, and by weighted kNN; raw pixels and an
     untrained network beside them."""
 
-    version = 2
+    version = 3
     makes = ("report",)
     kind: Literal["probe"] = "probe"
     data: ShardsRef

@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pipeline import progress
+from pipeline import progress, tensors
 from pipeline.data.images import SquareImages
 from pipeline.errors import Stopped
 from pipeline.evaluation import encoders, report, scores
 from pipeline.evaluation.features import features
 from pipeline.evaluation.scores import Data, Scores
-from pipeline.files import write_json
+from pipeline.files import replacing, write_json
 from pipeline.settings.stages import Probe
 from pipeline.world import World
 
@@ -53,12 +53,15 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
                 train, tests[name] = extract(entry.load(), name if entry is row[-1] else None)
                 if point is None:
                     point = scores.evaluate(settings, data, name, train, tests[name], world.device)
-                    write_json(path, asdict(point))
+                    if entry is row[-1]:
+                        write_predicted(out, name, data, point)
+                    write_json(path, point.numbers())
             curves[name][entry.step] = point
             done += 1
             progress.report(out, done, total, f"{name}: {100 * point.linear:.1f} % at step {entry.step}")
-    metrics = report.metrics(settings, seed, data, curves, untrained(settings, inputs))
-    write_json(out / "results.json", report.results(metrics, curves, data))
+    networks = untrained(settings, inputs)
+    metrics = report.metrics(settings, seed, data, curves, networks)
+    write_json(out / "results.json", report.results(metrics, curves, data, networks))
     report.write(data, curves, tests, extract.smallest(), metrics, out)
     return metrics
 
@@ -129,6 +132,12 @@ def along(folder: Path, load: Callable[[Path], Any]) -> list[Entry]:
     rows = metrics.read_text().splitlines() if metrics.exists() else []
     last = json.loads(rows[-1])["step"] if rows else 1
     return [*entries, Entry(max([last, 1, *(entry.step + 1 for entry in entries)]), lambda: load(folder))]
+
+
+def write_predicted(out: Path, name: str, data: Data, point: Scores) -> None:
+    """Which class each test image was taken for by a finished encoder, and its own as ``labels``: int32 tensors."""
+    with replacing(out / f"predicted/{name}.safetensors") as part:
+        tensors.write(point.predicted | {"labels": torch.from_numpy(data.y_test).to(torch.int32)}, part)
 
 
 def read(path: Path) -> Scores | None:
