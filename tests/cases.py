@@ -10,8 +10,8 @@ from pipeline import keyed, objectives
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Lasso, Objective, Setup
 from pipeline.objectives.contrastive import Contrastive
-from pipeline.settings.nets import CNN, Norm
-from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
+from pipeline.settings.nets import CNN, RBM, Net, Norm
+from pipeline.settings.objectives import AE, CD, DAE, PCD, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
@@ -49,6 +49,9 @@ CASES = {
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
     "vae_gaussian": VAE(latent=4, decoder=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
+    "cd": CD(k=2),
+    "pcd": PCD(particles=32, k=2, refresh=0.1),
+    "pcd_static": PCD(particles=16, binarisation="static", energy_penalty=1e-3),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }
@@ -74,14 +77,15 @@ def random(*shape: int, seed: int | str = 0) -> Tensor:
 
 def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
     """The named objective in training mode."""
-    made = objectives.build(CASES[name], setup(world, norm, seed, dtype)).to(dtype).train()
+    made = objectives.build(CASES[name], setup(name, world, norm, seed, dtype)).to(dtype).train()
     made.cropped = name in CROPPED  # type: ignore[assignment]
     return made
 
 
-def setup(world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Setup:
-    """The same for every objective."""
-    return Setup(IMAGE, SAMPLES, CNN(width=8, depth=2, norm=norm), world, seed, Lasso(dictionary().to(dtype), 0.2))
+def setup(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Setup:
+    """The same for every objective, but for the net."""
+    net: Net = RBM(hidden=6) if CASES[name].energy else CNN(width=8, depth=2, norm=norm)
+    return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(dtype), 0.2))
 
 
 def batch(

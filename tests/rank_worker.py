@@ -31,19 +31,20 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     "simclr_finer": ("simclr", "finer", 1, torch.float64),
     **{
         f"{name}_cut": (name, "none", 2, torch.float64)
-        for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian")
+        for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian", "pcd")
     },
 }
 CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "moco_fp32", "simclr_cut")
 RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
-WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32")
+WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32", "cd", "pcd")
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "moco_symmetric_weights")
 FEW = [name for name in (*WIDE, *SOME) if name in RUNS]
 """What four ranks are shown."""
 
 
 def train(run: str, world: World) -> dict[str, Any]:
-    """This rank's share of a few steps -> the global loss of each, the first gradient, the state at the end."""
+    """This rank's share of a few steps -> the global loss of each, the mean energy of data, the first gradient, the
+    state at the end."""
     name, norm, pieces, dtype = RUNS[run]
     objective = make(name, world, NORMS[norm], dtype=dtype)
     if run.endswith("_weights") and world.size > 1:
@@ -52,7 +53,7 @@ def train(run: str, world: World) -> dict[str, Any]:
     else:
         model = world.wrap(objective)
     optimiser = torch.optim.SGD(objective.parameters(), 0.05, momentum=0.9)
-    losses, first = [], {}
+    losses, energies, first = [], [], {}
     for step in range(STEPS):
         size, share = GLOBAL // pieces, GLOBAL // pieces // world.size
         starts = [piece * size + world.rank * share for piece in range(pieces)]
@@ -60,6 +61,7 @@ def train(run: str, world: World) -> dict[str, Any]:
         batches = [batch(objective, ids[s : s + share], step, dtype) for s in starts]
         result = loop.backward(model, objective, batches)
         losses.append(float(world.sum(result.loss) / world.size))
+        energies.append(float(world.sum(result.low.abs().mean()) / world.size))
         if step == 0:
             grads = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
             first = {k: sharded.full_tensor(g).clone() for k, g in grads.items()}
@@ -68,7 +70,7 @@ def train(run: str, world: World) -> dict[str, Any]:
         objective.commit(result.pending, step, (step + 1) / STEPS)
     monitor.compare_ranks(objective, STEPS, world)
     state = {k: sharded.full_tensor(v).clone() for k, v in objective.state_dict().items()}
-    return {"losses": losses, "gradient": first, "state": state}
+    return {"losses": losses, "energies": energies, "gradient": first, "state": state}
 
 
 def main(folder: Path, runs: Iterable[str]) -> int:

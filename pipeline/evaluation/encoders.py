@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pipeline.image import Image
-from pipeline.nets import trunks
+from pipeline.nets import energies, trunks
 from pipeline.objectives import OBJECTIVES, models
-from pipeline.settings.nets import Net, Norm
+from pipeline.settings.nets import EnergyNet, Net, Norm
 from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
 
@@ -89,7 +89,10 @@ def build(spec: dict[str, Any], seed: int = 0) -> Encoder:
         objective = models.build(spec, seed)
         return Encoder(objective.encoder, image, objective.normalised)
     if "codes" not in spec:
-        return Encoder(trunks.build(settings(spec), image, None, seed), image, True)
+        net = settings(spec)
+        of_energy = isinstance(net, EnergyNet)
+        module = energies.build(net, image, seed) if of_energy else trunks.build(net, image, None, seed)
+        return Encoder(module, image, spec.get("normalised", True))
     codes = Coding.model_validate(spec["codes"])
     if "inner" not in spec:
         return Encoder(sparse.SparseFeatures(sparse.blank(codes, image.channels * codes.patch**2)), image, False)
@@ -126,9 +129,12 @@ def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
     if net.norm.kind != "none":
         net = net.model_copy(update={"norm": Norm()})
     network: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
-    if trunk_settings(spec) is None:
-        fields = ("kind", *OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
-        network["objective"] = {name: spec["objective"][name] for name in fields}
+    if "objective" in spec:
+        kind = OBJECTIVES[spec["objective"]["kind"]]
+        if kind.encoder_fields:
+            network["objective"] = {name: spec["objective"][name] for name in ("kind", *kind.encoder_fields)}
+        elif not kind.normalised:
+            network["normalised"] = False
     return network
 
 

@@ -16,16 +16,11 @@ from pipeline import keyed
 from pipeline.image import Image
 from pipeline.settings.base import Settings
 from pipeline.settings.nets import Net
+from pipeline.tensors import send
 from pipeline.world import World
 
 PATIENCE_STEPS = 50
 """Steps that a sign of collapse has to stay before it is one."""
-
-
-def send(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor of the numbers on a device, which a step does not wait for."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Lasso(NamedTuple):
@@ -39,7 +34,8 @@ class Lasso(NamedTuple):
 @dataclass(frozen=True)
 class Setup:
     """What an objective is built for, the same for all of them. ``samples``: how many ids there are, for memories with
-    a row each; ``net``: the network that is trained; ``lasso``: for an objective that predicts sparse codes."""
+    a row each; ``net``: the network that is trained; ``lasso``: for an objective that predicts sparse codes;
+    ``pixel_means``: of the training images in [0, 1], [C, H, W], for one that trains energies and starts from them."""
 
     image: Image
     samples: int
@@ -47,13 +43,14 @@ class Setup:
     world: World
     seed: int
     lasso: Lasso | None = None
+    pixel_means: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of a micro-batch. ``views``: float tensors [B, ...] as the settings' ``inputs`` say;
     ``ids``: the samples' dense ids, int64 [B]; ``progress``: share of training done, 0 to 1; ``dtype``: of the views,
-    and of what is drawn."""
+    and of what is drawn; ``piece``: which micro-batch of the step's how many, for what a step does once."""
 
     views: tuple[Tensor, ...]
     ids: Tensor
@@ -62,6 +59,7 @@ class Batch:
     seed: int = 0
     progress: float = 1.0
     dtype: torch.dtype = torch.float32
+    piece: tuple[int, int] = (0, 1)
 
     def _draw(self, draw, op: str, shape: tuple[int, ...]) -> Tensor:
         numbers = draw(math.prod(shape), self.seed, self.epoch, self.ids.cpu().numpy(), op)
@@ -81,9 +79,10 @@ class Batch:
 class Step:
     """``loss``: 0-d, this rank's mean. ``low`` [R]: energies of data or positives, R = B or, where each sample gives
     more, a multiple, a sample's next to each other; ``high`` [R, K]: of what is pushed up, infinite where it is no
-    negative of the row, [R, 0] where volume is limited instead. ``scalars``: detached 0-d tensors by tag. ``pending``:
-    detached rows of the whole micro-batch over all ranks, in order, for `Objective.commit`. ``per_sample``: detached
-    tensors [B, ...] by name, which `Objective.diagnostics` reads."""
+    negative of the row, [1, K] where it is of no row, [R, 0] where volume is limited instead. ``scalars``: detached
+    0-d tensors by tag. ``pending``: detached rows of the whole micro-batch over all ranks, in order, for
+    `Objective.commit`; of particles this rank's. ``per_sample``: detached tensors [B, ...] by name, which
+    `Objective.diagnostics` reads."""
 
     loss: Tensor
     low: Tensor

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.objectives.autoencoders import AE, DAE, VAE
 from pipeline.objectives.base import Objective, Setup
+from pipeline.objectives.densities import CD, PCD
 from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
@@ -18,6 +19,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ae": AE,
     "dae": DAE,
     "vae": VAE,
+    "cd": CD,
+    "pcd": PCD,
     "lista": LISTA,
 }
 

@@ -1,10 +1,11 @@
-"""What contrastive objectives remember between steps: a ring of recent keys, or a row for every sample.
+"""What objectives remember between steps: a ring of recent keys, a row for every sample, or particles.
 
-Both are plain buffers, saved with the objective; only `commit` writes to them.
+All are plain buffers, saved with the objective; only `commit` writes to them.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -59,27 +60,58 @@ class Queue(nn.Module):
         return ((step - self.steps) * written).sum() / written.sum().clamp(min=1)
 
 
-class Bank(nn.Module):
-    """A unit row for every sample, by id, and the step that last wrote it (-1: still the random direction it began
-    with, the same on every rank).
+class Shared(nn.Module):
+    """Buffers with an entry for each of ``count`` numbers. ``sharded``: a rank holds those whose number mod ranks is
+    its own; what is saved is the same, so that a checkpoint fits any number of ranks."""
 
-    ``sharded``: every rank holds the rows with id mod ranks = its own number; what is read and saved is the same.
-    """
+    def __init__(self, count: int, world: World | None = None, sharded: bool = False):
+        super().__init__()
+        self.count, self.world = count, world
+        self.rank, self.size = (world.rank, world.size) if sharded and world else (0, 1)
+
+    def own(self, entries: Tensor) -> Tensor:
+        """This rank's of all entries [count, ...], in memory of their own."""
+        return entries[self.rank :: self.size].clone()
+
+    def entries(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """Entries of a buffer by their numbers [n], the same on every rank: each rank gives its own, the rest are
+        zeros, and the sum is exact."""
+        if self.size == 1:
+            return values.index_select(0, numbers)  # a third of the time of values[numbers]
+        assert self.world is not None
+        mine = (numbers % self.size == self.rank).view(-1, *[1] * (values.ndim - 1))
+        held = values[(numbers // self.size).clamp(max=len(values) - 1)]
+        return self.world.sum(torch.where(mine, held, torch.zeros_like(held)))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """All entries, whichever rank holds them. All ranks call it."""
+        for name, value in self.named_buffers():
+            value = value if keep_vars else value.detach()
+            everyone = torch.arange(self.count, device=value.device)
+            destination[prefix + name] = value if self.size == 1 else self.entries(value, everyone)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        for name, _ in self.named_buffers():
+            if self.size > 1 and prefix + name in state_dict:
+                state_dict[prefix + name] = self.own(state_dict[prefix + name])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Bank(Shared):
+    """A unit row for every sample, by id, and the step that last wrote it (-1: still the random direction it began
+    with, the same on every rank)."""
 
     rows: Tensor
     last_step: Tensor
 
     def __init__(self, samples: int, dim: int, seed: int, world: World | None = None, sharded: bool = False):
-        super().__init__()
-        self.samples, self.world = samples, world
-        self.rank, self.size = (world.rank, world.size) if sharded and world else (0, 1)
-        rows = unit_rows(samples, dim, seed, "init", "bank")[self.rank :: self.size].clone()
-        self.register_buffer("rows", rows)
-        self.register_buffer("last_step", torch.full((len(rows),), -1))
+        super().__init__(samples, world, sharded)
+        self.register_buffer("rows", self.own(unit_rows(samples, dim, seed, "init", "bank")))
+        self.register_buffer("last_step", torch.full((len(self.rows),), -1))
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows of ids [n], the same ids on every rank -> [n, dim]."""
-        return self._whole(self.rows, ids)
+        return self.entries(self.rows, ids)
 
     def read_own(self, ids: Tensor) -> Tensor:
         """Rows of this rank's ids [n], as many on every rank -> [n, dim]."""
@@ -87,15 +119,6 @@ class Bank(nn.Module):
             return self.rows.index_select(0, ids)
         assert self.world is not None
         return self.read(self.world.gather(ids))[self.rank * len(ids) :][: len(ids)]
-
-    def _whole(self, values: Tensor, ids: Tensor) -> Tensor:
-        """Entries of a sharded buffer: each rank gives its own, the rest are zeros, and the sum is exact."""
-        if self.size == 1:
-            return values.index_select(0, ids)  # a third of the time of values[ids]
-        assert self.world is not None
-        mine = (ids % self.size == self.rank).view(-1, *[1] * (values.ndim - 1))
-        held = values[(ids // self.size).clamp(max=len(values) - 1)]
-        return self.world.sum(torch.where(mine, held, torch.zeros_like(held)))
 
     @torch.no_grad()
     def write(self, values: Tensor, ids: Tensor, step: int, momentum: float) -> None:
@@ -122,15 +145,45 @@ class Bank(nn.Module):
             sums = self.world.sum(sums)
         return sums[0] / sums[1].clamp(min=1)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        """All rows, whichever rank holds them, so that a checkpoint fits any number of ranks. All ranks call it."""
-        everyone = torch.arange(self.samples, device=self.rows.device)
-        for name, value in self.named_buffers():
-            value = value if keep_vars else value.detach()
-            destination[prefix + name] = value if self.size == 1 else self._whole(value, everyone)
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        for name in ("rows", "last_step"):
-            if self.size > 1 and prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name][self.rank :: self.size]
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+class Particles(Shared):
+    """Binary states of chains that go on from step to step, uint8 [n, D] on each rank: those of the ``count``
+    particles whose number mod ranks is its own. What is drawn for a particle depends on (seed, step, number) alone.
+
+    ``means``: probabilities [D] of a fresh particle's ones; without them one half.
+    """
+
+    states: Tensor
+
+    def __init__(self, count: int, dim: int, seed: int, world: World | None = None, means: Tensor | None = None):
+        super().__init__(count, world, sharded=True)
+        self.chances = np.full(dim, 0.5) if means is None else means.double().numpy()
+        self.numbers = np.arange(self.rank, count, self.size)
+        self.register_buffer("states", torch.as_tensor(self.fresh(self.numbers, seed, "init")))
+
+    def fresh(self, numbers: np.ndarray, *parts: Any) -> np.ndarray:
+        """States of noise of these particles, a function of the key and their numbers -> uint8 [n, D]."""
+        draws = keyed.uniform(len(self.chances), *parts, numbers, "particle")
+        return (draws < self.chances).astype(np.uint8)
+
+    def part(self, piece: tuple[int, int]) -> tuple[np.ndarray, Tensor]:
+        """Numbers [m] and states [m, D] of this rank's particles in a micro-batch of a step."""
+        i, pieces = piece
+        start, end = (len(self.numbers) * j // pieces for j in (i, i + 1))
+        return self.numbers[start:end], self.states[start:end]
+
+    def renewed(self, states: Tensor, numbers: np.ndarray, share: float, *parts: Any) -> Tensor:
+        """The states [m, D] with a random share of them anew from noise."""
+        again = keyed.uniform(1, *parts, numbers, "refresh")[:, 0] < share
+        if not again.any():
+            return states
+        states = states.clone()
+        fresh = torch.from_numpy(self.fresh(numbers[again], *parts)).to(states)
+        states[torch.from_numpy(again).to(states.device)] = fresh
+        return states
+
+    @torch.no_grad()
+    def write(self, states: Tensor) -> None:
+        """Puts this rank's particles where their chains have come, uint8 [n, D], in the order in which `part` gave
+        them."""
+        self.states.copy_(states)

@@ -1,10 +1,10 @@
-"""The trunks: what turns an image into the features that are probed and exported."""
+"""The nets: trunks, which turn an image into the features that are probed and exported, and energies of images."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Count, Settings
+from .base import Count, Fraction, Settings
 
 
 class Norm(Settings):
@@ -97,4 +97,25 @@ class ViT(Settings):
         return self
 
 
-Net = Annotated[CNN | MLP | ResNet | ViT, Field(discriminator="kind")]
+class EnergyNet(Settings):
+    """A net that gives each image an energy, p(x) proportional to exp(-E(x)). The densities train it."""
+
+    any_side: ClassVar[bool] = False
+    norm: ClassVar[Norm] = Norm(kind="none")
+    """An energy is of its image alone, whatever is beside it in a batch."""
+
+
+class RBM(EnergyNet):
+    """Restricted Boltzmann machine (Smolensky 1986) of binary pixels and binary hidden units; its features are the
+    probabilities of the hidden units."""
+
+    kind: Literal["rbm"] = "rbm"
+    hidden: Count = 500
+    centred: bool = True
+    """Pixels and hidden units less their means (Melchior, Fischer & Wiskott 2016): the same family of densities, whose
+    gradient does not depend on which of 0 and 1 is ink."""
+    offset_rate: Fraction = 0.01
+    """Of the moving mean of the hidden units, a step."""
+
+
+Net = Annotated[CNN | MLP | ResNet | ViT | RBM, Field(discriminator="kind")]

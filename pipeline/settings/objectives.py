@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from .base import Count, Fraction, Positive, Settings
-from .nets import MLP
-from .training import Adam
+from .nets import MLP, RBM
+from .training import SGD, Adam
 
 
 class Jigsaw(Settings):
@@ -48,6 +48,8 @@ class Objective(Settings):
     """The facts of an objective."""
 
     inputs: ClassVar[Inputs] = Inputs()
+    energy: ClassVar[bool] = False
+    """Whether its net is an energy of images; else it is a trunk."""
     draws: ClassVar[bool] = False
     """Whether a trained one draws pictures (`generate`)."""
     shards: ClassVar[bool] = True
@@ -225,5 +227,46 @@ class LISTA(Objective):
     """code: squared distance to the exact code; energy: the lasso's own objective."""
 
 
-AnyObjective = Annotated[SimCLR | MoCo | MoCoV3 | PIRL | AE | DAE | VAE, Field(discriminator="kind")]
+class Density(Objective):
+    """What all have that train an energy of binary images, p(x) proportional to exp(-E(x))."""
+
+    inputs: ClassVar[Inputs] = Inputs(views=0)
+    energy: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
+    training_defaults = {
+        "net": RBM(),
+        "optimiser": SGD(lr=0.1, reference_batch=0, momentum=0.0, weight_decay=0.0),
+        "epochs": 50,
+        "batch": 100,
+    }
+    binarisation: Literal["dynamic", "static", "threshold"] = "dynamic"
+    """dynamic: each pixel is 1 with its grey value as probability, drawn afresh each epoch; static: drawn once for all
+    epochs; threshold: 1 above a half. A likelihood under one of them says nothing about another's."""
+    energy_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Times the mean squared energy of data, and of what is pushed up, in the loss (Du & Mordatch 2019, arXiv
+    1903.08689): keeps energies of a deep net near zero. An RBM needs none."""
+
+
+class CD(Density):
+    """Contrastive divergence (Hinton 2002): energies of images against those of chains that start from them."""
+
+    kind: Literal["cd"] = "cd"
+    k: Count = 1
+    """Gibbs sweeps."""
+
+
+class PCD(Density):
+    """Persistent contrastive divergence (Tieleman 2008): energies of images against those of particles, whose chains
+    go on from step to step."""
+
+    kind: Literal["pcd"] = "pcd"
+    particles: Count = 500
+    """Over all ranks."""
+    k: Count = 1
+    """Gibbs sweeps a step."""
+    refresh: Fraction = 0.0
+    """Share of the particles that start anew from noise at a step; 0 for an RBM."""
+
+
+AnyObjective = Annotated[SimCLR | MoCo | MoCoV3 | PIRL | AE | DAE | VAE | CD | PCD, Field(discriminator="kind")]
 """What a net can be trained by. LISTA is a part of sparse coding."""

@@ -21,7 +21,7 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
-from .nets import CNN, Net, ViT
+from .nets import CNN, EnergyNet, Net, ViT
 from .objectives import AnyObjective, MoCo, MomentumEncoder
 from .sparse import Coding
 from .training import Training
@@ -177,7 +177,10 @@ class Pretrain(Training, Stage):
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
-        if not self.net.any_side and self.objective.inputs.jigsaw is not None:
+        if isinstance(self.net, EnergyNet) != self.objective.energy:
+            makes = ("a trunk's features", "the energy of an image")[isinstance(self.net, EnergyNet)]
+            yield "net.kind", f"a {self.net.kind} gives {makes}, which objective {self.objective.kind} does not train"
+        elif not self.net.any_side and self.objective.inputs.jigsaw is not None:
             kind = self.net.kind
             yield "net.kind", f"a {kind} takes images of one size, not patches; use pretext: rotation, or a resnet"
         if self.weights == "sharded" and not self.objective.shards:
@@ -200,6 +203,10 @@ class Pretrain(Training, Stage):
             cell, patch = jigsaw.geometry(side)
             if patch > cell:
                 yield "objective.jigsaw.patch", f"{patch} is more than a cell's {cell} pixels in views of {side}"
+
+    def batches(self) -> dict[str, tuple[int, int]]:
+        particles = getattr(self.objective, "particles", None)
+        return super().batches() | ({"objective.particles": (particles, self.accumulate)} if particles else {})
 
     def unequal_shares(self, ranks: range) -> Iterator[Mistake]:
         """Also the blocks of the global batch that a batch norm cannot cut from each rank's images."""

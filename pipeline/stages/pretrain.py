@@ -1,13 +1,18 @@
 """Pretraining: shards -> what the objective is given of them -> a model."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import objectives, sheets
+from pipeline import keyed, objectives, sheets
+from pipeline.data.images import images
 from pipeline.data.loader import Loader
 from pipeline.data.shards import Shards
+from pipeline.errors import DataError
 from pipeline.evaluation import online
 from pipeline.objectives import models
 from pipeline.objectives.base import Objective, Setup
@@ -16,13 +21,20 @@ from pipeline.training import loop
 from pipeline.views import transforms
 from pipeline.world import World
 
+AVERAGED = 10_000
+"""Images, at most, whose pixels an energy's first biases are taken from."""
+
 
 def prepare(
     settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None
 ) -> tuple[Objective, Setup, Loader]:
     """The objective, what it was built for, and what feeds this rank. ``bad_samples``: where they are noted."""
     image = shards.image(settings.view_size)
-    setup = Setup(image, settings.samples(shards.n), settings.net, world, seed)
+    samples = settings.samples(shards.n)
+    setup = Setup(image, samples, settings.net, world, seed)
+    if settings.objective.energy:
+        means = world.from_first(lambda: pixel_means(shards, image.side, samples))
+        setup = replace(setup, pixel_means=means)
     objective = objectives.build(settings.objective, setup)
     loader = Loader(
         shards,
@@ -41,6 +53,17 @@ def prepare(
         max_bad_share=settings.max_bad_share,
     )
     return objective, setup, loader
+
+
+def pixel_means(shards: Shards, side: int, samples: int) -> Tensor | None:
+    """The mean image of a fixed draw of those trained on, in [0, 1], [C, H, W]; as in training, what cannot be read is
+    not among them."""
+    ids = keyed.permute(np.arange(min(samples, AVERAGED)), samples, "pixel means")
+    readable = []
+    for sample in ids:
+        with suppress(DataError):
+            readable.append(images(shards, sample[None], side))
+    return torch.cat(readable).double().mean(0).float() / 255 if readable else None
 
 
 def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:

@@ -17,7 +17,7 @@ def one_pass(model: nn.Module, objective: Objective, batches: list[Batch]) -> St
     results = []
     for i, batch in enumerate(batches):
         with unsynced(model, i < len(batches) - 1):
-            results.append(model(batch))
+            results.append(model(replace(batch, piece=(i, len(batches)))))
             (results[-1].loss / len(batches)).backward()
     return mean(results)
 

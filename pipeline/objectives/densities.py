@@ -1,0 +1,164 @@
+"""Densities: energies of whole binary images, p(x) proportional to exp(-E(x)), lowered on data and raised elsewhere.
+
+Only where all states can be gone through is the gradient of the likelihood known, E_data[dE] - E_model[dE]; the others
+raise the energies of chains' ends, of noise or of an image's neighbours in place of the model's own samples.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import keyed
+from pipeline.nets import energies
+from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
+from pipeline.objectives.energies import full, full_precision
+from pipeline.objectives.memory import Particles
+from pipeline.settings import objectives as kinds
+
+STEEP = 100.0
+"""Mean energy of data, in nats a pixel, above which energies have run away."""
+WIDE = 1.0
+"""Energies of chains over those of data, in nats a pixel, beyond which the chains have lost the model."""
+
+
+class Density(Objective):
+    """What all energies of binary images share: their binarisation, and the RBM's centring."""
+
+    normalised = False
+    settings: Any
+
+    def __init__(self, settings: Any, setup: Setup):
+        super().__init__()
+        self.settings, self.world = settings, setup.world
+        self.net = energies.build(setup.net, setup.image, setup.seed, setup.pixel_means)
+        if self.net.centred:
+            self.commit_changes = ("net.visible_bias", "net.hidden_offset")
+
+    def states(self, batch: Batch) -> Tensor:
+        """The batch's images as binary states [B, D]."""
+        return binarise(batch, self.settings.binarisation)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> states [B, D] and their energies [B]."""
+        x = self.states(batch)
+        return x, self.energy(x)
+
+    def energy(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return self.net.energy(full(x))
+
+    def penalty(self, low: Tensor, high: Tensor) -> Tensor:
+        """What keeps energies near zero, 0-d."""
+        return self.settings.energy_penalty * (low.square().mean() + high.square().mean())
+
+    def statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """Pending rows that centre the net: the mean of this micro-batch's hidden units, from every rank."""
+        if not self.net.centred:
+            return {}
+        with torch.no_grad(), full_precision(x):
+            return {"hidden": self.world.gather(self.net.hidden(x).mean(0, keepdim=True))}
+
+    @torch.no_grad()
+    def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
+        if "hidden" in pending:
+            self.net.recentre(pending["hidden"].mean(0))
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.net
+
+
+def binarise(batch: Batch, how: str) -> Tensor:
+    """A batch's images in [0, 1] as binary states [B, D]; a pixel that is no number stays one."""
+    grey = batch.views[0].flatten(1)
+    if how == "threshold":
+        draws: Any = 0.5
+    else:
+        batch = replace(batch, epoch=0) if how == "static" else batch
+        draws = batch.uniform("binarise", grey.shape[1])
+    return (grey > draws).to(grey.dtype) + 0 * grey
+
+
+class Chains(Density):
+    """Energies of data against those of a Markov chain's ends, L = E[E(x)] - E[E(y)], y without a gradient of its own.
+
+    The value of L says nothing of the likelihood; its gradient is the likelihood's where y is drawn from the model.
+    """
+
+    @torch.no_grad()
+    def run(self, states: Tensor, *key: Any) -> Tensor:
+        """States [B, D] after k sweeps, the numbers of which are drawn by a key of one part a row."""
+        for sweep in range(self.settings.k):
+            states = self.net.gibbs(states, keyed.key(*key, "gibbs", sweep))
+        return states
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        """Energies that run away, and chains that are not where the model's mass is."""
+        gap, low, pixels = scalars["energy/gap"], scalars["energy/low"], self.net.visible
+        signs = {}
+        if abs(gap) > WIDE * pixels:
+            text = f"energies of chains are {gap:.3g} nats over those of data: they mix too slowly for this rate"
+            signs["chains"] = Sign(text)
+        if abs(low) > STEEP * pixels:
+            signs["magnitude"] = Sign(f"energies of data have run to {low:.3g} nats")
+        return signs
+
+
+class CD(Chains):
+    """Contrastive divergence (Hinton 2002, eq. 5): E(x) - E(y), y after k sweeps of Gibbs sampling from x itself.
+
+    Biased: modes of the model far from data are never seen.
+    """
+
+    Settings = kinds.CD
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        """low [B], high [B, 1]."""
+        x, low = embedded
+        ends = self.run(x.detach(), batch.seed, batch.epoch, batch.ids.cpu().numpy())
+        high = self.energy(ends)[:, None]
+        loss = low.mean() - high.mean() + self.penalty(low, high)
+        return Step(loss, low, high, {"density/moved": (ends != x).to(low.dtype).mean()}, self.statistics(x))
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return share
+
+
+class PCD(Chains):
+    """Persistent contrastive divergence (Tieleman 2008, sec. 2; Younes 1989): E(x) - E(y), y particles whose chains
+    never start again, k sweeps further at each step."""
+
+    Settings = kinds.PCD
+
+    def __init__(self, settings: kinds.PCD, setup: Setup):
+        super().__init__(settings, setup)
+        means = setup.pixel_means
+        self.particles = Particles(
+            settings.particles, self.net.visible, setup.seed, setup.world, means if means is None else means.flatten()
+        )
+        self.commit_changes = (*self.commit_changes, "particles.")
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        """low [B], high [1, K]: this rank's share of the particles in this micro-batch."""
+        x, low = embedded
+        numbers, states = self.particles.part(batch.piece)
+        states = self.particles.renewed(states, numbers, self.settings.refresh, batch.seed, batch.step)
+        ends = self.run(states.to(x.dtype), batch.seed, batch.step, numbers)
+        high = self.energy(ends)[None]
+        loss = low.mean() - high.mean() + self.penalty(low, high)
+        pending = {"particles": ends.to(torch.uint8)} | self.statistics(x)
+        return Step(loss, low, high, {"density/moved": (ends != states).to(low.dtype).mean()}, pending)
+
+    @torch.no_grad()
+    def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
+        super().commit(pending, batch_step, progress)
+        self.particles.write(pending["particles"])
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return self.settings.particles * share // batch
+
+    def replicated(self) -> dict[str, Tensor]:
+        owned = ("particles.states",) if self.particles.size > 1 else ()
+        return {k: v for k, v in super().replicated().items() if k not in owned}
