@@ -50,7 +50,7 @@ def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, s
 
 
 def idle_changes(settings: Stage, record: dict[str, Any]) -> str:
-    """"log_steps 20, keep 5": the housekeeping settings that are not those a finished artifact was made with."""
+    """ "log_steps 20, keep 5": the housekeeping settings that are not those a finished artifact was made with."""
     before = record.get("settings", {})
     now = settings.model_dump(mode="json", include=settings.housekeeping() & before.keys())
     return ", ".join(f"{name} {value}" for name, value in now.items() if value != before[name])
@@ -96,8 +96,8 @@ def done(out: Path, digest: str) -> dict[str, Any] | None:
     """The record of a finished artifact with this key, or None."""
     record = read(out)
     if record is not None and record.get("key") != digest:
-        found = record.get("key")
-        raise DataError(f"{out} holds another artifact (key {found}, expected {digest}): move it out of the way")
+        other = record.get("key")
+        raise DataError(f"{out} holds another artifact (key {other}, expected {digest}): move it out of the way")
     return record
 
 
@@ -118,7 +118,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(recorded: dict[str, str]) -> str:
-    """"torch 2.14.0 (now 2.15.0), ..." for what has changed since a record was made; empty if nothing has."""
+    """ "torch 2.14.0 (now 2.15.0), ..." for what has changed since a record was made; empty if nothing has."""
     now = versions()
     changed = [n for n in now | recorded if now.get(n) != recorded.get(n)]
     return ", ".join(f"{n} {recorded.get(n, 'absent')} (now {now.get(n, 'absent')})" for n in changed)

@@ -115,8 +115,8 @@ def load(path: str, overrides: Iterable[str] = ()) -> Config:
 def check_stages(document: Document) -> dict[str, Any]:
     raw = document.data.get("stages")
     if not isinstance(raw, dict) or not raw:
-        found = f"found {brief(raw)}" if "stages" in document.data else "missing"
-        document.wrong(("stages",), f"{found}; expected stages by name, such as {{shards: {{kind: pack}}}}")
+        stages_text = f"found {brief(raw)}" if "stages" in document.data else "missing"
+        document.wrong(("stages",), f"{stages_text}; expected stages by name, such as {{shards: {{kind: pack}}}}")
         return {}
     stages, adapter = {}, TypeAdapter(AnyStage)
     for name, body in raw.items():

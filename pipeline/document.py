@@ -81,8 +81,8 @@ def read(path: str) -> Document:
     except ValueError as error:
         raise ConfigError(f"{path}{error}") from None
     if not isinstance(value, dict):
-        found = "nothing" if value is None else brief(value)
-        raise ConfigError(f"{path}: found {found}; expected keys name, seed, root and stages")
+        value_text = "nothing" if value is None else brief(value)
+        raise ConfigError(f"{path}: found {value_text}; expected keys name, seed, root and stages")
     document.data = value
     return document
 
@@ -103,8 +103,8 @@ def parse(text: str, document: Document | None = None) -> Any:
         return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ValueError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ValueError(f"{position}: not YAML: {getattr(error, 'problem', None) or error}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f": holds what a config cannot: {error}") from None
 
@@ -123,7 +123,7 @@ def parse_value(text: str) -> Any:
 
 
 def beside(file: Path) -> str:
-    """"; did you mean "configs/quickstart.yaml"?" for a file that is not there: the nearest YAML file there or in
+    """ "; did you mean "configs/quickstart.yaml"?" for a file that is not there: the nearest YAML file there or in
     configs/."""
     folders = dict.fromkeys([file.parent, Path("configs"), Path(".")])
     files = {p.name: p for f in reversed(folders) if f.is_dir() for p in sorted(f.glob("*.y*ml"))}

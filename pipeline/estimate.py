@@ -97,9 +97,9 @@ def saved_bytes(settings: Pretrain, objective: Objective, image: Image) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         result = objective.embed(Batch(views, torch.zeros(rows, dtype=torch.int64)))
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
-    bytes_kept = sum(size for at, size in storages.items() if at not in weights)
+    embedding = sum(size for at, size in storages.items() if at not in weights)
     del result
     small = getattr(settings.views[0], "small", None)  # each of which asks for what a view asks for
     queries = rows * (1 + small.count if small else 1)
     energies = 8 * objective.energy_count(queries, settings.batch)  # themselves and their gradient
-    return energies + (bytes_kept // 2 if settings.precision == "bf16" else bytes_kept)
+    return energies + (embedding // 2 if settings.precision == "bf16" else embedding)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
-def nearest(found: Any, known: Iterable[str], listed: str = "expected one of") -> str:
-    """"; did you mean "x"?", or the list of what is known where nothing is near."""
+def nearest(name: Any, known: Iterable[str], listed: str = "expected one of") -> str:
+    """ "; did you mean "x"?", or the list of what is known where nothing is near."""
     names = [str(k) for k in known]
     lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(found).lower(), lower, 1, 0.6)
+    close = difflib.get_close_matches(str(name).lower(), lower, 1, 0.6)
     if close:
         return f'; did you mean "{lower[close[0]]}"?'
     return f"; {listed} {', '.join(names)}" if names else ""

@@ -209,7 +209,7 @@ def test_sets_too_large_to_hold_give_the_same_patches(digits):
     shards = Shards.open(digits, "test")
     held = Patches(shards, 8, 5, 2, seed=0)
     read = Patches(shards, 8, 5, 2, seed=0, memory=0)
-    assert held.images.kept and not read.images.kept
+    assert held.images.resident and not read.images.resident
     assert torch.equal(held.take(np.arange(300)), read.take(np.arange(300)))
 
 

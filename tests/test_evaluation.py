@@ -38,8 +38,10 @@ def blobs(n: int, d: int, classes: int = 4, seed: int = 0, spread: float = 2.0):
 def objective(x: np.ndarray, y: np.ndarray, table: np.ndarray, penalty: float) -> float:
     """Mean cross-entropy + penalty/2 ||W||^2, by the formula."""
     logits = x @ table[:-1] + table[-1]
-    logs = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(
-        1, keepdims=True
+    logs = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
     )
     return float(-logs[np.arange(len(y)), y].mean() + penalty / 2 * (table[:-1] ** 2).sum())
 
@@ -491,7 +493,7 @@ def test_pictures_that_do_not_fit_are_the_same(digits):
     shards = Shards.open(digits, "test")
     held = torch.cat(list(SquareImages(shards, 8).batches(128)))
     loose = SquareImages(shards, 8, memory=0)
-    assert not loose.kept and torch.equal(torch.cat(list(loose.batches(128))), held)
+    assert not loose.resident and torch.equal(torch.cat(list(loose.batches(128))), held)
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

@@ -18,21 +18,21 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--bad-samples", nargs="+", type=path, default=[], metavar="FILE", help=texts)
     parser.add_argument("--threads", type=positive, default=1)
     options = parse(parser, words)
-    place = path(options.shards)
+    location = path(options.shards)
     from pipeline.data import check, patterns
     from pipeline.data.shards import MANIFEST
     from pipeline.data.sources.folder import ImageFolder
 
-    described = (place / MANIFEST).exists() or next(place.glob("*.idx"), None)
-    if place.is_dir() and not described and next(place.glob("*.tar"), None):
+    described = (location / MANIFEST).exists() or next(location.glob("*.idx"), None)
+    if location.is_dir() and not described and next(location.glob("*.tar"), None):
         raise ConfigError(f"{patterns.unmatched(options.shards)}, or make a set of them first, with `pipeline index`")
-    if place.is_dir() and not described:
-        listing = ImageFolder.at(place).listing()
+    if location.is_dir() and not described:
+        listing = ImageFolder.at(location).listing()
         for line in listing.lines():
             print(line)
         stream = check.undecodable(listing, options.threads)
-    elif place.is_dir() or "://" in options.shards:
-        stream = check.problems(options.shards if "://" in options.shards else place, options.threads)
+    elif location.is_dir() or "://" in options.shards:
+        stream = check.problems(options.shards if "://" in options.shards else location, options.threads)
     elif paths := patterns.tars(options.shards):
         absent = [check.Problem(Path(name).name, None, "missing") for name in patterns.missing(options.shards)]
         stream = (p for part in (absent, check.unindexed(paths, options.threads)) for p in part)
@@ -44,9 +44,9 @@ def main(words: Sequence[str]) -> int:
         problems.append(problem)
     problems += check.from_logs(options.bad_samples)
     if options.quarantine and problems:
-        print(f"quarantined: {check.quarantine(place, problems)}")
+        print(f"quarantined: {check.quarantine(location, problems)}")
     if problems:
         raise DataError(f"{options.shards}: {len(problems)} problems")
-    how = "every byte is as it was written" if described or not place.is_dir() else "every image can be read"
+    how = "every byte is as it was written" if described or not location.is_dir() else "every image can be read"
     print(f"{options.shards}: {how}")
     return 0

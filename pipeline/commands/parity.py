@@ -156,16 +156,16 @@ def first_difference(single: Path, several: Path, tolerance: float, weights: flo
 def difference(x: "Tensor", y: "Tensor", limit: float) -> str | None:
     """How a tensor of several processes, ``y``, differs from the one process's ``x`` by more than ``limit`` of its
     largest entry; whole numbers by anything at all. None where it does not."""
-    whole = not x.is_floating_point()
+    integer = not x.is_floating_point()
     x, y = x.double(), y.double()
     if x.shape != y.shape:
         return f"is {list(y.shape)}, not {list(x.shape)}"
     for owner, tensor in (("the one process", x), ("several", y)):
         if not tensor.isfinite().all():
             return f"{list(x.shape)} of {owner} is not finite"
-    scale = float(x.abs().max()) if x.numel() and not whole else 0.0
+    scale = float(x.abs().max()) if x.numel() and not integer else 0.0
     distance = float((x - y).abs().max()) if x.numel() else 0.0
-    if distance > limit * max(scale, 1e-3) or (distance and whole):
+    if distance > limit * max(scale, 1e-3) or (distance and integer):
         return f"{list(x.shape)} differs by {distance:.3g}, its largest entry is {scale:.3g}"
     return None
 

@@ -35,11 +35,11 @@ class Problem(NamedTuple):
         return f"{self.shard}{f': {self.key}' if self.key else ''}: {self.text}"
 
 
-def problems(place: Path | str, threads: int = 1) -> Iterator[Problem]:
-    """All problems of the packed set at a place, less what is quarantined already."""
-    splits = Shards.open(place, check=False).manifest["splits"]
+def problems(location: Path | str, threads: int = 1) -> Iterator[Problem]:
+    """All problems of the packed set at a location, less what is quarantined already."""
+    splits = Shards.open(location, check=False).manifest["splits"]
     for split in splits:
-        shards = Shards.open(place, split, check=False)
+        shards = Shards.open(location, split, check=False)
         with ThreadPoolExecutor(threads) as pool:
             for faults in pool.map(lambda k, shards=shards: list(shard(shards, k)), np.flatnonzero(shards.counts)):
                 yield from faults

@@ -13,8 +13,8 @@ from pipeline.errors import DataError
 def earlier(out: Path) -> Path | None:
     """The latest folder of the same stage that holds whole shards with names, if there is one."""
     stage = out.name.rpartition("-")[0]
-    found = [p for p in out.parent.glob(f"{stage}-*/{MANIFEST}") if stage and p.parent.resolve() != out.resolve()]
-    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    manifests = [p for p in out.parent.glob(f"{stage}-*/{MANIFEST}") if stage and p.parent.resolve() != out.resolve()]
+    for path in sorted(manifests, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         if path.parent.name.rpartition("-")[0] == stage and list(path.parent.glob(f"*{NAMES}")):
             return path.parent
     return None

@@ -25,7 +25,7 @@ BURST = 3
 """One step, or one shard, may have this many unreadable samples, whatever share of it they are."""
 SHARE_OF_SHARD = 0.05
 """A larger share of one shard's samples that are unreadable stops the run."""
-PATIENCE = 120.0
+BATCH_SECONDS = 120.0
 """Seconds without a batch after which a rank gives up."""
 
 
@@ -102,14 +102,14 @@ class BadSampleLog:
     def _images(self, shard: str) -> int:
         return int(self.shards.shards["images"][self.shards.shards["name"] == shard.encode()][0])
 
-    def _stop(self, found: str, last: Fault) -> None:
+    def _stop(self, count: str, last: Fault) -> None:
         raise DataError(
-            f"{found}, the last {last}; all are in {self.path}: mend the shards, quarantine the samples with "
+            f"{count}, the last {last}; all are in {self.path}: mend the shards, quarantine the samples with "
             f"`pipeline check --quarantine`, or raise max_bad_share"
         )
 
 
-def await_batch(future: "Future[T]", seconds: float = PATIENCE) -> T:
+def await_batch(future: "Future[T]", seconds: float = BATCH_SECONDS) -> T:
     """What a thread makes, if it comes within ``seconds``: else every thread's stack is written to standard error and
     NoProgressError raised, and once the main thread has ended the process does too, whatever hangs."""
     begun = time.monotonic()

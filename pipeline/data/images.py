@@ -88,7 +88,7 @@ class SquareImages:
         self.shards, self.side = shards, side
         self.ids = np.arange(shards.n) if ids is None else ids
         self.n = len(self.ids)
-        self.kept = fits(self.n, shards.manifest["channels"], side, side, memory)
+        self.resident = fits(self.n, shards.manifest["channels"], side, side, memory)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -98,7 +98,7 @@ class SquareImages:
     def find(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """A stack that holds the images of these numbers, uint8 [m, C, side, side], and the row of each in it, int64
         [len(index)]. A number may stand in ``index`` more than once."""
-        if self.kept:
+        if self.resident:
             return self.pixels, torch.from_numpy(index)
         distinct, rows = np.unique(index, return_inverse=True)
         return images(self.shards, self.ids[distinct], self.side), torch.from_numpy(rows)

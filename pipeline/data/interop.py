@@ -31,7 +31,7 @@ class Stream(torch.utils.data.IterableDataset):
 
     def __init__(
         self,
-        place: Path | str,
+        location: Path | str,
         split: str = "train",
         *,
         seed: int = 0,
@@ -41,7 +41,7 @@ class Stream(torch.utils.data.IterableDataset):
         size: int = 1,
         window: int | None = None,
     ):
-        self.shards = Shards.open(place, split)
+        self.shards = Shards.open(location, split)
         self.seed, self.epoch, self.start, self.rank, self.size, self.window = seed, epoch, start, rank, size, window
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ def samples(shards: Shards, ids: np.ndarray) -> Iterator[dict[str, Any]]:
         yield {"id": sample, "key": shards.key(sample), "image": data, "label": label}
 
 
-def datasource(place: Path | str, split: str = "train") -> Any:
+def datasource(location: Path | str, split: str = "train") -> Any:
     """For ``ray.data.read_datasource``: the samples of a split in id order, rows as `Stream` has them. A path that is
     relative is so to this process: Ray's workers may stand elsewhere, as they do under `uv run`."""
     import pyarrow
@@ -76,14 +76,14 @@ def datasource(place: Path | str, split: str = "train") -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import ReadTask
 
-    if "://" not in str(place):
-        place = Path(place).expanduser().resolve()
-    shards = Shards.open(place, split)
+    if "://" not in str(location):
+        location = Path(location).expanduser().resolve()
+    shards = Shards.open(location, split)
 
     def tables(first: int, last: int) -> Iterable[pyarrow.Table]:
-        found = Shards.open(place, split, check=False)
+        block_shards = Shards.open(location, split, check=False)
         for at in range(first, last, BLOCK):
-            yield pyarrow.Table.from_pylist(list(samples(found, np.arange(at, min(at + BLOCK, last)))))
+            yield pyarrow.Table.from_pylist(list(samples(block_shards, np.arange(at, min(at + BLOCK, last)))))
 
     class Packed(Datasource):
         def estimate_inmemory_data_size(self) -> int:

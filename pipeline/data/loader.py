@@ -178,9 +178,7 @@ class Loader:
         batch = PendingBatch(epoch, ids, rows, tasks)
         return batch if on_cpu else replace(batch, views=self.finisher.submit(self._finish, batch))
 
-    def _fill(
-        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, rows: tuple[Tensor, ...]
-    ) -> Report:
+    def _fill(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, rows: tuple[Tensor, ...]) -> Report:
         """Fills rows with the crops of samples, on a CPU with their views. An unreadable sample is replaced, also in
         ``ids``."""
         report = Report([], dict.fromkeys(STAGES, 0.0))
@@ -267,8 +265,8 @@ class Loader:
                     fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
                 )
                 sample, file = other, None
-        place = f"position {position} of epoch {epoch}"
-        raise DataError(f"{place}: {ATTEMPTS} replacements unreadable too; check the shards")
+        where = f"position {position} of epoch {epoch}"
+        raise DataError(f"{where}: {ATTEMPTS} replacements unreadable too; check the shards")
 
     def _image(self, sample: int, report: Report, file: bytes | BadSample | None = None) -> Tensor:
         """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""

@@ -19,7 +19,7 @@ except ImportError:
 
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EBUSY}  # fmt: skip
-PATIENCE = 60.0
+RETRY_SECONDS = 60.0
 """Seconds for which a read that may heal is tried again."""
 
 
@@ -75,8 +75,8 @@ def read_many(shards: Shards, ids: np.ndarray) -> list[bytes | BadSample]:
             if crc32(files[i]) != check or len(files[i]) != sizes[i]:
                 files[i] = _again(shards.tars, *places[i], sizes[i], check)
     out: list[Any] = [None] * len(ids)
-    for place, data in zip(order.tolist(), files, strict=True):
-        out[place] = data
+    for row, data in zip(order.tolist(), files, strict=True):
+        out[row] = data
     return out
 
 
@@ -89,9 +89,9 @@ def _again(store: Store, name: str, offset: int, size: int, check: int) -> bytes
 
 
 def patient(store: Store, name: str, offset: int, size: int) -> bytes:
-    """A read that is tried again, opened anew, while it fails in a way that may heal, for PATIENCE seconds; then, or
+    """A read that is tried again, opened anew, while it fails in a way that may heal, for RETRY_SECONDS; then, or
     where it fails for good, DataError."""
-    end, pause = time.monotonic() + PATIENCE, 0.05
+    end, pause = time.monotonic() + RETRY_SECONDS, 0.05
     while True:
         try:
             return store.read(name, offset, size)
@@ -99,9 +99,7 @@ def patient(store: Store, name: str, offset: int, size: int) -> bytes:
             left = end - time.monotonic()
             if not transient(error) or left <= 0:
                 why = error.strerror or str(error) or type(error).__name__
-                raise DataError(
-                    f"{store.name(name)}: {why}; the same command goes on once it can be read"
-                ) from error
+                raise DataError(f"{store.name(name)}: {why}; the same command goes on once it can be read") from error
             store.forget(name)
             time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(2 * pause, 5.0)

@@ -62,9 +62,9 @@ class Shards:
     shard, int64 [S]; ``starts``: id of each shard's first, [S + 1]. Opening checks that every shard is there and as
     large as it was written, with a whole index; raises DataError otherwise."""
 
-    def __init__(self, place: Path | str, split: str, manifest: dict[str, Any], check: bool = True):
-        self.folder, self.split, self.manifest = place, split, manifest
-        self.store = open_store(place)
+    def __init__(self, location: Path | str, split: str, manifest: dict[str, Any], check: bool = True):
+        self.folder, self.split, self.manifest = location, split, manifest
+        self.store = open_store(location)
         base = manifest["base"]
         self.tars: Store = self.store if base is None else open_store(self.store.name(base))
         self.classes: list[str] | None = manifest["classes"]
@@ -81,9 +81,9 @@ class Shards:
             self.check()
 
     @classmethod
-    def open(cls, place: Path | str, split: str = "train", check: bool = True) -> "Shards":
+    def open(cls, location: Path | str, split: str = "train", check: bool = True) -> "Shards":
         """The split of the shards in a folder, or at any URL that fsspec knows."""
-        store = open_store(place)
+        store = open_store(location)
         path = store.name(MANIFEST)
         try:
             manifest = json.loads(store.read_file(MANIFEST))
@@ -92,8 +92,8 @@ class Shards:
             if fingerprint(manifest) != manifest["fingerprint"]:
                 raise DataError(f"{path}: altered since it was written (its fingerprint differs); pack again")
             if split not in manifest["splits"]:
-                raise DataError(f"{place}: no split {split!r}, only {', '.join(manifest['splits'])}")
-            return cls(place, split, manifest, check)
+                raise DataError(f"{location}: no split {split!r}, only {', '.join(manifest['splits'])}")
+            return cls(location, split, manifest, check)
         except FileNotFoundError as error:
             raise DataError(f"{error.filename or path}: missing; these are no packed shards") from error
         except (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError) as error:

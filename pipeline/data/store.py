@@ -148,8 +148,8 @@ class Remote:
         self.files.invalidate_cache()
 
 
-def open_store(place: Path | str) -> Store:
+def open_store(location: Path | str) -> Store:
     """The files of a folder or a URL."""
-    if "://" in str(place):
-        return Remote(str(place))
-    return Folder(Path(place).expanduser())
+    if "://" in str(location):
+        return Remote(str(location))
+    return Folder(Path(location).expanduser())

@@ -101,13 +101,13 @@ def ahead(read: Read) -> Read:
 def parsed(block: bytes, at: int) -> tuple[bytes, int]:
     """Type and size of a header, if its checksum holds."""
     try:
-        said = number(block[148:156])
+        checksum = number(block[148:156])
         size = number(block[124:136])
     except ValueError:
-        said = size = -1
+        checksum = size = -1
     plain = block[:148] + b" " * 8 + block[156:]
     signed = sum(b - 256 if b > 127 else b for b in plain)  # some old writers summed signed bytes
-    if said not in (sum(plain), signed) or size < 0:
+    if checksum not in (sum(plain), signed) or size < 0:
         raise BrokenTar("header", f"no valid header at byte {at}: overwritten, or not a tar")
     return block[156:157], size
 

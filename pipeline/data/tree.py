@@ -55,15 +55,15 @@ def walk(path: Path, root: Path | None = None) -> Tree:
     tree = Tree(path)
     todo: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(str(path), (), ())]
     while todo:
-        place, parts, above = todo.pop()
+        folder, parts, above = todo.pop()
         name = "/".join(parts)
-        real = os.path.realpath(place)
+        real = os.path.realpath(folder)
         if real in above:
             tree.leave("links back to a folder above", name)
             continue
         try:
-            with os.scandir(place) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
             if not parts:
                 raise DataError(f"folder:{path}: {error.strerror}; it cannot be read") from None

@@ -20,9 +20,9 @@ from pipeline.evaluation.lbfgs import minimise
 
 FEW = tuple(float(p) for p in np.logspace(2, -5, 15))
 ALL = FEW[::2]
-"""Penalties tried on few labels and on all, from the first to the last, or to PATIENCE times below the best; the
+"""Penalties tried on few labels and on all, from the first to the last, or to SEARCH_RANGE times below the best; the
 largest wins a tie. The last is nearly the widest margin; whole decades where a fit takes long."""
-PATIENCE = 100.0
+SEARCH_RANGE = 100.0
 ENOUGH = 5000
 """Samples of validation whose accuracy has a deviation below 0.7 points. Of fewer, one part's choice is a lottery: by
 400 of 2,000 CIFAR-10 images, PIRL's test accuracy had a deviation of 2 points over seeds; by all in turn, of 0.7."""
@@ -178,7 +178,7 @@ class Choice(NamedTuple):
 
 
 def choose(penalties: Sequence[float], solutions: Iterator[Tensor], score: Callable[[Tensor], float]) -> Choice:
-    """Goes down the path to its end, or to a penalty PATIENCE times smaller than the best so far."""
+    """Goes down the path to its end, or to a penalty SEARCH_RANGE times smaller than the best so far."""
     table = next(solutions)
     grid = [(penalties[0], score(table))]
     best = Choice(grid, penalties[0], table)
@@ -187,7 +187,7 @@ def choose(penalties: Sequence[float], solutions: Iterator[Tensor], score: Calla
         grid.append((penalty, score(table)))
         if grid[-1][1] > high:
             best, high = Choice(grid, penalty, table), grid[-1][1]
-        if penalty * PATIENCE < best.penalty * 1.001:  # rounding
+        if penalty * SEARCH_RANGE < best.penalty * 1.001:  # rounding
             break
     return best
 

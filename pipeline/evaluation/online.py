@@ -59,8 +59,8 @@ def evaluation(
         except DataError as error:  # a training forgives some unreadable images
             say(f"not evaluated while it trains: {error}")
             return {}
-        found = {"collapse/rankme": rankme(rows), "learn/online_images": float(count)}
-        return found | ({"accuracy/knn_online": vote(settings, rows, labels)} if (labels >= 0).all() else {})
+        values = {"collapse/rankme": rankme(rows), "learn/online_images": float(count)}
+        return values | ({"accuracy/knn_online": vote(settings, rows, labels)} if (labels >= 0).all() else {})
 
     return scalars
 

@@ -24,9 +24,9 @@ def spread(features: Tensor) -> float:
     return float(normalize(features.double(), dim=1).std(0, correction=0).mean())
 
 
-def alignment(one: Tensor, other: Tensor) -> float:
+def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance of the unit rows of a positive pair, [n, D] each (Wang & Isola 2020, arXiv 2005.10242)."""
-    return float((normalize(one.double(), dim=1) - normalize(other.double(), dim=1)).square().sum(1).mean())
+    return float((normalize(first.double(), dim=1) - normalize(second.double(), dim=1)).square().sum(1).mean())
 
 
 def uniformity(features: Tensor) -> float:

@@ -49,8 +49,8 @@ def protocol(settings: Probe, seed: int, data: Data, untrained: dict[str, list[s
         "features": "of the encoder in evaluation mode, no augmentation; the probe's standardised on the fit part, "
         "kNN's on the unit sphere",
         "selection": "penalty by accuracy on validation (held out of the training split; of a small set, with all "
-        f"labels, every part in turn), from the largest to {linear.PATIENCE:g} times below the best; with all labels "
-        "refitted on fit and validation; test is read once",
+        f"labels, every part in turn), from the largest to {linear.SEARCH_RANGE:g} times below the best; with all "
+        "labels refitted on fit and validation; test is read once",
         "sd": "over label draws (n - 1)",
         "untrained": {name: f"the network of {', '.join(owners)}" for name, owners in untrained.items()},
         "data": data.train.fingerprint,

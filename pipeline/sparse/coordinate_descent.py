@@ -10,7 +10,7 @@ LOOSE = 0.1  # of the gap over all coordinates: the set's own need not be much s
 SWEEPS = 4  # between two looks at the working set's own gap
 PAYS = 6  # a jump to the support's minimiser takes the time of size / PAYS sweeps
 RIDGE = 1e-10  # on the diagonal of the support's system, whose entries are 1
-PATIENCE = 20  # times an unchanged working set is solved ten times better: past that, rounding is what is left
+STALLS = 20  # times an unchanged working set is solved ten times better: past that, rounding is what is left
 
 
 @jit()
@@ -27,96 +27,134 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
     marked = np.zeros(k, np.bool_)
     members, breaching = np.empty(k, np.int64), np.empty(k, np.int64)
-    cap = 64
-    sub = np.empty((cap, cap))
+    sub = np.empty((64, 64))
     zs, cs, qs = np.empty(k), np.empty(k), np.empty(k)
     for n in range(start, stop):
         if (n - start) % BLOCK == 0:
             _correlate(y[n : min(n + BLOCK, stop)], d, q_block)
         q = q_block[(n - start) % BLOCK]
-        yy = 0.0
-        for i in range(y.shape[1]):
-            yy += np.float64(y[n, i]) ** 2
-        finite = np.isfinite(yy)
-        for j in range(k):
-            finite = finite and np.isfinite(q[j])
-        if not finite:
+        yy = _square(y[n], q)
+        if not np.isfinite(yy):
             z_out[n], gap_out[n], violation_out[n] = np.nan, np.nan, np.nan
             continue
-        size = 0
+        size, sweeps, stalls = 0, 0, 0
         marked[:] = False
-        sweeps = 0
         goal = tolerance * yy
-        inner, idle = goal / 3, 0
-        gap = 0.0
-        cmax = 0.0
+        inner = goal / 3
         while True:
-            c[:] = q
-            l1 = 0.0
-            qz = 0.0
-            for a in range(size):
-                zs[a] = z_out.dtype.type(zs[a])
-                v = zs[a]
-                if v != 0.0:
-                    row = gram[members[a]]
-                    for j in range(k):
-                        c[j] -= v * row[j]
-                    l1 += abs(v)
-                    qz += v * q[members[a]]
-            cz = 0.0
-            for a in range(size):
-                cz += zs[a] * c[members[a]]
-            cmax = 0.0
-            for j in range(k):
-                cmax = max(cmax, abs(c[j]))
-            gap = _gap(yy - qz, yy - qz - cz, cmax, l1, penalty)
-            if gap <= goal or sweeps >= limit or idle > PATIENCE or np.isnan(gap):
+            _round(z_out, size, zs)
+            cmax, gap = _certify(size, members, zs, q, gram, yy, penalty, c)
+            if gap <= goal or sweeps >= limit or stalls > STALLS or np.isnan(gap):
                 break
-            # The worst offenders join, from the upper half of the breach down, at most as many as are in.
-            count = 0
-            for j in range(k):
-                if abs(c[j]) > penalty and not marked[j]:
-                    breaching[count] = j
-                    count += 1
-            room, added, before = max(FIRST, size), 0, size
-            bar = 0.5 * (cmax + penalty)
-            while added < min(room, count):
-                for i in range(count):
-                    j = breaching[i]
-                    if added < room and not marked[j] and abs(c[j]) > bar:
-                        marked[j] = True
-                        members[size], zs[size], qs[size] = j, 0.0, q[j]
-                        size, added = size + 1, added + 1
-                bar = 0.5 * (bar + penalty) if bar > 1.05 * penalty else penalty
-            if added == 0:
-                inner, idle = inner / 10, idle + 1
-            aim = max(inner, LOOSE * gap) if added else inner
-            if size > cap:
-                cap = min(k, 2 * size)
-                wider = np.empty((cap, cap))
-                wider[:before, :before] = sub[:before, :before]
-                sub = wider
-            for a in range(before, size):
-                row = gram[members[a]]
-                for b in range(size):
-                    sub[a, b] = row[members[b]]
-                    sub[b, a] = sub[a, b]
+            before = size
+            size = _join(size, q, c, cmax, penalty, marked, breaching, members, zs, qs)
+            if size == before:
+                inner, stalls = inner / 10, stalls + 1
+            aim = max(inner, LOOSE * gap) if size > before else inner
+            if size > len(sub):
+                sub = _wider(sub, before, min(k, 2 * size))
+            _extend(before, size, members, gram, sub)
             for a in range(size):
                 cs[a] = c[members[a]]
             sweeps += _solve_set(size, sub, zs, cs, qs, yy, penalty, aim, limit - sweeps)
-        worst = 0.0
-        for j in range(k):
-            worst = max(worst, abs(c[j]) - penalty)
         for a in range(size):
-            j = members[a]
-            z_out[n, j] = zs[a]
-            if zs[a] > 0:
-                worst = max(worst, abs(c[j] - penalty))
-            elif zs[a] < 0:
-                worst = max(worst, abs(c[j] + penalty))
-        gap_out[n] = gap
-        violation_out[n] = worst
+            z_out[n, members[a]] = zs[a]
+        gap_out[n], violation_out[n] = gap, _violation(size, members, zs, c, penalty)
         iterations_out[n] = sweeps
+
+
+@jit()
+def _square(y, q):
+    """y'y in float64; NaN where it or a correlation is not finite."""
+    yy = 0.0
+    for i in range(len(y)):
+        yy += np.float64(y[i]) ** 2
+    for j in range(len(q)):
+        if not np.isfinite(q[j]):
+            return np.nan
+    return yy
+
+
+@jit(inline="always")
+def _round(z_out, size, z):
+    """The code as the output's dtype holds it."""
+    for a in range(size):
+        z[a] = z_out.dtype.type(z[a])
+
+
+@jit()
+def _certify(size, members, z, q, gram, yy, penalty, c):
+    """c = q - G z over all coordinates; its largest absolute value and the gap."""
+    c[:] = q
+    l1, qz, cz, cmax = 0.0, 0.0, 0.0, 0.0
+    for a in range(size):
+        v = z[a]
+        if v != 0.0:
+            row = gram[members[a]]
+            for j in range(len(c)):
+                c[j] -= v * row[j]
+            l1 += abs(v)
+            qz += v * q[members[a]]
+    for a in range(size):
+        cz += z[a] * c[members[a]]
+    for j in range(len(c)):
+        cmax = max(cmax, abs(c[j]))
+    return cmax, _gap(yy - qz, yy - qz - cz, cmax, l1, penalty)
+
+
+@jit()
+def _join(size, q, c, cmax, penalty, marked, breaching, members, z, qs):
+    """The worst offenders join the working set, from the upper half of the breach down, at most as many as are in;
+    returns its new size."""
+    count = 0
+    for j in range(len(c)):
+        if abs(c[j]) > penalty and not marked[j]:
+            breaching[count] = j
+            count += 1
+    room, added = max(FIRST, size), 0
+    bar = 0.5 * (cmax + penalty)
+    while added < min(room, count):
+        for i in range(count):
+            j = breaching[i]
+            if added < room and not marked[j] and abs(c[j]) > bar:
+                marked[j] = True
+                members[size], z[size], qs[size] = j, 0.0, q[j]
+                size, added = size + 1, added + 1
+        bar = 0.5 * (bar + penalty) if bar > 1.05 * penalty else penalty
+    return size
+
+
+@jit()
+def _wider(sub, size, cap):
+    """The working set's Gram matrix [size, size] in an array of ``cap`` rows."""
+    wider = np.empty((cap, cap))
+    wider[:size, :size] = sub[:size, :size]
+    return wider
+
+
+@jit()
+def _extend(before, size, members, gram, sub):
+    """The rows and columns of the members from ``before`` on."""
+    for a in range(before, size):
+        row = gram[members[a]]
+        for b in range(size):
+            sub[a, b] = row[members[b]]
+            sub[b, a] = sub[a, b]
+
+
+@jit()
+def _violation(size, members, z, c, penalty):
+    """By how much the optimality conditions are breached at most: |c| <= penalty, and c = penalty sign(z) where z is
+    not 0."""
+    worst = 0.0
+    for j in range(len(c)):
+        worst = max(worst, abs(c[j]) - penalty)
+    for a in range(size):
+        if z[a] > 0:
+            worst = max(worst, abs(c[members[a]] - penalty))
+        elif z[a] < 0:
+            worst = max(worst, abs(c[members[a]] + penalty))
+    return worst
 
 
 @jit()

@@ -100,9 +100,9 @@ def learn(settings: Codes, seed: int, train: Signals, white: Whitening, out: Pat
 
 def restore(settings: Codes, seed: int, train: Signals, white: Whitening, out: Path) -> Dictionary:
     """The dictionary of the newest checkpoint, or one whose atoms are signals."""
-    found = checkpoint.newest(out / "checkpoints")
-    if found is not None:
-        return Dictionary(**found[0])
+    newest = checkpoint.newest(out / "checkpoints")
+    if newest is not None:
+        return Dictionary(**newest[0])
     first = np.arange(min(train.n, max(settings.batch, 8 * settings.atoms)))
     return dictionary.begin(white(train.take(first)).cpu(), settings.atoms, seed)
 

@@ -102,15 +102,15 @@ def lost_classes(listing: Listing, stats: dict[str, Statistics]) -> str:
     return f"{plural(len(lost), 'class')} lost whole, none of its images can be read: {some(lost)}" if lost else ""
 
 
-def describe_in_place(place: str, out: Path) -> dict[str, Any]:
+def describe_in_place(location: str, out: Path) -> dict[str, Any]:
     """Uses shards where they lie: copies what describes them, checks that all are there."""
-    source = open_store(place)
-    manifest = Shards.open(place).manifest
-    base = manifest["base"] or place
-    manifest["base"] = base if "://" in base else str((Path(place).expanduser() / base).resolve())
+    source = open_store(location)
+    manifest = Shards.open(location).manifest
+    base = manifest["base"] or location
+    manifest["base"] = base if "://" in base else str((Path(location).expanduser() / base).resolve())
     counts = {}
     for split, entry in manifest["splits"].items():
-        shards = Shards.open(place, split)
+        shards = Shards.open(location, split)
         counts[f"{split}_images"] = shards.n
         for name in [entry["table"], *(index_name(shards.name(k)) for k in range(len(shards.shards)))]:
             files.write(out / name, source.read_file(name))

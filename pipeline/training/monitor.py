@@ -151,11 +151,11 @@ class FiniteCheck:
 def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
     """What the starts before this one cost, as far as they logged: how often the training was started again, and over
     all of it the steps that were computed twice and the seconds they took. Empty at the first start."""
-    kept, dropped = board.before
-    if not kept and not dropped:
+    rows, dropped = board.before
+    if not rows and not dropped:
         return {}
     cost = {"ops/restarts": 1.0, "ops/lost_steps": 0.0, "ops/lost_s": 0.0}
-    for row in kept:
+    for row in rows:
         cost |= {key: row[key] + (key == "ops/restarts") for key in cost if key in row}
     last = start
     for row in dropped:

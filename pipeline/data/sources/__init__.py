@@ -22,7 +22,7 @@ SOURCES: dict[str, type[Source]] = {
     "wds:": WebDataset,
     "shards:": PackedShards,
 }
-"""By what a source's text begins with; what ends with a colon is followed by a place or a name."""
+"""By what a source's text begins with; what ends with a colon is followed by a location or a name."""
 __all__ = ["SOURCES", "Item", "Listing", "Source", "find", "open_source"]
 
 
