@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Pretrain, Probe, Stage
+from pipeline.settings.stage import Stage
+from pipeline.settings.stages import Pretrain, Probe
 
 LEFT_OUT = 0.2
 """Share of the images that an epoch may leave out unsaid."""

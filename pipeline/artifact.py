@@ -21,7 +21,8 @@ from typing import Any
 from pipeline import files, progress
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError, Stopped
-from pipeline.settings.stages import Pack, Stage
+from pipeline.settings.stage import Stage
+from pipeline.settings.stages import Pack
 
 QUARANTINE = "quarantine.json"
 NAME, BEGUN, LOCK = "artifact.json", "begun.json", "lock"

@@ -20,7 +20,8 @@ from pipeline.document import Document, brief, parse_value, read
 from pipeline.errors import ConfigError
 from pipeline.hints import nearest
 from pipeline.settings.base import Edge, FilePath, RuleError, Settings
-from pipeline.settings.stages import AnyStage, Pack, Stage
+from pipeline.settings.stage import Stage
+from pipeline.settings.stages import AnyStage, Pack
 
 NAME = re.compile(r"[a-z0-9_]+")
 

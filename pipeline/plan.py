@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import artifact, config, launcher
 from pipeline.errors import ConfigError
-from pipeline.settings.stages import Stage
+from pipeline.settings.stage import Stage
 
 Fingerprints = dict[str, dict[str, str]]
 """What is known of each pack's source, by root and settings."""

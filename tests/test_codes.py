@@ -18,7 +18,8 @@ from pipeline.evaluation import encoders
 from pipeline.nets import trunks
 from pipeline.objectives import models
 from pipeline.settings.nets import CNN
-from pipeline.settings.stages import Codes, Place
+from pipeline.settings.stage import Place
+from pipeline.settings.stages import Codes
 from pipeline.sparse import dictionary, features, solvers
 from pipeline.stages import codes
 from pipeline.training import checkpoint

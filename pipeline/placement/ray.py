@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import errors, launcher, lines, preflight, process, runner
 from pipeline.errors import ClusterError, ConfigError, NoProgressError, PipelineError, Stopped, first_line
 from pipeline.plan import Job
-from pipeline.settings.stages import Place
+from pipeline.settings.stage import Place
 
 ENV = {  # read by ray when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",

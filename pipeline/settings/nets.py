@@ -111,6 +111,7 @@ class RBM(EnergyNet):
 
     kind: Literal["rbm"] = "rbm"
     hidden: Count = 500
+    """Hidden units: with 2^22 states or fewer on either side, the partition function is exact."""
     centred: bool = True
     """Pixels and hidden units less their means (Melchior, Fischer & Wiskott 2016): the same family of densities, whose
     gradient does not depend on which of 0 and 1 is ink."""
