@@ -1,7 +1,7 @@
 """A default that changes raises the version of every kind of stage whose results it changes.
 
-A key leaves out what is at its default, so artifacts made before would else be taken for new ones. The defaults as they
-were stand in ``defaults.json``; ``python -m tests.test_defaults`` writes it anew.
+A key leaves out what is at its default, so artifacts made before would else be taken for new ones. The defaults of now
+stand in ``defaults.json``, which ``python -m tests.test_defaults`` writes anew.
 """
 
 import json
