@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipeline import files
+from pipeline.sheets import Picture, captioned, colours
 
 POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the browser
-SPRITE = 48  # pixels on a side at most, of a point's picture
+METRICS = "metrics.jsonl"
+SMALL, SPRITE = 32, 48  # pixels on a side of a point's picture: small ones are enlarged to the first, about; at most
 
 LAYOUT = {
     "is it learning": {
@@ -74,6 +77,13 @@ def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, f
     return rows, dropped
 
 
+def last_step(folder: Path) -> int | None:
+    """The last step of a folder's scalars, None where it has none."""
+    path = folder / METRICS
+    rows = path.read_text().splitlines() if path.exists() else []
+    return json.loads(rows[-1])["step"] if rows else None
+
+
 class Board:
     """Writes one folder's scalars, pictures and texts. ``folder`` None: says nothing (ranks other than 0).
 
@@ -91,7 +101,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        rows, _ = cut(folder / "metrics.jsonl", step)
+        rows, _ = cut(folder / METRICS, step)
         self.before = cut(folder / "timings.jsonl", step)
         # A run that starts over has step 0 to hide, too; a first one has nothing.
         again = any(folder.glob("events.out.tfevents.*"))
@@ -118,20 +128,19 @@ class Board:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """What the seed decides: the same bytes whenever it is run."""
         self.last = {k: float(v) for k, v in values.items()}
-        self._write("metrics.jsonl", step, values)
+        self._write(METRICS, step, values)
 
     def timings(self, step: int, values: Mapping[str, float]) -> None:
         """What the machine decides."""
         self._write("timings.jsonl", step, values)
 
-    def image(self, tag: str, step: int, picture: np.ndarray) -> None:
-        """A sheet, uint8 [H, W] or [H, W, 3]: in TensorBoard, and as sheets/<tag>.png (the latest)."""
+    def image(self, tag: str, step: int, picture: Picture) -> None:
+        """A picture under its caption and step: in TensorBoard, and as sheets/<tag>.png (the latest)."""
         if self.folder is None:
             return
-        if picture.ndim == 2:
-            picture = np.repeat(picture[..., None], 3, -1)
-        self.events.add_image(tag, picture, step, dataformats="HWC")
-        store(self.folder / "sheets" / f"{flat(tag)}.png", picture)
+        page = captioned(picture, step)
+        self.events.add_image(tag, page, step, dataformats="HWC")
+        store(self.folder / "sheets" / f"{flat(tag)}.png", page, picture.caption)
 
     def histogram(self, tag: str, step: int, values: np.ndarray) -> None:
         if self.folder is not None:
@@ -164,8 +173,8 @@ class Board:
         rows = ("\t".join(f"{v:.6g}" for v in point) for point in points[:POINTS].tolist())
         (folder / "points.tsv").write_text("\n".join(rows) + "\n")
         (folder / "labels.tsv").write_text("\n".join(" ".join(label.split()) for label in labels[:POINTS]) + "\n")
-        sheet, side = mosaic(pictures[:POINTS])
-        store(folder / "sprite.png", sheet)
+        sheet, side = mosaic(pictures[:POINTS], labels[:POINTS])
+        store(folder / "sprite.png", sheet, f"Pictures of the points of {tag}.")
         list_embedding(self.folder / "projector_config.pbtxt", tag, list(points[:POINTS].shape), side)
 
     def flush(self) -> None:
@@ -198,23 +207,33 @@ def flat(tag: str) -> str:
     return tag.replace("/", "-")
 
 
-def store(path: Path, picture: np.ndarray) -> None:
-    """uint8 [H, W, 3] as PNG."""
-    from PIL import Image as Picture
+def store(path: Path, pixels: np.ndarray, caption: str) -> None:
+    """uint8 [H, W, 3] as PNG; its caption, the alternative text on a page, is the file's "Description"."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Picture.fromarray(picture).save(path)
+    told = PngInfo()
+    told.add_itxt("Description", caption)
+    Image.fromarray(pixels).save(path, pnginfo=told)
 
 
-def mosaic(pictures: Tensor) -> tuple[np.ndarray, int]:
+def mosaic(pictures: Tensor, labels: list[str]) -> tuple[np.ndarray, int]:
     """Pictures uint8 [n, C, H, W] as the projector's sprite: a square of squares in reading order, the rest white ->
-    uint8 [S, S, 3] and the side of one in pixels."""
+    uint8 [S, S, 3] and the side of one in pixels. Each has a frame of its label's colour: the projector colours points
+    at a click, but no setting makes it do so at once."""
     small = pictures.float().expand(-1, 3, -1, -1)
     side = min(SPRITE, max(small.shape[-2:]))
+    side *= max(1, SMALL // side)
     if tuple(small.shape[-2:]) != (side, side):
         small = interpolate(small, (side, side), mode="area")
-    edge = math.ceil(math.sqrt(len(small)))
+    edge, width = math.ceil(math.sqrt(len(small))), max(1, side // 12)
     sheet = small.new_full((edge * edge, 3, side, side), 255)
-    sheet[: len(small)] = small
+    names = sorted(set(labels))
+    palette = 255 * torch.from_numpy(colours(len(names))).to(sheet)
+    frames = palette[[names.index(label) for label in labels]][..., None, None]
+    inside = slice(width, side - width)
+    sheet[: len(small)] = frames
+    sheet[: len(small), :, inside, inside] = small[..., inside, inside]
     grid = sheet.view(edge, edge, 3, side, side).permute(0, 3, 1, 4, 2).reshape(edge * side, edge * side, 3)
     return grid.round().byte().numpy(), side

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.board import LAYOUT, POINTS, Board, mosaic
+from pipeline.sheets import Picture
 
 
 def events(folder):
@@ -28,7 +29,7 @@ def test_no_folder_says_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     board = Board(None)
     log(board, [1, 2])
-    board.image("a/b", 0, np.zeros((4, 4), np.uint8))
+    board.image("a/b", 0, Picture(np.zeros((4, 4, 3), np.uint8), "words"))
     board.histogram("h", 0, np.zeros(3))
     board.text("t", "words")
     board.hparams({"a": 1}, ["learn/loss"])
@@ -109,7 +110,7 @@ def test_scalars_can_be_rebuilt_from_the_files(tmp_path):
 def test_everything_is_found_in_tensorboard(tmp_path):
     board = Board(tmp_path)
     log(board, [1])
-    board.image("views", 0, np.full((5, 7), 128, np.uint8))
+    board.image("views", 0, Picture(np.full((5, 7, 3), 128, np.uint8), "grey"))
     board.histogram("codes/usage", 0, np.arange(10.0))
     board.text("protocol", "how")
     board.hparams({"encoder": "moco", "features": 128}, ["learn/loss"])
@@ -134,21 +135,22 @@ def test_the_layout_asks_five_questions(tmp_path):
     assert list(LAYOUT) == ["is it learning", "is it fed", "what was lost", "did it collapse", "how good is it"]
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (6, 9, 3)])
-def test_a_sheet_is_a_picture_file_too(tmp_path, shape):
+def test_a_picture_is_a_file_too_with_its_caption_and_step(tmp_path):
     from PIL import Image
 
-    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 500, 3), dtype=np.uint8)
     board = Board(tmp_path)
-    board.image("a/b", 0, np.zeros(shape, np.uint8))
-    board.image("a/b", 1, picture)
+    board.image("a/b", 0, Picture(np.zeros((6, 9, 3), np.uint8), "none"))
+    board.image("a/b", 1234, Picture(pixels, "Ways to 猫, in words."))
     board.close()
     path = tmp_path / "sheets" / "a-b.png"
-    shown = picture if len(shape) == 3 else np.repeat(picture[..., None], 3, -1)
-    assert (np.asarray(Image.open(path)) == shown).all()
+    found = Image.open(path)
+    assert found.text == {"Description": "Ways to 猫, in words."}
+    page = np.asarray(found)
+    assert (page[-14:-8, 8:508] == pixels).all() and (page[-8:] == 255).all() and page[:-14].min() < 100
     before = path.read_bytes()
     again = Board(tmp_path)
-    again.image("a/b", 1, picture)
+    again.image("a/b", 1234, Picture(pixels, "Ways to 猫, in words."))
     again.close()
     assert path.read_bytes() == before
 
@@ -186,13 +188,17 @@ def test_a_projector_holds_no_more_than_it_can_show(tmp_path):
         assert len((tmp_path / "projector" / "e" / name).read_text().splitlines()) == POINTS
 
 
-def test_sprites_lie_in_reading_order():
+def test_sprites_lie_in_reading_order_each_framed_in_the_colour_of_its_label():
     _, _, pictures = points(7)
-    sheet, side = mosaic(pictures)
-    assert side == 4 and sheet.shape == (12, 12, 3)
-    for i, one in enumerate(pictures):
-        y, x = 4 * (i // 3), 4 * (i % 3)
-        assert (sheet[y : y + 4, x : x + 4] == one.permute(1, 2, 0).numpy()).all()
-    assert (sheet[8:, 4:] == 255).all()
-    big, side = mosaic(torch.full((4, 3, 200, 100), 9, dtype=torch.uint8))
-    assert side <= 48 and big.shape == (2 * side, 2 * side, 3) and (big == 9).all()
+    sheet, side = mosaic(pictures, ["a", "b", "a", "a", "b", "c", "a"])
+    assert side == 32 and sheet.shape == (96, 96, 3)
+    tiles = [sheet[y : y + side, x : x + side] for y in range(0, 96, 32) for x in range(0, 96, 32)]
+    for shown, one in zip(tiles, pictures, strict=False):
+        large = one.repeat_interleave(8, 1).repeat_interleave(8, 2).permute(1, 2, 0).numpy()
+        assert (shown[2:-2, 2:-2] == large[2:-2, 2:-2]).all()
+        assert (shown[:2] == shown[0, 0]).all() and (shown[:, -2:] == shown[0, 0]).all()
+    corners = [tuple(shown[0, 0].tolist()) for shown in tiles]
+    assert corners[0] == corners[2] == corners[6] != corners[1] == corners[4] != corners[5] != corners[0]
+    assert (sheet[64:, 32:] == 255).all()
+    big, side = mosaic(torch.full((4, 3, 200, 100), 9, dtype=torch.uint8), ["x"] * 4)
+    assert side <= 48 and big.shape == (2 * side, 2 * side, 3) and (big[4:44, 4:44] == 9).all()

@@ -2,13 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 from torch import nn
 
-from pipeline import objectives
+from pipeline import objectives, sheets
 from pipeline.data.images import SquareImages, centre, images
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
@@ -500,11 +502,61 @@ def test_pictures_that_do_not_fit_are_the_same(digits):
 @pytest.mark.parametrize("classes", [2, 10, 40])
 def test_figures_are_pictures(classes):
     table = np.random.default_rng(0).integers(0, 30, (classes, classes))
-    drawn = figures.confusion(table, [f"class {i}" for i in range(classes)], "title")
+    drawn, caption = figures.confusion(table, [f"class {i}" for i in range(classes)], "moco")
     assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.std() > 5
+    wrong = table * (1 - np.eye(classes, dtype=int))
+    i, j = np.unravel_index(wrong.argmax(), wrong.shape)
+    assert f"Most often mistaken: class {i} for class {j} ({wrong.max()} of {table[i].sum()})" in caption
+    assert f"{100 * table.trace() / table.sum():.1f} % are right" in caption
     row = {"linear_top1": 0.9, "linear_few": 0.8, "linear_few_sd": 0.01, "knn_top1": 0.85}
     rows = {f"row {i}": row for i in range(classes)}
-    assert (figures.accuracy_chart(rows) == figures.accuracy_chart(rows)).all()
+    assert (figures.accuracy_chart(rows).pixels == figures.accuracy_chart(rows).pixels).all()
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32)])
+def test_neighbours_are_framed_by_whether_they_are_of_the_query_s_class(channels, side):
+    """Two clusters of features, in one of which a sample has the other's label: it is wrong among its neighbours."""
+    features = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) + 9 * (torch.arange(20) % 2)[:, None]
+    features[:, 0] *= 1 - 2 * (torch.arange(20) % 2)  # apart by angle
+    labels = np.arange(20) % 2
+    labels[2] = 1
+    pictures = SimpleNamespace(take=lambda ids: torch.full((len(ids), channels, side, side), 128, dtype=torch.uint8))
+    names = ["a name that is far too long for its place", "猫"]
+    drawn, caption = figures.neighbours(features, labels, pictures, names, "moco")
+    ids = figures.nearest(features, torch.linspace(0, 19, figures.QUERIES).long())
+    assert ids.shape == (figures.QUERIES, 1 + figures.NEIGHBOURS)
+    assert all(line[0] not in line[1:] for line in ids)
+    right = (labels[ids[:, 1:]] == labels[ids[:, :1]]).ravel()
+    assert 0 < right.mean() < 1
+    for colour, count in ((sheets.RIGHT, right.sum()), (sheets.WRONG, (~right).sum()), (sheets.MARKED, len(ids))):
+        pixels = 96 + 2 * sheets.BORDER
+        frame = pixels**2 - 96**2 + sheets.BADGE**2  # less a sign of its own colours
+        found = (drawn == ImageColor.getrgb(colour)).all(-1).sum() / frame
+        assert 0.9 * count < found <= count
+    share, chance = figures.same_class(features, labels)
+    assert f"{100 * share:.1f} %" in caption and f"by chance {100 * chance:.1f} %" in caption
+    assert chance == (11 * 10 + 9 * 8) / (20 * 19)
+
+
+def test_equal_features_have_neighbours_too():
+    ids = figures.nearest(torch.ones(9, 3), torch.tensor([0, 8]))
+    assert ids[:, 0].tolist() == [0, 8] and ids.shape == (2, 7)
+    assert figures.nearest(torch.ones(1, 3), torch.tensor([0])).tolist() == [[0]]
+
+
+def test_atoms_are_shown_beside_the_patches_that_use_them_most():
+    """Patch i is all of grey i, and the code's weight of atom 1 is i: the brightest patches come first."""
+    patches = SimpleNamespace(take=lambda ids: torch.from_numpy(ids)[:, None, None, None].expand(-1, 1, 4, 4).byte())
+    z = torch.zeros(200, 3)
+    z[:, 1], z[7, 2] = -torch.arange(200), 5
+    usage = (z != 0).double().mean(0)
+    order = usage.argsort(descending=True, stable=True)
+    atoms = figures.atoms(torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), 1, 4)
+    drawn, _ = figures.strongest(patches, np.arange(200), z, order, usage, atoms)
+    assert {tuple(p) for p in drawn[30, 100:].tolist()} >= {(i, i, i) for i in range(192, 200)}
+    assert drawn.shape[1] > figures.strongest(patches, np.arange(200), z, order, usage, None).pixels.shape[1]
+    assert "2 of 3 atoms" not in figures.dictionary(atoms, order.tolist(), usage).caption
+    assert [figures.share(torch.tensor(s)) for s in (0.0, 0.004, 0.126, 1.0)] == ["0%", "< 1%", "13%", "100%"]
 
 
 # ------------------------------------------------------------------------------------------------- while it is trained
@@ -559,7 +611,7 @@ def test_names_of_classes_are_no_formulas_and_need_not_be_utf_8():
 
     names = ["$\\frac{$", "50$", legible("caf\udce9")]
     assert names[2] == "caf\\xe9"
-    assert figures.confusion(np.eye(3, dtype=int), names, "test").shape[2] == 3
+    assert figures.confusion(np.eye(3, dtype=int), names, "test").pixels.shape[2] == 3
 
 
 def test_letters_that_no_font_has_are_told_by_number_and_those_of_a_font_are_drawn(tmp_path):
@@ -571,7 +623,7 @@ def test_letters_that_no_font_has_are_told_by_number_and_those_of_a_font_are_dra
     table, names = np.eye(2, dtype=int), [f"{letter} $", "b"]
     shown, families = figures.lettering(names)
     assert shown == ["U+F0000 $", "b"] and len(families) == 1
-    told = figures.confusion(table, names, "test")
+    told = figures.confusion(table, names, "test").pixels
     pen = TTGlyphPen(None)
     for x, y in ((0, 0), (0, 900), (900, 0)):
         (pen.lineTo if (x or y) else pen.moveTo)((x, y))
@@ -589,7 +641,7 @@ def test_letters_that_no_font_has_are_told_by_number_and_those_of_a_font_are_dra
     font_manager.fontManager.addfont(tmp_path / "one.ttf")
     try:
         assert figures.lettering(names) == (names, [*families, "One letter"])
-        drawn = figures.confusion(table, names, "test")
+        drawn = figures.confusion(table, names, "test").pixels
         assert drawn.shape != told.shape or (drawn != told).any()
     finally:
         font_manager.fontManager.ttflist.pop()

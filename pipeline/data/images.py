@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.lines import legible
 from pipeline.views.decode import Scratch, TooSmall, decode
 
 MEMORY = 1 << 30
@@ -71,6 +73,28 @@ def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
             raise DataError(f"{shards.where(sample)}: {error}; pack again") from error
         out[i] = image if image.shape[1:] == (side, side) else centre(image, side)
     return out
+
+
+def whole(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
+    """All of each image, for people to look at: float [n, C, side, side] in [0, 1], the long side resized to ``side``
+    and the rest white. Raises BadSample for an unreadable one."""
+    channels, exif_orientation = (shards.manifest[name] for name in ("channels", "exif_orientation"))
+    out = torch.ones(len(ids), channels, side, side)
+    for i, sample in enumerate(np.asarray(ids).tolist()):
+        image = pixels(read(shards, sample), channels, exif_orientation).float() / 255
+        height, width = (max(1, round(side * length / max(image.shape[1:]))) for length in image.shape[1:])
+        if image.shape[1:] != (height, width):
+            image = interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+        y, x = (side - height) // 2, (side - width) // 2
+        out[i, :, y : y + height, x : x + width] = image
+    return out
+
+
+def class_names(shards: Shards, ids: np.ndarray) -> list[str]:
+    """The names of the images' classes, their numbers where those have none, "" without a label."""
+    names = shards.classes
+    labels = shards.labels[ids].tolist()
+    return ["" if label < 0 else legible(names[label]) if names else str(label) for label in labels]
 
 
 def centre(image: Tensor, side: int) -> Tensor:

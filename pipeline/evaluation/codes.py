@@ -25,9 +25,12 @@ def measure(settings: Codes, test: Signals, coder: Coder, lista: nn.Module | Non
     metrics = scalars(settings, y, d, codes.z, usage)
     board.histogram("codes/usage", 0, usage.numpy())
     order = usage.argsort(descending=True, stable=True)
+    batches, atoms, source = settings.signals // settings.batch, None, f"Data {settings.data}."
     if test.encoder is None:
-        board.image("codes/dictionary", 0, figures.atoms(d.cpu()[:, order], test.image.channels, settings.patch))
-    board.image("codes/strongest", 0, figures.strongest(test.patches, index, codes.z.cpu()[:, order]))
+        atoms = figures.atoms(d.cpu(), test.image.channels, settings.patch)
+        board.image("codes/dictionary", batches, figures.dictionary(atoms, order.tolist(), usage).of(source))
+    strongest = figures.strongest(test.patches, index, codes.z.cpu(), order, usage, atoms)
+    board.image("codes/strongest", batches, strongest.of(source))
     board.scalars(0, {f"codes/{k}": v for k, v in metrics.items()})
     return metrics | curves(settings, y, d, lista, board)
 

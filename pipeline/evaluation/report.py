@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pipeline import sheets
 from pipeline.board import Board
 from pipeline.data.images import SquareImages
-from pipeline.evaluation import figures, knn, linear
+from pipeline.evaluation import figures, linear
 from pipeline.evaluation.scores import Data, Scores
 from pipeline.settings.stages import Probe
 
 PROJECTED = 2000  # test samples in the projector
 DIMS = 50  # principal axes of the features there
-QUERIES, NEIGHBOURS = 10, 8  # rows and columns of the neighbours' sheet
 
 Curves = dict[str, dict[int, Scores]]
 """A row's scores by training step; the last step is that of the finished encoder."""
@@ -90,19 +87,19 @@ def write(
     board = Board(out, -1)
     count = len(data.y_test)
     rows = {n: r | {"linear_top1_sd": binomial_sd(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
-    board.image("accuracy/rows", 0, figures.accuracy_chart(rows))
+    steps = [step for points in curves.values() for step in points]
+    board.image("accuracy/rows", max(steps), figures.accuracy_chart(rows).of(f"Data {Path(data.test.folder).name}."))
     board.text("protocol", card(metrics))
     board.close()
     shown = np.arange(min(PROJECTED, count))
     sprites, labels = pictures.take(shown), [data.names[c] for c in data.y_test[shown]]
-    steps = [step for points in curves.values() for step in points]
     for name, points in curves.items():
         shutil.rmtree(out / name, ignore_errors=True)  # of a start that was cut off while it drew
         board = Board(out / name)
         # A row that nothing trains is a level line over the whole width.
         level = {min(steps): points[max(points)], max(steps): points[max(points)]}
         write_curve(board, points if len(points) > 1 else level)
-        write_figures(board, name, data, points[max(points)], tests[name], pictures)
+        write_figures(board, name, data, points, tests[name], pictures)
         board.embedding("features", principal(tests[name][: len(shown)]), labels, sprites)
         write_hparams(board, name, points, tests[name].shape[1])
         board.close()
@@ -115,24 +112,21 @@ def write_curve(board: Board, points: dict[int, Scores]) -> None:
         board.scalars(step, tags | {"collapse/rankme": scores.rankme, "collapse/std": scores.spread})
 
 
-def write_figures(board: Board, name: str, data: Data, last: Scores, test: Tensor, pictures: SquareImages) -> None:
+def write_figures(
+    board: Board, name: str, data: Data, points: dict[int, Scores], test: Tensor, pictures: SquareImages
+) -> None:
     """A row's images: nearest neighbours of some test images, and the confusion table."""
-    board.image("accuracy/neighbours", 0, neighbours(test, pictures))
-    title = f"{name}: {100 * last.linear:.1f} % of {len(data.y_test)} test images, all labels"
-    board.image("accuracy/confusion", 0, figures.confusion(np.array(last.confusion), data.names, title))
+    step, source = max(points), f"Data {Path(data.test.folder).name}."
+    near = figures.neighbours(test, data.y_test, pictures, data.names, name)
+    table = figures.confusion(np.array(points[step].confusion), data.names, name)
+    board.image("accuracy/neighbours", step, near.of(source))
+    board.image("accuracy/confusion", step, table.of(source))
 
 
 def write_hparams(board: Board, name: str, points: dict[int, Scores], dims: int) -> None:
     last = points[max(points)]
     values = {"encoder": name, "features": dims, "penalty": last.penalty, "step": max(points)}
     board.hparams(values, [f"accuracy/{k}" for k in last.row()])
-
-
-def neighbours(test: Tensor, pictures: SquareImages) -> np.ndarray:
-    """A test image at the left of each row, and beside it the test images whose features are nearest to its own."""
-    queries = torch.linspace(0, len(test) - 1, min(QUERIES, len(test))).long()
-    _, ids = knn.neighbours(test, test[queries], NEIGHBOURS + 1)
-    return sheets.tile(pictures.take(ids.flatten().numpy()).float() / 255, ids.shape[1])
 
 
 def principal(rows: Tensor) -> Tensor:

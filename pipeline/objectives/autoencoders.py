@@ -12,11 +12,13 @@ from pipeline import keyed, sheets
 from pipeline.nets import decoders, seeded, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import NARROW, directions, full
+from pipeline.objectives.latents import ellipses, interpolations, plane, reconstructions
 from pipeline.settings import objectives as kinds
+from pipeline.sheets import Picture
 
 SILENT = 0.05  # nats of KL, over all units
 SHOWN, PATHS, PATH_STEPS = 32, 8, 10  # images reconstructed; paths between images, and images of a path
-GRID = 16  # images on a side of a latent plane
+GRID, DRAWN = 16, 64  # images on a side of a latent plane; samples of the prior
 ACTIVE = 0.01  # variance of a unit's mean over images
 FLOOR = -6.0  # of log sigma: a 400th of a pixel's range
 
@@ -92,16 +94,17 @@ class AE(Objective):
         return {"narrow": Sign(text, 4 * PATIENCE_STEPS)} if count < 0.99 * least else {}
 
     @torch.no_grad()
-    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
         """Images over their reconstructions, and straight paths in latent space between some of them."""
-        images = images[:SHOWN]
-        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
-        ends = self.code(images[: 2 * PATHS])
+        decoded = self.reconstruct(images)
+        errors = (images - decoded).square().flatten(1).mean(1)
+        shown = images[: 2 * PATHS]
+        first, last = self.code(shown)[: 2 * (len(shown) // 2)].chunk(2)
         share = torch.linspace(0, 1, PATH_STEPS, device=images.device).view(1, -1, 1)
-        paths = ends[: len(ends) // 2, None] * (1 - share) + ends[len(ends) // 2 :][: len(ends) // 2, None] * share
+        paths = self.decode((first[:, None] * (1 - share) + last[:, None] * share).flatten(0, 1))
         return {
-            "reconstructions": sheets.tile(pairs, 8),
-            "interpolations": sheets.tile(self.decode(paths.flatten(0, 1)), PATH_STEPS),
+            "reconstructions": reconstructions(images[:SHOWN], decoded[:SHOWN], errors),
+            "interpolations": interpolations(shown, paths, classes),
         }
 
     @property
@@ -158,19 +161,22 @@ class VAE(AE):
         return self.decode(torch.from_numpy(z).to(some))
 
     @torch.no_grad()
-    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
         """Also samples of the prior; of two latent units also where images lie in their plane, and what lies where."""
-        figures = super().figures(images, labels, seed) | {"samples": sheets.tile(self.sample(64, seed), 8)}
+        told = "Samples: draws of the prior N(0, 1) of every latent unit, decoded (the mean of p(x|z))."
+        samples = Picture(sheets.tile(self.sample(DRAWN, seed), 8), told)
+        figures = super().figures(images, classes, seed) | {"samples": samples}
         if self.latent == 2:
             mean, logvar = (x.cpu() for x in self.encode(images))
-            figures["latent/codes"] = sheets.ellipses(mean, logvar.mul(0.5).exp(), labels)
-            figures["latent/plane"] = sheets.tile(self.decoded_grid(GRID), GRID)
+            figures["latent/codes"] = ellipses(mean, logvar.mul(0.5).exp(), classes)
+            quantiles = torch.erfinv(torch.linspace(-0.95, 0.95, GRID)) * 2**0.5
+            figures["latent/plane"] = plane(self.decoded_grid(quantiles), quantiles)
         return figures
 
-    def decoded_grid(self, count: int) -> Tensor:
-        """Decoded points of a latent plane at the prior's quantiles: [count^2, C, H, W], the first axis downwards."""
-        quantiles = torch.erfinv(torch.linspace(-0.95, 0.95, count)) * 2**0.5
-        y, x = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
+    def decoded_grid(self, values: Tensor) -> Tensor:
+        """The points of a latent plane whose units have these values [n], decoded: [n^2, C, H, W], line by line, the
+        second unit's largest value in the first line."""
+        y, x = torch.meshgrid(values.flip(0), values, indexing="ij")
         return self.decode(torch.stack([x, y], -1).view(-1, 2).to(next(self.decoder.parameters())))
 
     def log_deviation(self) -> Tensor:

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from pipeline import keyed
 from pipeline.image import Image
 from pipeline.settings.base import Settings
 from pipeline.settings.nets import Net
+from pipeline.sheets import Picture
 from pipeline.tensors import send
 from pipeline.world import World
 
@@ -173,9 +173,9 @@ class Objective(nn.Module):
         """Weights and memory that every rank holds alike."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
-    def figures(self, images: Tensor, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        """What a trained one draws of test images in [0, 1], [n, C, H, W], and their labels [n]: pictures by tag,
-        uint8 [H, W, 3]."""
+    def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
+        """What a trained one draws of test images in [0, 1], [n, C, H, W], and of the names of their classes [n], ""
+        where there is none: pictures by tag."""
         return {}
 
     @property

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed, objectives
-from pipeline.board import Board
-from pipeline.data.images import images
+from pipeline.board import Board, last_step
+from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
 from pipeline.objectives.base import Batch
 from pipeline.settings.stages import Generate
@@ -23,8 +23,9 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
     pictures = test_images(shards, ids).to(world.device)
     board = Board(out, -1)  # always anew: it costs seconds
-    for tag, figure in objective.figures(pictures, shards.labels[ids], seed).items():
-        board.image(tag, 0, figure)
+    step, source = last_step(inputs[settings.model]) or 0, f"Model {settings.model}, data {settings.data}."
+    for tag, figure in objective.figures(pictures, class_names(shards, ids), seed).items():
+        board.image(tag, step, figure.of(source))
     energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
     metrics = {"energy": float(energies.mean())}
     board.scalars(0, {f"test/{name}": value for name, value in metrics.items()})

@@ -1,5 +1,6 @@
 """Pretraining: shards -> what the objective is given of them -> a model."""
 
+import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +10,24 @@ import torch
 from torch import Tensor
 
 from pipeline import keyed, objectives, sheets
-from pipeline.data.images import images
+from pipeline.data.images import class_names, images, whole
 from pipeline.data.loader import Loader
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation import online
+from pipeline.image import Image
 from pipeline.objectives import models
 from pipeline.objectives.base import Objective, Setup
 from pipeline.settings.stages import Pretrain
+from pipeline.sheets import Frame, Picture
 from pipeline.training import loop
-from pipeline.views import transforms
+from pipeline.views import jigsaw, transforms
 from pipeline.world import World
 
 AVERAGED = 10_000
 """Images, at most, whose pixels an energy's first biases are taken from."""
+SHOWN, COLUMNS = 8, 6  # images of the first step that are shown, and columns of that sheet
+VIEW, PATCH = 112, 48  # pixels, about, of a view and of a patch of a jigsaw there
 
 
 def prepare(
@@ -71,7 +76,6 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
     shards = Shards.open(inputs[settings.data], "train")
     objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
     spec, image = models.spec(objective, setup), setup.image
-    pixels = image.denormalise if settings.objective.inputs.views else torch.Tensor.float
 
     def export(weights: dict[str, Tensor], where: Path) -> None:
         models.write(where, weights, spec)
@@ -94,7 +98,45 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
             world=world,
             export=export,
             evaluate=evaluate,
-            sheets=lambda views: {"views": sheets.views([pixels(view) for view in views])},
+            sheets=lambda batch: {"views": views(settings, seed, shards, image, batch)},
         )
     finally:
         loader.close()
+
+
+def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: loop.MicroBatch) -> Picture:
+    """Images of the first step beside what the objective is given of them."""
+    inputs, ids = settings.objective.inputs, batch.ids[:SHOWN].cpu().numpy()
+    given = [view[:SHOWN].cpu() for view in batch.views]
+    names, kind = class_names(shards, ids), settings.objective.kind
+    if not inputs.views:
+        cells, lines = (sheets.lines(x, SHOWN // 2) for x in (sheets.images(given[0], VIEW), names))
+        return Picture(sheets.sheet(cells, lines), f"What {kind} is given of {settings.data}: the images themselves.")
+    columns = {"image": sheets.images(whole(shards, ids, image.side), VIEW)}
+    for i, view in enumerate(image.denormalise(view) for view in given):
+        if view.ndim == 4:
+            columns[f"view {i + 1}"] = sheets.images(view, VIEW)
+        elif i < inputs.views:
+            orders = jigsaw.orders(seed, 0, ids, view.shape[1])
+            columns[f"view {i + 1}: patches"] = [puzzle(*row) for row in zip(view, orders, strict=True)]
+        else:
+            columns["small crops"] = [sheets.tile(crops, math.ceil(len(crops) ** 0.5), gap=6) for crops in view]
+    width, across = len(columns), max(1, COLUMNS // len(columns))  # of a sample's cells; samples side by side
+    cells = sheets.lines([cell for row in zip(*columns.values(), strict=True) for cell in row], width * across)
+    words = sheets.lines([word for name in names for word in [name, *[""] * (width - 1)]], width * across)
+    starts = [(row, first) for row, line in enumerate(cells) for first in range(0, len(line), width)]
+    frames = [Frame((row, first + 1), (row, first + inputs.views), sheets.MARKED) for row, first in starts]
+    caption = (
+        f"What {kind} is given of {settings.data}: images, and the random views of each; framed: a positive pair."
+    )
+    if inputs.jigsaw is not None:
+        caption += " Patches lie in their places; the number: in which order the net is shown them."
+    return Picture(sheets.sheet(cells, words, [*columns] * across, frames=frames), caption)
+
+
+def puzzle(patches: Tensor, order: np.ndarray) -> np.ndarray:
+    """A jigsaw's patches [P, C, h, w] in their places, as one cell. ``order`` [P]: the place of each."""
+    shown = order.argsort()
+    edge = math.isqrt(len(order))
+    cells = sheets.lines(sheets.images(patches[shown], PATCH), edge)
+    return sheets.sheet(cells, sheets.lines([str(number + 1) for number in shown], edge), gap=6)

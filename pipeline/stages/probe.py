@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import progress, tensors
+from pipeline.board import last_step
 from pipeline.data.images import SquareImages
 from pipeline.errors import Stopped
 from pipeline.evaluation import encoders, report, scores
@@ -128,10 +129,8 @@ def untrained(settings: Probe, inputs: dict[str, Path]) -> dict[str, list[str]]:
 def along(folder: Path, load: Callable[[Path], Any]) -> list[Entry]:
     """An artifact's encoders by training step: its snapshots, and the finished one last."""
     entries = [Entry(int(p.name), lambda p=p: load(p)) for p in sorted((folder / "snapshots").glob("[0-9]*"))]
-    metrics = folder / "metrics.jsonl"
-    rows = metrics.read_text().splitlines() if metrics.exists() else []
-    last = json.loads(rows[-1])["step"] if rows else 1
-    return [*entries, Entry(max([last, 1, *(entry.step + 1 for entry in entries)]), lambda: load(folder))]
+    last = last_step(folder) or 1
+    return [*entries, Entry(max([last, *(entry.step + 1 for entry in entries)]), lambda: load(folder))]
 
 
 def write_predicted(out: Path, name: str, data: Data, point: Scores) -> None:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from pipeline.errors import Stopped
 from pipeline.lines import say
 from pipeline.objectives.base import Batch, Objective, Step
 from pipeline.settings.training import Training
+from pipeline.sheets import Picture
 from pipeline.training import gradients, monitor, optim, state
 from pipeline.world import World
 
@@ -55,13 +55,13 @@ def train(
     out: Path,
     world: World,
     export: Callable[[dict[str, Tensor], Path], None],
-    sheets: Callable[[tuple[Tensor, ...]], Mapping[str, np.ndarray]] | None = None,
+    sheets: Callable[[MicroBatch], Mapping[str, Picture]] | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
 
     On rank 0 ``export(weights, folder)`` writes each snapshot's model and the last one, ``sheets`` makes pictures of
-    the first step's views, uint8 [H, W, 3] by tag, and ``evaluate`` scalars of the encoder at every checkpoint.
+    the first step's micro-batch, by tag, and ``evaluate`` scalars of the encoder at every checkpoint.
     Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
     that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
     """
@@ -89,7 +89,7 @@ def train(
         if world.stopping():
             raise stopped(save, step, total, board)
         if step == 0 and world.main and sheets is not None:
-            for tag, sheet in sheets(micro_batches[0].views).items():
+            for tag, sheet in sheets(micro_batches[0]).items():
                 board.image(tag, 0, sheet)
         rate = optim.set_rate(now.optimiser, settings, step, total, loader.steps_per_epoch)
         batches = [batch(x, settings, step, epoch, seed, step / total) for x in micro_batches]
