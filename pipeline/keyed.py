@@ -81,7 +81,12 @@ def _with_axis(state: Any) -> Any:
 
 def normal(count: int, *parts: Any) -> np.ndarray:
     """``count`` standard normal numbers for every element of the key -> float64 [*key shape, count] (Box-Muller)."""
-    u = uniform(2 * count, *parts)
+    return normal_of(key(*parts), count)
+
+
+def normal_of(state: Any, count: int) -> np.ndarray:
+    """The same for a key that is computed already."""
+    u = uniform_of(state, 2 * count)
     radius = np.sqrt(-2.0 * np.log1p(-u[..., :count]))
     return radius * np.cos(2.0 * np.pi * u[..., count:])
 
