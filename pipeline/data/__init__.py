@@ -1,4 +1,5 @@
-"""Streaming of plain WebDataset tars: exact order at any position, for any number of ranks, checked to the byte.
+"""Reads plain WebDataset tars: the sample at any position is known without reading those before it, the order is the
+same for any number of ranks, and every image is checked by its CRC-32.
 
     from pipeline.data import Shards, Stream, datasource
 

@@ -1,4 +1,4 @@
-"""Every byte of a packed set against what was written down when it was made."""
+"""Finds damage in shards: compares every byte of a packed set with the checksums that were written with it."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ PART = 1 << 22
 
 
 class Problem(NamedTuple):
-    """What is wrong with a shard, or with one image of it. ``key`` None: the whole shard cannot be used; "": the shard
-    was changed, but every image in it is the one that was packed."""
+    """What is wrong with a shard, or with one image of it. ``key`` is the image's; None: the shard cannot be used at
+    all; "": bytes of the shard have changed, but none of an image."""
 
     shard: str
     key: str | None
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def problems(location: Path | str, threads: int = 1) -> Iterator[Problem]:
-    """All problems of the packed set at a location, less what is quarantined already."""
+    """All problems of the packed set at a location, except of shards and images on its quarantine list."""
     splits = Shards.open(location, check=False).manifest["splits"]
     for split in splits:
         shards = Shards.open(location, split, check=False)
@@ -87,7 +87,7 @@ def digest(tars: Store, name: str, size: int) -> bytes:
 
 
 def structure(tars: Store, name: str, size: int) -> str:
-    """What is wrong with the archive around the images; empty: nothing."""
+    """What is wrong with the tar's headers and end; empty if nothing is."""
     try:
         for _ in tar.members(lambda offset, count: patient(tars, name, offset, count), size):
             pass
@@ -119,7 +119,8 @@ def undecodable(listing: Listing, threads: int = 1) -> Iterator[Problem]:
 
 
 def quarantine(folder: Path, problems: list[Problem]) -> Path:
-    """Adds shards and images to the set's quarantine list, which is part of its fingerprint -> the list."""
+    """Adds shards and images to the set's quarantine list, which its fingerprint covers. Returns the list's path;
+    raises DataError where the folder holds no packed shards."""
     path = folder / QUARANTINE
     if not (folder / MANIFEST).exists():
         raise DataError(f"{folder}: no packed shards; `pipeline index` makes them of tars, then check again")
@@ -135,7 +136,7 @@ def quarantine(folder: Path, problems: list[Problem]) -> Path:
 
 
 def from_logs(paths: list[Path]) -> list[Problem]:
-    """What trainings wrote down as unreadable, each image once."""
+    """The images that training runs logged as unreadable (`faults.BadSampleLog`), each once."""
     by_image = {}
     for path in paths:
         for line in path.read_text().splitlines():

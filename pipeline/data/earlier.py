@@ -1,4 +1,5 @@
-"""A pack beside an earlier one of the same stage: which images are new, gone or moved; equal bytes kept once."""
+"""Compares a pack with the one made before it by the same stage: which images are new, gone or in another split.
+Shards that are equal in both are stored once, by hard links."""
 
 import json
 import os
@@ -11,7 +12,7 @@ from pipeline.errors import DataError
 
 
 def earlier(out: Path) -> Path | None:
-    """The latest folder of the same stage that holds whole shards with names, if there is one."""
+    """The latest other folder of the same stage that holds a finished pack with its images' names, or None."""
     stage = out.name.rpartition("-")[0]
     manifests = [p for p in out.parent.glob(f"{stage}-*/{MANIFEST}") if stage and p.parent.resolve() != out.resolve()]
     for path in sorted(manifests, key=lambda p: p.stat().st_mtime_ns, reverse=True):
@@ -30,7 +31,8 @@ def splits(folder: Path) -> dict[str, str]:
 
 
 def changes(before: Path, out: Path) -> str:
-    """How many images came, went or changed their split, in words; empty where the two have no image in common."""
+    """A line that counts the images which are new, gone or in another split; empty where the two packs have no image
+    in common."""
     old, new = splits(before), splits(out)
     both = old.keys() & new.keys()
     if not both:
@@ -41,7 +43,8 @@ def changes(before: Path, out: Path) -> str:
 
 
 def share(before: Path, out: Path) -> int:
-    """Keeps the bytes of shards that both packs have once on the disk, where it can link files -> how many."""
+    """Replaces shards of ``out`` that are equal in ``before`` by hard links, where the file system has them. Returns
+    how many."""
     linked = 0
     with suppress(DataError, OSError):
         for split in Shards.open(out).manifest["splits"]:

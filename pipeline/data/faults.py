@@ -1,4 +1,5 @@
-"""Samples that cannot be read: another takes the place, by a rule without luck, and all of it is written down."""
+"""Samples that cannot be read. Another takes the position, chosen by the seed alone, so that a repeated run takes the
+same one; every case is logged, and too many stop the run."""
 
 import faulthandler
 import json
@@ -20,18 +21,18 @@ T = TypeVar("T")
 
 ATTEMPTS = 8
 FORGIVEN = 10
-"""A run is not stopped before it has met more unreadable samples than this."""
+"""Unreadable samples that a run may meet in all, whatever share of the samples they are."""
 BURST = 3
-"""One step, or one shard, may have this many unreadable samples, whatever share of it they are."""
+"""Unreadable samples that one step, or one shard, may have, whatever share of its samples they are."""
 SHARE_OF_SHARD = 0.05
-"""A larger share of one shard's samples that are unreadable stops the run."""
+"""Share of a shard's samples that may be unreadable."""
 BATCH_SECONDS = 120.0
 """Seconds without a batch after which a rank gives up."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that could not be used where it was due, and the id that took its place."""
+    """A sample that could not be read at its position in the epoch, and the id of its replacement."""
 
     step: int
     epoch: int
@@ -52,18 +53,18 @@ class Fault:
 def fault(
     shards: Shards, sample: int, error: BadSample, *, step: int, epoch: int, position: int, replacement: int
 ) -> Fault:
-    """What is written down of a sample that was due at a position."""
+    """The log entry of an unreadable sample."""
     k, row = shards.row(sample)
     return Fault(step, epoch, position, sample, shards.name(k), shards.key(sample), int(row["offset"]), error.kind,
                  str(error), replacement)  # fmt: skip
 
 
 class BadSampleLog:
-    """The faults of one rank, a JSON line each, and the limits past which they stop the run: in all, more than
-    FORGIVEN and ``share`` of the samples seen; of one shard, more than BURST and SHARE_OF_SHARD (or ``share``, if that
-    is more); of one step, more than BURST and ``share`` of it.
+    """Writes the faults of one rank to a file, one JSON line each, and stops the run where they are too many: more
+    than FORGIVEN and than ``share`` of all samples so far; or, in one shard, more than BURST and than SHARE_OF_SHARD
+    (``share``, if that is larger) of it; or, in one step, more than BURST and than ``share`` of it.
 
-    Going on from a step drops what was written after it, so that a resumed run leaves the same file.
+    A run that resumes at step ``start`` first drops the lines from that step on, so that the file ends up the same.
     """
 
     def __init__(self, path: Path | None, start: int, share: float, shards: Shards):
@@ -81,7 +82,8 @@ class BadSampleLog:
         self.bad[fault.shard].add(fault.sample)
 
     def record(self, faults: list[Fault], seen: int, rows: int) -> None:
-        """Writes the faults of one step of ``rows`` samples; raises DataError once they are too many of ``seen``."""
+        """Logs the faults of one step of ``rows`` samples, after which the run has had ``seen``. Raises DataError
+        where they are too many."""
         if not faults:
             return
         for each in faults:
@@ -110,8 +112,8 @@ class BadSampleLog:
 
 
 def await_batch(future: "Future[T]", seconds: float = BATCH_SECONDS) -> T:
-    """What a thread makes, if it comes within ``seconds``: else every thread's stack is written to standard error and
-    NoProgressError raised, and once the main thread has ended the process does too, whatever hangs."""
+    """The result of a thread's task. If it takes longer than ``seconds``, this writes the stacks of all threads to
+    standard error and raises NoProgressError; a thread that hangs does not keep the process from ending then."""
     begun = time.monotonic()
     while not future.done():
         left = begun + seconds - time.monotonic()
@@ -125,12 +127,12 @@ def await_batch(future: "Future[T]", seconds: float = BATCH_SECONDS) -> T:
         try:
             return future.result(timeout=left)
         except TimeoutError:
-            continue  # ours, or the thread's own: then the future is done
+            continue  # raised by this wait, or by the task itself: then the future is done and the loop ends
     return future.result()
 
 
 def _leave() -> None:
-    """A thread that hangs in a read cannot be ended, and Python waits for it: not for ever."""
+    """Ends the process 10 s after its main thread: Python would wait for a thread that hangs in a read."""
     threading.main_thread().join()
     time.sleep(10)
     os._exit(NoProgressError.code)

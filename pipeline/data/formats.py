@@ -1,4 +1,4 @@
-"""Which files are images: by extension before they are opened, by their first bytes after."""
+"""Tells which files are images: by their extension before they are opened, by their first bytes afterwards."""
 
 IMAGES = frozenset((
     *("apng", "avif", "avifs", "blp", "bmp", "bw", "cur", "dcx", "dds", "dib", "fit", "fits", "flc", "fli", "ftc"),
@@ -6,9 +6,9 @@ IMAGES = frozenset((
     *("jpg", "jpx", "mpo", "msp", "pbm", "pcd", "pcx", "pfm", "pgm", "png", "pnm", "ppm", "psd", "pxr", "qoi"),
     *("ras", "rgb", "rgba", "sgi", "tga", "tif", "tiff", "vda", "vst", "webp", "xbm", "xpm"),
 ))
-"""Extensions of what Pillow decodes by itself: all that it opens but for what needs another program (EPS, WMF), holds
-no pixels for it (BUFR, GRIB, HDF5, MPEG), or is no image of its own (IPTC). A list, so that what a folder holds does
-not depend on how Pillow was built."""
+"""Extensions of the formats that Pillow decodes itself: all that it opens, except those which need another program
+(EPS, WMF), of which it reads no pixels (BUFR, GRIB, HDF5, MPEG), or which are no images (IPTC). They are listed here
+so that what a folder holds does not depend on how Pillow was built."""
 
 HEADS = (
     (b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"),
@@ -18,8 +18,8 @@ HEADS = (
 
 
 def kind(data: bytes, name: str = "") -> str:
-    """The extension that a file's first bytes call for, whatever its name says; its name's where they are none that is
-    known; at most four letters."""
+    """The extension of a file's format by its first bytes, at most four letters; where these are not known, that of
+    its name."""
     if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
         return "avif"
     if data[:1] == b"P" and data[1:2] in b"1234567fF" and data[2:3].isspace():
@@ -32,7 +32,7 @@ def kind(data: bytes, name: str = "") -> str:
 
 
 def extension(name: str) -> str:
-    """What follows the last dot of a file's name, in small letters; empty without one."""
+    """The part of a file's name after its last dot, in lower case; empty without a dot."""
     stem, dot, ext = name.rpartition(".")
     return ext.lower() if dot and stem else ""
 

@@ -1,4 +1,4 @@
-"""Decoded images, kept in memory where they fit: a set that will be seen more than once is decoded once."""
+"""Keeps decoded images in memory where they fit, so that images which are read more than once are decoded once."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -17,7 +17,7 @@ from pipeline.lines import legible
 from pipeline.views.decode import Scratch, TooSmall, decode
 
 MEMORY = 1 << 30
-"""Bytes of decoded images that are kept; a larger set is decoded again each time."""
+"""Bytes of decoded images that may be kept in memory; a larger set is decoded again at every use."""
 TASK = 256
 """Images that one task of a pool decodes."""
 
@@ -28,7 +28,7 @@ def fits(n: int, channels: int, height: int, width: int, memory: int = MEMORY) -
 
 
 def pixels(data: bytes, channels: int, exif_orientation: bool, scratch: Scratch | None = None) -> Tensor:
-    """The bytes of a sample -> uint8 [C, H, W]. Raises BadSample where they are no image that can be used."""
+    """Decodes an image file -> uint8 [C, H, W]. Raises BadSample where it cannot be decoded or is too small."""
     try:
         return decode(data, channels, scratch, exif_orientation)
     except ValueError as error:
@@ -36,7 +36,7 @@ def pixels(data: bytes, channels: int, exif_orientation: bool, scratch: Scratch 
 
 
 class DecodedImages(NamedTuple):
-    """All images of a set in their own size, uint8 [n, H, W, C], and which of them could not be read, bool [n]."""
+    """All images of a set whose images have one size, uint8 [n, H, W, C], and which could not be read, bool [n]."""
 
     images: Tensor
     broken: np.ndarray
@@ -45,8 +45,8 @@ class DecodedImages(NamedTuple):
     def decode(
         cls, n: int, shape: tuple[int, int, int], image: Callable[[int], Tensor], pool: Executor
     ) -> "DecodedImages":
-        """The first ``n`` ids' images of ``shape`` (H, W, C), each as ``image`` gives it, uint8 [C, H, W]; what raises
-        BadSample is broken."""
+        """Decodes the images of ids 0 to ``n`` - 1, of ``shape`` (H, W, C). ``image`` maps an id to uint8 [C, H, W];
+        an id for which it raises BadSample is marked as broken."""
         decoded = cls(torch.zeros(n, *shape, dtype=torch.uint8), np.zeros(n, bool))
 
         def fill(ids: range) -> None:
@@ -61,9 +61,9 @@ class DecodedImages(NamedTuple):
 
 
 def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:
-    """Images as an encoder is evaluated on them, uint8 [n, C, side, side]: as packed where they have that size; else
-    the short side is resized to 8/7 of ``side`` (256 for 224) and the centre is cut. Raises DataError for an
-    unreadable one: a number must not depend on luck."""
+    """Images as an encoder is evaluated on them, uint8 [n, C, side, side]. Those of another size are resized, the
+    short side to 8/7 of ``side`` (256 for 224), and centre-cropped. Raises DataError for an unreadable one, which is
+    not replaced: an evaluation is of exactly these images."""
     channels, exif_orientation = (shards.manifest[name] for name in ("channels", "exif_orientation"))
     out = torch.empty(len(ids), channels, side, side, dtype=torch.uint8)
     for i, sample in enumerate(np.asarray(ids).tolist()):
@@ -98,15 +98,16 @@ def class_names(shards: Shards, ids: np.ndarray) -> list[str]:
 
 
 def centre(image: Tensor, side: int) -> Tensor:
-    """uint8 [C, H, W] -> [C, side, side]: short side to 8/7 of it with antialias, then the centre."""
+    """Resize with antialias, short side to 8/7 of ``side``, and centre crop: uint8 [C, H, W] -> [C, side, side]."""
     from torchvision.transforms.v2 import functional as F
 
     return F.center_crop(F.resize(image, [side * 8 // 7], antialias=True), [side, side])
 
 
 class SquareImages:
-    """Images of ``ids`` (all of the split without them) as `images` gives them, numbered from 0 in the order of
-    ``ids``. They are decoded at the first use, and once where they fit in ``memory`` bytes. ``n``: how many."""
+    """The images of ``ids`` (None: of the whole split), each resized and cropped as by `images`. An index into them
+    counts from 0 in the order of ``ids``; ``n``: how many. They are decoded at their first use, and kept where all
+    fit in ``memory`` bytes."""
 
     def __init__(self, shards: Shards, side: int, ids: np.ndarray | None = None, memory: int = MEMORY):
         self.shards, self.side = shards, side
@@ -116,23 +117,23 @@ class SquareImages:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """All of them, uint8 [n, C, side, side]."""
+        """All images, uint8 [n, C, side, side]."""
         return images(self.shards, self.ids, self.side)
 
     def find(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """A stack that holds the images of these numbers, uint8 [m, C, side, side], and the row of each in it, int64
-        [len(index)]. A number may stand in ``index`` more than once."""
+        """A tensor that holds the images of ``index``, uint8 [m, C, side, side], and the row of each there, int64
+        [len(index)]. An image that stands in ``index`` twice is decoded once."""
         if self.resident:
             return self.pixels, torch.from_numpy(index)
         distinct, rows = np.unique(index, return_inverse=True)
         return images(self.shards, self.ids[distinct], self.side), torch.from_numpy(rows)
 
     def take(self, index: np.ndarray) -> Tensor:
-        """Those of these numbers, uint8 [len(index), C, side, side]."""
+        """The images of ``index``, uint8 [len(index), C, side, side]."""
         stack, rows = self.find(index)
         return stack[rows]
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All of them in order, at most ``size`` at a time."""
+        """All images in order, at most ``size`` at a time."""
         for start in range(0, self.n, size):
             yield self.take(np.arange(start, min(start + size, self.n)))

@@ -1,4 +1,5 @@
-"""Tars that others wrote, indexed where they lie: no byte of them is copied or changed."""
+"""Indexes the tars of an existing WebDataset, so that they are read like packed shards. They are not copied or
+changed."""
 
 import os
 import shutil
@@ -27,8 +28,8 @@ def index(
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes the manifest, tables and indices of the tars of each split into ``out`` -> the manifest. Images that
-    cannot be decoded are left out, and listed in bad.jsonl. Raises DataError where a tar is not whole (all faults
-    said), where more than ``max_bad`` images are unreadable, or where none is left."""
+    cannot be decoded are left out and listed in bad.jsonl. Raises DataError where a tar is damaged, where more than
+    ``max_bad`` images are unreadable, or where no image is left to train on."""
     paths = [path for tars in splits.values() for path in tars]
     base = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     names = [str(path.resolve().relative_to(base)) for path in paths]
@@ -67,10 +68,10 @@ def index(
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """A folder in ``out`` whose files are moved to ``out`` when the block ends. If the block raises they are removed,
-    and ``out`` is as it was."""
+    """A new folder in ``out`` for the block to write to: its files are moved to ``out`` when the block ends, and
+    removed if it raises."""
     part = out / ".index.part"
-    shutil.rmtree(part, ignore_errors=True)  # what a killed start left
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     part.mkdir(parents=True)
     try:
         yield part
@@ -93,7 +94,8 @@ def index_tar(
     bad: list,
     exif_orientation: bool,
 ) -> tuple[str, int, int, int, int, bytes]:
-    """Writes the index of one tar with its images (sample, label, bytes) -> its row in the table of shards."""
+    """Writes the index of one tar's ``images``: (sample, label, function that reads its bytes). Returns the tar's row
+    in the table of shards."""
     rows, keys = [], []
     items = [Item(f"{name}:{sample.key}.{sample.ext}", None, label, load) for sample, label, load in images]
     for start in range(0, len(items), CHUNK):

@@ -1,6 +1,6 @@
-"""The streaming for others: a torch IterableDataset and a Ray Data source over packed or indexed shards.
+"""Packed or indexed shards for training code of one's own: a torch IterableDataset and a Ray Data source.
 
-The shards themselves are plain WebDataset tars: `webdataset` and `ray.data.read_webdataset` read them without us.
+The shards are plain WebDataset tars, which `webdataset` and `ray.data.read_webdataset` read as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,16 +17,16 @@ from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 
 BLOCK = 256
-"""Samples that are read at once."""
+"""Samples of one read."""
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """The samples of one epoch in the order that (seed, epoch) decides, as {"id", "key", "image", "label"}, image the
-    file's bytes. Rank r of ``size`` gets positions r, r + size, ...: joined in turn, the same for any number of ranks.
-    ``start``: the first position: (seed, epoch, position) is all there is to save. The workers of a DataLoader share
-    the blocks of a rank; its order is exact with one worker or none.
+    """The samples of one epoch as {"id", "key", "image", "label"}, where the image is its file's bytes. (seed, epoch)
+    decides the order, and rank r of ``size`` gets positions r, r + size, ... of it, from ``start`` on: a checkpoint
+    needs to hold (seed, epoch, position) only. The workers of a DataLoader share a rank's blocks of samples; with
+    more than one worker its order within the rank is not exact.
 
-    Raises DataError at a sample that cannot be read: which one takes its place is the training's to decide.
+    Raises DataError at a sample that cannot be read; nothing replaces it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Stream(torch.utils.data.IterableDataset):
         return len(self.positions())
 
     def positions(self) -> range:
-        """The positions of this rank."""
+        """This rank's positions in the epoch."""
         return range(self.start + (self.rank - self.start) % self.size, self.shards.n, self.size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -60,7 +60,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def samples(shards: Shards, ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Samples by id, as rows."""
+    """The samples of ``ids``, as `Stream` has them. Raises DataError for one that cannot be read."""
     for sample, data in zip(ids.tolist(), read_many(shards, ids), strict=True):
         if isinstance(data, BadSample):
             raise DataError(f"{shards.where(sample)}: {data}; `pipeline check --quarantine` leaves it out")
@@ -69,8 +69,8 @@ def samples(shards: Shards, ids: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def datasource(location: Path | str, split: str = "train") -> Any:
-    """For ``ray.data.read_datasource``: the samples of a split in id order, rows as `Stream` has them. A path that is
-    relative is so to this process: Ray's workers may stand elsewhere, as they do under `uv run`."""
+    """The samples of a split in the order of their ids, for ``ray.data.read_datasource``; rows as `Stream` has them.
+    A relative path is resolved here: Ray's workers may have another working directory, as they do under `uv run`."""
     import pyarrow
     from ray.data import Datasource
     from ray.data.block import BlockMetadata

@@ -1,8 +1,9 @@
-"""How a folder of images is read: its splits, its classes, and what was left out and why.
+"""Finds the splits and classes of a folder of images, and what was left out of it and why.
 
-Known layouts, each with or without train/ beside val/ or test/: class folders (ImageFolder); a flat folder; a split
-whose classes stand in a table (Tiny-ImageNet's val_annotations.txt, a list of ImageNet's val). What can be read in
-two ways is refused, with both readings and the setting that decides.
+Three layouts are known, each with or without train/ beside val/ or test/: class folders (torchvision's ImageFolder);
+a flat folder; a split whose classes stand in a table (Tiny-ImageNet's val_annotations.txt, a list of ImageNet's
+validation images). A folder that can be read in two ways is refused; the error names both, and the setting that
+decides.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,12 @@ from pipeline.settings.data import Splits
 
 TRAIN = ("train", "training")
 HELD = ("test", "testing", "val", "valid", "validation")
-"""Names of the folders that are splits, the first that holds the classes of train/ before the others."""
+"""Names of folders that are test splits. Where there are several, the first whose classes are those of train/ is
+taken."""
 STRAY = 0.1
-"""Share of the images beside class folders up to which they are strays, left out and named."""
+"""Images beside class folders are left out, and named, where they are at most this share of all."""
 NAMED = 3
-"""Names that a line gives of each reason."""
+"""Names that a line lists for each reason."""
 
 
 class Ambiguous(DataError):
@@ -31,7 +33,7 @@ class Ambiguous(DataError):
 
 @dataclass(frozen=True)
 class Entry:
-    """An image as it was understood: file, split (None: the folder has none) and class (-1: none)."""
+    """An image: its file, its split (None: the folder has no splits) and its class's index (-1: none)."""
 
     file: File
     split: str | None
@@ -40,8 +42,8 @@ class Entry:
 
 @dataclass
 class Layout:
-    """``classes``: names by label; none where no image has one. ``parts``: the folder of each split, and where its
-    labels come from. ``notes``: what else the reader of a line should know."""
+    """What a folder holds. ``classes``: class names by index, None where no image has a class. ``parts``: the folder
+    of each split, and where its labels come from. ``notes``: further lines for the user."""
 
     entries: list[Entry]
     classes: list[str] | None
@@ -50,7 +52,7 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
     def facts(self) -> Iterable[tuple[Any, ...]]:
-        """All that packing depends on, an image at a time."""
+        """Everything that packing depends on, a tuple for each image."""
         for e in self.entries:
             label = self.classes[e.label] if self.classes and e.label >= 0 else ""
             yield e.file.name, e.split or "", label, e.file.size, e.file.mtime
@@ -58,7 +60,8 @@ class Layout:
 
 @dataclass
 class Half:
-    """The images below one folder: class folders by name, and what lies beside them."""
+    """The images below one folder, which may become a split: those of its subfolders by name, and those directly in
+    it."""
 
     where: tuple[str, ...]
     groups: dict[str, list[File]]
@@ -73,11 +76,11 @@ class Half:
         return sorted([*self.loose, *(file for files in self.groups.values() for file in files)])
 
     def by_folder(self) -> dict[File, str]:
-        """The class folder of each image, "" beside them."""
+        """The subfolder of each image; "" for those directly in this folder."""
         return {f: group for group, files in self.groups.items() for f in files} | dict.fromkeys(self.loose, "")
 
     def below(self, group: str) -> set[str]:
-        """Folders in one of the class folders; "" where an image lies in it without another."""
+        """The folders inside one of the subfolders; "" stands for images directly in it."""
         at = len(self.where)
         return {f.parts[at + 1] if len(f.parts) > at + 2 else "" for f in self.groups[group]}
 
@@ -102,8 +105,9 @@ def read(
     splits: Literal["auto", "none"] | Splits = "auto",
     classes: Literal["auto", "folders", "none"] = "auto",
 ) -> Layout:
-    """What a folder holds. ``root``: where runs are kept; ``splits``, ``classes``: as in the settings of packing.
-    Raises DataError where no image is in it, Ambiguous where it can be read in two ways."""
+    """Reads a folder's layout. ``root``: where runs are kept, whose images are left out; ``splits``, ``classes``: as
+    in the settings of packing. Raises DataError where it holds no image, Ambiguous where it can be read in two
+    ways."""
     folder = tree.walk(path, root)
     if not folder.images:
         text = sentence(folder.left_out)
@@ -144,7 +148,7 @@ def leave(made: Layout, reason: str, files: Iterable[File]) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- splits
 def divide(folder: Tree, splits: str | Splits) -> tuple[Half, list[Half], bool]:
-    """The training half, those that may be the test, the best first, and whether the settings chose it."""
+    """The training half, the candidates for the test half with the best first, and whether the settings name it."""
     top = half(folder.images)
     if isinstance(splits, Splits):
         train, test = (
@@ -187,7 +191,7 @@ def divide(folder: Tree, splits: str | Splits) -> tuple[Half, list[Half], bool]:
 
 
 def part(folder: Tree, top: Half, which: str, name: str) -> Half:
-    """A folder that the settings name as a split."""
+    """The images of a folder that the settings name as a split. Raises DataError where it has none."""
     made = half(folder.images, PurePath(name).parts)
     if not made.files:
         raise DataError(
@@ -207,7 +211,8 @@ def ambiguous(folder: Tree, reading: str, other: str, train: str, test: str | No
 
 # ------------------------------------------------------------------------------------------------------------ classes
 def class_names(folder: Tree, train: Half, classes: str) -> list[str]:
-    """Class folders of the training half, in order of name. Images beside them are strays, as long as they are few."""
+    """The class folders of the training half, sorted; none where it is flat. Raises Ambiguous where the images beside
+    them are too many to be left out (STRAY), or where another level of folders could be the classes."""
     groups, total = train.groups, len(train.files)
     below = {name: train.below(name) - {""} for name in groups}
     if classes == "folders" or not groups:
@@ -233,8 +238,9 @@ def class_names(folder: Tree, train: Half, classes: str) -> list[str]:
 def held_out(
     folder: Tree, made: Layout, held: Sequence[Half], names: Sequence[str], classes: str, explicit: bool
 ) -> tuple[Half | None, dict[File, str]]:
-    """The test half and the class of each of its images: the first that is labelled with training classes. Where
-    nothing is labelled, the first; where only the training half is, none, unless the settings name it."""
+    """The test half, and the class of each of its images. It is the first of ``held`` that has images of training
+    classes; where the training half has no classes, or the settings name the test half, the first. None where no
+    candidate has such images."""
     test, labels = None, dict[File, str]()
     for candidate in held:
         labels, how = labelled(folder, candidate, names) if names else (dict.fromkeys(candidate.files, ""), "")
@@ -264,8 +270,8 @@ def held_out(
 
 
 def labelled(folder: Tree, candidate: Half, names: Sequence[str]) -> tuple[dict[File, str], str]:
-    """The class of each image of a half, "" without: by its folder, or where no folder is a training class, by a table
-    beside the images; and that table's name."""
+    """The class of each image of a half ("": none), and the name of the table that it was taken from ("": the class
+    is the image's folder). A table is used where no folder has the name of a training class."""
     if candidate.groups.keys() & set(names):
         return candidate.by_folder(), ""
     stem = candidate.where[-1].lower() if candidate.where else ""
@@ -282,7 +288,7 @@ def labelled(folder: Tree, candidate: Half, names: Sequence[str]) -> tuple[dict[
 
 
 def bare(folder: Tree, halves: Iterable[Half]) -> list[str]:
-    """Folders where a class or a split was to be expected, and no image is."""
+    """Folders without an image, at the level of classes or splits."""
     places = {(), *(candidate.where for candidate in halves)}
     holding = {f.parts[: len(at) + 1] for f in folder.images for at in places}
     return ["/".join(p) for p in sorted(folder.folders) if p and p[:-1] in places and p not in holding]
@@ -294,7 +300,7 @@ def plural(count: int, what: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name that any terminal takes: bytes that are no UTF-8, and what would break the line, escaped."""
+    """A name that any terminal can print: bytes that are not UTF-8 and line breaks are escaped."""
     text = legible(name)
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
@@ -305,7 +311,7 @@ def some(names: Iterable[str], most: int = 8) -> str:
 
 
 def sentence(left_out: dict[str, list[str]]) -> str:
-    """What was left out, how many and which, by reason; empty where nothing was."""
+    """A sentence that counts and names what was left out, by reason; empty where nothing was."""
     reasons = []
     for reason, names in left_out.items():
         first = some(names[:NAMED], NAMED) + (", …" if len(names) > NAMED else "")

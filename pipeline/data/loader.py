@@ -1,7 +1,7 @@
-"""Batches of any step, in the order that the seed decides, prepared ahead by threads.
+"""Loads the batches of a training from any step on, in the order that the seed decides; threads prepare them ahead.
 
-Nothing here depends on how many threads there are, how far ahead they read, or whether the decoded images are held in
-memory: a sample's place, its draws and its replacement are functions of the seed.
+The batches do not depend on the number of threads, on how far they read ahead, or on whether decoded images are kept
+in memory: a sample's position, its random draws and its replacement are functions of the seed.
 """
 
 import os
@@ -36,28 +36,28 @@ T = TypeVar("T")
 AHEAD = 3
 """Micro-batches prepared beyond the one in use."""
 PLANNED = 4096
-"""Samples whose ids are worked out at once: a call costs as much as some thousand of them."""
+"""Positions whose sample ids are computed at once, since a call costs as much as some thousand of them."""
 CHUNK = 32
-"""Images of one task of the pool: numbers are drawn for all of them at once."""
+"""Images of one task of the pool; random numbers are drawn for all of them at once."""
 STAGES: tuple[str, ...] = ("read", "decode", "crop", "transfer", "augment", "wait")
 
 
 class MicroBatch(NamedTuple):
-    """A rank's share of a micro-batch, on the device: float32 views [B, ...] and ids, int64 [B]."""
+    """A rank's share of a micro-batch, on the device: views, float32 [B, ...] each, and sample ids, int64 [B]."""
 
     views: tuple[Tensor, ...]
     ids: Tensor
 
 
 class Report(NamedTuple):
-    """What a task did besides filling its rows: the samples that could not be read, and its seconds by stage."""
+    """What a task reports: the samples that it could not read, and the seconds of each of its stages."""
 
     faults: list[Fault]
     seconds: dict[str, float]
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Adds the seconds of the block to a stage."""
+        """Adds the duration of the block to a stage's seconds."""
         begun = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - begun
@@ -65,8 +65,8 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """A micro-batch that threads are filling. ``rows``: its views where a CPU computes; else its crops, uint8, from
-    which ``views`` are made on the device. ``tasks``: one for each CHUNK of its rows."""
+    """A micro-batch that threads are filling. ``rows``: the views, where the model runs on the CPU; else the crops,
+    uint8, from which ``views`` are computed on the device. ``tasks``: one for each CHUNK of its rows."""
 
     epoch: int
     ids: np.ndarray
@@ -76,13 +76,13 @@ class PendingBatch:
 
 
 class Loader:
-    """This rank's batches of a training of ``total_steps``. ``limit``: use only the first so many ids (packing has
-    shuffled them). ``window``: shards in use at a time. ``bad_samples``: where unreadable samples are written down.
-    Raises ConfigError where the batch cannot be shared out, DataError past ``max_bad_share`` unreadable samples.
+    """This rank's batches of a training of ``total_steps``. ``limit``: only the ids below it are used (packing has
+    shuffled them). ``window``: shards in use at a time (see `order`). ``bad_samples``: the log of unreadable samples.
+    ``memory``: bytes of decoded images that may be kept. Raises ConfigError where the batch cannot be divided among
+    ranks and micro-batches, DataError where unreadable samples are too many (see `faults`).
 
-    Threads read, decode and cut; on a CPU they also finish the views. For another device they fill pinned memory, and
-    one more thread copies it there and finishes the views, ahead and on a stream of its own: what that waits for, no
-    step waits for."""
+    Threads read, decode and crop; on a CPU they also compute the views. For a GPU they fill pinned memory, which
+    another thread copies to the device and turns into views, ahead of the training and on a CUDA stream of its own."""
 
     def __init__(
         self,
@@ -122,7 +122,8 @@ class Loader:
         self.decoded: DecodedImages | None = None
 
     def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
-        """(step, epoch, this rank's micro-batches) from step ``start`` to the last, reading nothing before it."""
+        """(step, epoch, this rank's micro-batches) from step ``start`` to the last. No sample of an earlier step is
+        read."""
         bad_samples = BadSampleLog(self.bad_samples, start, self.max_bad_share, self.shards)
         self.decode_all(start)
         pending: deque[list[PendingBatch]] = deque()
@@ -137,7 +138,7 @@ class Loader:
             yield step, batches[0].epoch, [self._micro_batch(batch) for batch in batches]
 
     def _collect(self, tasks: list[Future[Report]], step: int, bad_samples: BadSampleLog) -> None:
-        """Waits for a step's tasks, and writes down what they report."""
+        """Waits for a step's tasks, logs the samples that they could not read and adds up their seconds."""
         begun = time.perf_counter()
         reports = [await_batch(task) for task in tasks]
         self.seconds["wait"] += time.perf_counter() - begun
@@ -164,7 +165,7 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> PendingBatch:
-        """A micro-batch cut into tasks, each of which fills its rows."""
+        """Starts the tasks that fill a micro-batch, each some of its rows."""
         count, on_cpu = len(ids), self.device.type == "cpu"
         if on_cpu:
             rows = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
@@ -179,8 +180,8 @@ class Loader:
         return batch if on_cpu else replace(batch, views=self.finisher.submit(self._finish, batch))
 
     def _fill(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, rows: tuple[Tensor, ...]) -> Report:
-        """Fills rows with the crops of samples, on a CPU with their views. An unreadable sample is replaced, also in
-        ``ids``."""
+        """Fills rows with the crops of samples, or on a CPU with their views. Replaces unreadable samples, and their
+        entries of ``ids``."""
         report = Report([], dict.fromkeys(STAGES, 0.0))
         crops = self._crops(len(ids)) if self.device.type == "cpu" else rows
         if self.decoded is not None and not self.decoded.broken[ids].any():
@@ -212,19 +213,19 @@ class Loader:
                     self.transform.crop(image, self.transform.params(epoch, ids[i : i + 1]), 0, out)
 
     def _of_thread(self, name: str, make: Callable[[], T]) -> T:
-        """Memory that this thread uses again and again."""
+        """An object that this thread makes once by ``make`` and then reuses."""
         if not hasattr(self.scratch, name):
             setattr(self.scratch, name, make())
         return getattr(self.scratch, name)
 
     def _crops(self, count: int) -> tuple[Tensor, ...]:
-        """This thread's room for the crops of a task."""
+        """This thread's buffers for the crops of a task."""
         shapes = self.transform.crop_shapes
         room = self._of_thread("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
         return tuple(c[:count] for c in room)
 
     def _micro_batch(self, batch: PendingBatch) -> MicroBatch:
-        """A micro-batch whose tasks are done, ready for the device's current stream."""
+        """The micro-batch of finished tasks, which the device's current stream may use."""
         if batch.views is None:
             return MicroBatch(batch.rows, torch.from_numpy(batch.ids))
         begun = time.perf_counter()
@@ -233,15 +234,16 @@ class Loader:
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
-            for tensor in (*micro_batch.views, micro_batch.ids):  # allocated on the one stream, used on the other
+            for tensor in (*micro_batch.views, micro_batch.ids):  # allocated on one stream, used on another
                 tensor.record_stream(current)
         return micro_batch
 
     def _finish(self, batch: PendingBatch) -> tuple[MicroBatch, torch.Event | None]:
-        """The views of a micro-batch, made on the device, and what its stream has to wait for."""
+        """Computes the views of a micro-batch on the device. Returns the event that the training's stream must wait
+        for, None on a CPU."""
         for task in batch.tasks:
             task.result()
-        with torch.cuda.stream(self.stream):  # none: nothing happens
+        with torch.cuda.stream(self.stream):  # does nothing where the stream is None
             begun = time.perf_counter()
             crops = self.buffers.send(batch.rows)
             sent = time.perf_counter()
@@ -254,8 +256,8 @@ class Loader:
     def _readable(
         self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, report: Report
     ) -> tuple[int, Tensor]:
-        """The id and image of the sample due at a position (its file, if that was read), or of the first readable one
-        of those that may take its place."""
+        """The id and image of ``sample``, or of its first replacement that can be read. ``file``: the sample's bytes,
+        if they were read already. Raises DataError where no replacement can be read."""
         for attempt in range(1, ATTEMPTS + 2):
             try:
                 return sample, self._image(sample, report, file)
@@ -269,7 +271,7 @@ class Loader:
         raise DataError(f"{where}: {ATTEMPTS} replacements unreadable too; check the shards")
 
     def _image(self, sample: int, report: Report, file: bytes | BadSample | None = None) -> Tensor:
-        """One decoded image, uint8 [C, H, W], until this thread's next. Raises BadSample."""
+        """One decoded image, uint8 [C, H, W]; this thread's next call overwrites it. Raises BadSample."""
         if self.decoded is not None and not self.decoded.broken[sample]:
             return self.decoded.images[sample].permute(2, 0, 1)
         if isinstance(file, BadSample):
@@ -281,7 +283,7 @@ class Loader:
             return pixels(data, about.channels, about.exif_orientation, self._of_thread("pixels", Scratch))
 
     def decode_all(self, start: int) -> None:
-        """Decodes all images once, where they are of one size, fit, and will be seen more than once."""
+        """Decodes all images into memory, if they have one size, fit there, and will be used more than once."""
         height, width = self.shards.manifest["height"], self.shards.manifest["width"]
         channels = self.transform.image.channels
         seen = (self.total - start) * self.batch_sampler.batch // self.batch_sampler.size
@@ -296,8 +298,8 @@ class Loader:
 
 
 def cores(threads: int, device: torch.device) -> int:
-    """Threads of a loader: those asked for; where another device computes, all cores that this process may use and
-    does not share with other ranks of its machine."""
+    """Threads of a loader: ``threads`` on a CPU; for a GPU, this process's share of the machine's cores, which it
+    divides with the other ranks there."""
     if device.type == "cpu":
         return max(1, threads)
     return max(1, threads, len(os.sched_getaffinity(0)) // max(1, int(launcher.number("LOCAL_WORLD_SIZE", 1))))

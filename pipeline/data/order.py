@@ -1,16 +1,16 @@
-"""Which sample stands at which position, and which positions are whose: pure functions of the seed.
+"""The order of the samples in each epoch, and each rank's positions in it: pure functions of the seed.
 
-Without a window an epoch is one keyed permutation of the n samples, O(1) memory. With one it is *sliding slices*, for
-shards that are far away: at any time only ``window`` shards are in use, and each batch is drawn from all of them.
+Without a window an epoch is one keyed permutation of the n samples, in O(1) memory. With a window of W shards, for
+shards that are slow to reach, only W shards are in use at any time, and every batch mixes samples of all of them:
 
     1. The S shards are put in a keyed order.
     2. Each is permuted inside and cut into W slices; slice j of the shard at rank i goes to bin (i + j) mod S, so that
        a bin holds one slice of each of W consecutive shards.
     3. The bins follow each other, each permuted inside.
 
-From one bin to the next one shard closes and one opens; the W - 1 that wrap around are opened twice. Both orders are
-exact permutations of any number of samples in shards of any sizes, have an inverse, and are evaluated at any position
-without those before it.
+From one bin to the next one shard is replaced by another; W - 1 shards are opened twice, since the bins wrap around.
+Both orders are exact permutations of any number of samples in shards of any sizes; they have an inverse, and are
+evaluated at any position without the positions before it.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from pipeline.errors import ConfigError
 
 
 class Bins(NamedTuple):
-    """One epoch's plan: the shard at each rank, the rank of each shard, and the position where each bin starts."""
+    """The bins of one epoch: the shard at each rank of the shards' order, the rank of each shard, and the position
+    at which each bin starts."""
 
     shards: np.ndarray
     ranks: np.ndarray
@@ -32,8 +33,8 @@ class Bins(NamedTuple):
 
 
 class Sampler:
-    """The order of every epoch. ``counts``: samples in each shard, int [S]; ``window``: shards in use at a time
-    (None, or as many as there are: no limit)."""
+    """The order of the samples in every epoch. ``counts``: samples in each shard, int [S]; ``window``: shards in use
+    at a time (None: all)."""
 
     def __init__(self, counts: np.ndarray, seed: int, window: int | None = None):
         counts = np.asarray(counts, np.int64)
@@ -45,7 +46,7 @@ class Sampler:
         self.bins = lru_cache(2)(self._bins)
 
     def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Sample ids at positions of an epoch -> int64, same shape."""
+        """The sample ids at positions of an epoch -> int64, same shape."""
         if not self.window:
             return keyed.permute(positions, self.n, self.seed, epoch, "order")
         bins, positions = self.bins(epoch), np.asarray(positions, np.int64)
@@ -54,7 +55,7 @@ class Sampler:
         return self._samples(epoch, k, keyed.permute(positions - bins.starts[k], size, self.seed, epoch, "bin", k))
 
     def positions(self, epoch: int, ids: np.ndarray) -> np.ndarray:
-        """Where in the epoch these samples stand: the inverse of `ids`."""
+        """The positions of sample ids in an epoch, int64, same shape: the inverse of `ids`."""
         if not self.window:
             return keyed.unpermute(ids, self.n, self.seed, epoch, "order")
         bins, ids, w = self.bins(epoch), np.asarray(ids, np.int64), self.window
@@ -71,8 +72,8 @@ class Sampler:
         return bins.starts[k] + keyed.unpermute(at, size, self.seed, epoch, "bin", k)
 
     def replacement(self, epoch: int, position: int, attempt: int) -> int:
-        """The id that takes an unreadable sample's position at an attempt from 1 on: another of the whole set, or of
-        the same bin, whose shards are in use already."""
+        """The id that replaces an unreadable sample at a position, for attempts 1, 2, ...: any id of the set, or with
+        a window one of the same bin, whose shards are in use already."""
         if not self.window:
             return int(keyed.permute(np.array([position]), self.n, self.seed, epoch, "replace", attempt)[0])
         bins = self.bins(epoch)
@@ -87,7 +88,7 @@ class Sampler:
         assert w
         distinct, row = np.unique(k, return_inverse=True)
         ends, shards = self._slices(bins, distinct)
-        # One search over all bins' slices: each bin's row is lifted above the one before.
+        # One binary search for all bins: each row of slice ends is shifted above the row before it.
         lift = np.int64(ends.max(initial=0) + 1)
         j = np.searchsorted((ends + np.arange(len(ends))[:, None] * lift).ravel(), at + row * lift, "right") - row * w
         shard = shards[row, j]
@@ -96,7 +97,7 @@ class Sampler:
         return self.starts[shard] + keyed.permute(rank, m, self.seed, epoch, "inner", shard)
 
     def _slices(self, bins: Bins, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in each of these bins its slices end, and of which shards they are: [len(k), W] both."""
+        """The end of every slice within each of the bins ``k``, and the shard of each slice: [len(k), W] both."""
         w = self.window
         assert w
         j = np.arange(w)
@@ -123,8 +124,9 @@ class Sampler:
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Batch t of an epoch is positions [tG, (t+1)G); its micro-batch a, [tG + aG/A, ...); of that every rank takes its
-    contiguous share, so that the shares joined in rank order are the same for any number of ranks."""
+    """The positions of a step's samples on this rank. Batch t of an epoch is the positions [tG, (t+1)G), its
+    micro-batch a the a-th of A equal parts of these, and a rank's share a contiguous part of that: concatenated in
+    rank order, the shares are the same for any number of ranks."""
 
     n: int
     batch: int
@@ -143,11 +145,11 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; the rest is left out, another rest each epoch."""
+        """The whole batches in an epoch. The samples left over are not used; they are others in each epoch."""
         return self.n // self.batch
 
     def at(self, step: int) -> tuple[int, list[np.ndarray]]:
-        """Epoch of a step, and this rank's positions of each micro-batch."""
+        """The epoch of a step, and this rank's positions for each of its micro-batches."""
         epoch, t = divmod(step, self.steps_per_epoch)
         part = self.batch // self.accumulate
         share = part // self.size

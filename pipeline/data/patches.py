@@ -1,6 +1,6 @@
-"""Streams in a fixed random order: patches of images, and the signals of sparse coding, which are patches or features.
+"""The training data of sparse coding, in a keyed random order: patches of images, or an encoder's features.
 
-Which patch is the i-th is a pure function of the seed and i.
+The i-th patch or feature is a pure function of the seed and i.
 """
 
 from collections.abc import Iterator
@@ -21,15 +21,16 @@ from pipeline.sparse import features, solvers
 from pipeline.sparse.features import Coder, Whitening
 from pipeline.world import World
 
-EXACT = 1e-6  # tolerance of a code that stands for the minimum
-BATCH = 512  # images that an encoder takes at a time
+EXACT = 1e-6  # tolerance of the codes that LISTA is trained to predict
+BATCH = 512  # images in one forward pass of the encoder
 
 
 class Patches:
-    """Square patches at every position of every image, as a stream without end: each once, then each once again.
+    """The square patches at every position of every image, as an endless sequence: every epoch is a permutation of
+    all ``n`` patches.
 
-    ``side``: of the images in pixels; ``patch``: of a patch; ``pad``: zeros around each image. With patch = side it
-    streams whole images. ``n``: patches there are. ``memory``: bytes of decoded images that are kept.
+    ``side``: pixels of an image's side; ``patch``: of a patch's; ``pad``: zeros around each image. With patch = side
+    and no padding a patch is a whole image. ``memory``: bytes of decoded images that may be kept.
     """
 
     def __init__(self, shards: Shards, side: int, patch: int, pad: int, seed: int, memory: int = MEMORY):
@@ -39,7 +40,7 @@ class Patches:
         self.n = shards.n * self.across**2
 
     def take(self, index: np.ndarray) -> Tensor:
-        """The patches at these places of the stream, int64 [N] -> uint8 [N, C, patch, patch]."""
+        """The patches at positions of the sequence, int64 [N] -> uint8 [N, C, patch, patch]."""
         ids, corner = np.divmod(self.permuted(index), self.across**2)
         images, rows = self.images.find(ids)
         corners = divmod(corner, self.across)
@@ -49,7 +50,7 @@ class Patches:
         return images[rows[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2) * inside
 
     def permuted(self, index: np.ndarray) -> np.ndarray:
-        """Numbers of the patches at these places: every epoch has an order of its own."""
+        """The patch at each position of the sequence, by its number; each epoch has its own order."""
         patches = np.empty_like(index)
         for epoch in np.unique(index // self.n):
             now = index // self.n == epoch
@@ -60,8 +61,8 @@ class Patches:
 class Signals:
     """The signals of one split in keyed order: contrast-normalised patches, or an encoder's features of images.
 
-    ``encoder`` takes uint8 images of its ``image``; without one, patches are cut as the settings say. ``image``: what
-    is cut, or what the encoder was made for; ``size``: numbers in a signal; ``n``: different signals there are.
+    ``encoder`` maps uint8 images to features; without one, the signals are patches. ``image``: the images that
+    patches are cut from, or that the encoder takes; ``size``: dimension of a signal; ``n``: signals in an epoch.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class Signals:
 
     @torch.no_grad()
     def take(self, index: np.ndarray) -> Tensor:
-        """The signals at these places of the order, int64 [N] -> float32 [N, size]; not whitened. Raises DataError
-        where the encoder's features are not finite."""
+        """The signals at positions of the order, int64 [N] -> float32 [N, size]; not whitened. Raises DataError where
+        the encoder's features are not finite."""
         patches = self.patches.take(index).to(self.device)
         if self.encoder is None:
             return features.normalise(patches.flatten(1).float() / 255, self.settings.contrast)
@@ -90,8 +91,8 @@ class Signals:
 
 
 class SignalLoader:
-    """Whitened signals for the training loop, in the dictionary's order: batch t is places tB to (t+1)B, of which each
-    rank has its share. Where LISTA learns from codes, the exact ones stand beside them as a second view."""
+    """Batches of whitened signals for the training loop, in the order of `Signals`: batch t is positions [tB, (t+1)B),
+    of which each rank has its share. For supervised LISTA the second view is the signals' optimal codes."""
 
     seconds: dict[str, float] = {}
     bad = 0

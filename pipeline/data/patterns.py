@@ -1,4 +1,4 @@
-"""Names of many files in one word, as a shell would write them."""
+"""Patterns for the names of many files, as in a shell: wildcards and brace expansion."""
 
 import glob
 import os
@@ -8,22 +8,22 @@ from pathlib import Path
 
 
 def tars(pattern: str) -> list[Path]:
-    """Files that a pattern with * ? [..] and {000..012} or {a,b} names, in order of name.
+    """The files that match a pattern with * ? [..] and {000..012} or {a,b}, sorted by name.
 
-    A backslash takes its meaning from the letter after it. Brackets that stand in the name of a folder or file that
-    is there are part of that name.
+    A backslash escapes the letter after it. Brackets that are part of the name of an existing file or folder are
+    taken literally.
     """
     paths = {Path(p) for wildcard, _ in names(pattern) for p in glob.glob(wildcard)}
     return sorted(path for path in paths if path.is_file())
 
 
 def missing(pattern: str) -> list[str]:
-    """Files that a pattern names without a wildcard, and that are not there."""
+    """Files that a pattern names without a wildcard and that do not exist."""
     return [name for _, name in names(pattern) if name and not os.path.exists(name)]
 
 
 def names(pattern: str) -> Iterator[tuple[str, str]]:
-    """Of each name that the braces make: what `glob` takes for it, and the name itself where it has no wildcard."""
+    """For each name of the brace expansion: the pattern for `glob`, and the literal name ("" if it has a wildcard)."""
     shielded = re.sub(r"\\(.)", lambda m: f"\0{ord(m[1])}\0", os.path.expanduser(pattern))
     for name in braces(shielded):
         taken, there, wild = [], [], False
@@ -54,7 +54,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def unmatched(pattern: str) -> str:
-    """In words: why a pattern names no file."""
+    """Says why a pattern matches no file."""
     folder = os.path.expanduser(pattern)
     if os.path.isdir(folder):
         inside = f"{escaped(folder.rstrip('/'))}/*.tar"
@@ -67,5 +67,5 @@ def unmatched(pattern: str) -> str:
 
 
 def escaped(name: str) -> str:
-    """A name as a pattern that means only it."""
+    """The pattern that matches only this name."""
     return re.sub(r"([*?\[\]{}\\])", r"\\\1", name)

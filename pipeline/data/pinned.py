@@ -1,14 +1,12 @@
-"""Pinned memory that is filled again and again, and the stream that copies it to the device beside the computation."""
+"""Pinned buffers that are reused, and the CUDA stream that copies them to the device while it computes."""
 
 import torch
 from torch import Tensor
 
 
 class PinnedBuffers:
-    """Sets of uint8 tensors: taken, filled by threads, sent, and taken again once their copy is over.
-
-    On a device other than CUDA's the memory is not pinned and the copy waits.
-    """
+    """Sets of uint8 tensors: `take` gives a set, threads fill it, `send` copies it to the device, and it may be taken
+    again once the copy is over. For a device other than CUDA the memory is not pinned and the copy is synchronous."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -23,7 +21,7 @@ class PinnedBuffers:
         return tuple(torch.empty(shape, dtype=torch.uint8, pin_memory=self.cuda) for shape in shapes)
 
     def send(self, filled: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Their copies on the device, in time for whatever is asked of its current stream from now on."""
+        """Copies of the tensors on the device, which work launched on its current stream from now on may use."""
         if self.stream is None:
             copies, event = tuple(t.to(self.device, copy=True) for t in filled), None
         else:
@@ -32,7 +30,7 @@ class PinnedBuffers:
                 event = self.stream.record_event()
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
-            for t in copies:  # allocated on the one stream, used on the other
+            for t in copies:  # allocated on one stream, used on another
                 t.record_stream(current)
         self.sent.append((event, filled))
         return copies

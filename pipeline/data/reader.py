@@ -1,4 +1,4 @@
-"""Bytes of samples by their ids: positional reads, checked against the index."""
+"""Reads the bytes of samples by their ids, and checks them against the CRC-32 in the shard's index."""
 
 import errno
 import random
@@ -20,11 +20,11 @@ except ImportError:
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ENETUNREACH,
              errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EBUSY}  # fmt: skip
 RETRY_SECONDS = 60.0
-"""Seconds for which a read that may heal is tried again."""
+"""Seconds for which a read is tried again after an error that may pass."""
 
 
 class BadSample(Exception):
-    """A sample that cannot be used. ``kind``: short, altered, undecodable or too small; the text says more."""
+    """A sample that cannot be used. ``kind``: "short", "altered", "undecodable" or "too small"."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
@@ -32,14 +32,14 @@ class BadSample(Exception):
 
 
 def read(shards: Shards, sample: int) -> bytes:
-    """The image file's bytes. Raises BadSample where they are not those that were packed, DataError where the disk
-    stays away."""
+    """The bytes of a sample's image file. Raises BadSample where they are not the packed ones, DataError where the
+    shard cannot be read for RETRY_SECONDS."""
     k, row = shards.row(sample)
     return checked(shards.tars, shards.name(k), *row.item()[:3])
 
 
 def checked(store: Store, name: str, offset: int, size: int, check: int) -> bytes:
-    """``size`` bytes of a file from ``offset`` on, if they are the right ones. Raises as `read` does."""
+    """``size`` bytes of a file from ``offset`` on, whose CRC-32 must be ``check``. Raises as `read` does."""
     data = patient(store, name, offset, size)
     if len(data) != size:
         raise BadSample("short", f"{len(data)} of {size} bytes")
@@ -49,8 +49,8 @@ def checked(store: Store, name: str, offset: int, size: int, check: int) -> byte
 
 
 def read_many(shards: Shards, ids: np.ndarray) -> list[bytes | BadSample]:
-    """The bytes of many samples, or what is wrong with them; read shard by shard in order of offset. Raises DataError
-    where the disk stays away."""
+    """The bytes of many samples in the order of ``ids``, a BadSample for each that cannot be used. They are read shard
+    by shard in the order of their offsets. Raises DataError as `read` does."""
     ids = np.asarray(ids)
     if not len(ids):
         return []
@@ -81,7 +81,7 @@ def read_many(shards: Shards, ids: np.ndarray) -> list[bytes | BadSample]:
 
 
 def _again(store: Store, name: str, offset: int, size: int, check: int) -> bytes | BadSample:
-    """What was odd among many, by itself and with patience."""
+    """Reads a sample again that failed in a joint read, by itself and with retries."""
     try:
         return checked(store, name, offset, size, check)
     except BadSample as error:
@@ -89,8 +89,8 @@ def _again(store: Store, name: str, offset: int, size: int, check: int) -> bytes
 
 
 def patient(store: Store, name: str, offset: int, size: int) -> bytes:
-    """A read that is tried again, opened anew, while it fails in a way that may heal, for RETRY_SECONDS; then, or
-    where it fails for good, DataError."""
+    """Reads bytes of a file. After an error that may pass it opens the file again and retries, for RETRY_SECONDS.
+    Raises DataError after that, and at once for any other error."""
     end, pause = time.monotonic() + RETRY_SECONDS, 0.05
     while True:
         try:
@@ -106,7 +106,7 @@ def patient(store: Store, name: str, offset: int, size: int) -> bytes:
 
 
 def transient(error: OSError) -> bool:
-    """Whether an error may pass; one without a number comes from a server."""
+    """Whether an error may pass. Errors without an errno come from a remote store, and may."""
     if isinstance(error, (TimeoutError, ConnectionError)) or error.errno in TRANSIENT:
         return True
     return error.errno is None and not isinstance(error, (FileNotFoundError, PermissionError))

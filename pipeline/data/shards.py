@@ -1,12 +1,11 @@
-"""A packed set as it is read: a small manifest, a table of shards for each split, and beside each tar a fixed-width
-table of where every image lies.
+"""Reads a packed set: a manifest, a table of shards for each split, and for each tar an index of its images.
 
-    manifest.json      what the images are, and the splits with their number of images and shards
-    train.npy          a row a shard: name, images, bytes, checksums (numpy's own file format, never pickled)
-    train-000000.idx   ROW for each image of train-000000.tar, then the images' keys, a line each
-    train.names        what the images were called where they came from, as JSON, a line each; no part of the
-                       fingerprint, and not there where others wrote the tars
-    quarantine.json    images and shards that are left out, where `pipeline check` has listed some
+    manifest.json      classes, image size and statistics, and the number of images and shards of each split
+    train.npy          one row for each shard: name, images, bytes, checksums (numpy's file format, without pickle)
+    train-000000.idx   one ROW for each image of train-000000.tar, then the images' keys, one line each
+    train.names        the images' names in the source, one JSON string a line; no part of the fingerprint, and
+                       absent where the tars were indexed and not packed here
+    quarantine.json    images and shards that are left out, if `pipeline check` has listed any
 """
 
 import hashlib
@@ -26,13 +25,15 @@ from pipeline.image import Image
 
 MANIFEST, QUARANTINE, NAMES, VERSION = "manifest.json", "quarantine.json", ".names", 3
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("ext", "S4")])
-"""One image of a shard: where its bytes start in the tar, how many, their CRC-32, its class (-1: none)."""
+"""One image of a shard: the offset of its bytes in the tar, their number and CRC-32, its class (-1: none) and its
+extension."""
 TABLES = 512
-"""Shards whose tables are kept in memory: of a set that has no more, all."""
+"""Shards whose tables are kept in memory."""
 
 
 def shard_table(rows: Sequence[tuple[str, int, int, int, int, bytes]]) -> np.ndarray:
-    """(name, images, bytes of the tar, bytes and CRC-32 of its index, SHA-256 of the tar) a shard -> structured."""
+    """Rows (name, images, bytes of the tar, bytes of its index, CRC-32 of its index, SHA-256 of the tar), one for each
+    shard -> a structured array."""
     names = [row[0].encode() for row in rows]
     width = max((len(name) for name in names), default=1)
     kind = np.dtype([
@@ -46,21 +47,21 @@ def shard_table(rows: Sequence[tuple[str, int, int, int, int, bytes]]) -> np.nda
 
 
 def table_bytes(table: np.ndarray) -> bytes:
-    """A table of shards as its file."""
+    """The bytes of the file of a table of shards."""
     file = io.BytesIO()
     np.save(file, table, allow_pickle=False)
     return file.getvalue()
 
 
 def index_bytes(rows: Sequence[tuple], keys: Sequence[str]) -> bytes:
-    """Rows as ROW has them and their images' keys -> the bytes of a shard's index."""
+    """The bytes of a shard's index file, from rows of type ROW and the images' keys."""
     return np.array(list(rows), ROW).tobytes() + "".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape")
 
 
 class Shards:
-    """One split of a packed set. Ids are 0..n-1 in shard order, less what is quarantined. ``counts``: images of every
-    shard, int64 [S]; ``starts``: id of each shard's first, [S + 1]. Opening checks that every shard is there and as
-    large as it was written, with a whole index; raises DataError otherwise."""
+    """One split of a packed set. Images that are not quarantined have the ids 0..n-1, in the order of the shards.
+    ``counts``: images of every shard, int64 [S]; ``starts``: the id of each shard's first image, int64 [S + 1].
+    Opening raises DataError unless every shard and index exists with the size it was written with."""
 
     def __init__(self, location: Path | str, split: str, manifest: dict[str, Any], check: bool = True):
         self.folder, self.split, self.manifest = location, split, manifest
@@ -82,7 +83,8 @@ class Shards:
 
     @classmethod
     def open(cls, location: Path | str, split: str = "train", check: bool = True) -> "Shards":
-        """The split of the shards in a folder, or at any URL that fsspec knows."""
+        """Opens a split of the shards in a folder, or at a URL that fsspec knows. ``check``: whether the files' sizes
+        are checked. Raises DataError where these are not whole packed shards, or have no such split."""
         store = open_store(location)
         path = store.name(MANIFEST)
         try:
@@ -109,7 +111,7 @@ class Shards:
         return np.flatnonzero(np.isin(self.shards["name"], [name.encode() for name in left_out])).tolist()
 
     def _gone(self, k: int) -> np.ndarray:
-        """Rows of a shard that are quarantined."""
+        """The quarantined rows of a shard's index."""
         keys = self.left_out[self.name(k)]
         if keys is None:
             return np.arange(int(self.shards["images"][k]))
@@ -132,11 +134,12 @@ class Shards:
             raise DataError(f"{store.name(name)}: {actual} bytes, {size} were written: this {what} was altered or cut")
 
     def name(self, k: int) -> str:
-        """File name of the k-th shard."""
+        """The file name of the k-th shard."""
         return self.shards["name"][k].decode()
 
     def _index(self, k: int) -> tuple[np.ndarray, bytes]:
-        """The k-th shard's rows and key lines, as they were written."""
+        """The rows and the lines of keys in the k-th shard's index. Raises DataError where its CRC-32 is not that of
+        the table of shards."""
         name, shard = index_name(self.name(k)), self.shards[k]
         data = self.store.read_file(name)
         if len(data) != shard["index_bytes"] or zlib.crc32(data) != shard["index_crc32"]:
@@ -152,39 +155,39 @@ class Shards:
         return self._index(k)[1].decode("utf-8", "surrogateescape").split("\n")[:-1]
 
     def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard of each id, and its row there."""
+        """The shard of each id, and the id's row in that shard's table."""
         which = np.searchsorted(self.starts, ids, "right") - 1
         return which, ids - self.starts[which]
 
     def row(self, sample: int) -> tuple[int, np.void]:
-        """Shard of an id, and its row."""
+        """The shard of an id, and its row of type ROW."""
         k = int(np.searchsorted(self.starts, sample, "right")) - 1
         return k, self.table(k)[sample - int(self.starts[k])]
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Class of every id, int64 [n]; -1 without."""
+        """The class of every id, int64 [n]; -1: none."""
         parts = [self._table(k)["label"] for k in np.flatnonzero(self.counts).tolist()]
         return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
 
     def where(self, sample: int) -> str:
-        """In words: shard, member and offset of an id."""
+        """Names the shard, member and offset of an id, for messages."""
         k, row = self.row(sample)
         return f"{self.name(k)}: {self.key(sample)}.{row['ext'].decode()} at byte {row['offset']}"
 
     def key(self, sample: int) -> str:
-        """What the sample's members are called in the tar, less their extension."""
+        """The key of a sample: the name of its members in the tar, without their extension."""
         k = int(np.searchsorted(self.starts, sample, "right")) - 1
         return self.keys(k)[sample - int(self.starts[k])]
 
     def keys(self, k: int) -> list[str]:
-        """Keys of the rows of the k-th shard's table."""
+        """The keys of the k-th shard's images, in the order of its table."""
         gone = set(self.gone.get(k, np.empty(0)).tolist())
         return [key for i, key in enumerate(self._keys(k)) if i not in gone]
 
     @cached_property
     def names(self) -> list[str]:
-        """What each image was called where it came from, by id; its key where that is not known."""
+        """The name of each image in the source that it was packed from, by id; its key where the name is not known."""
         try:
             lines = self.store.read_file(f"{self.split}{NAMES}").splitlines()
         except FileNotFoundError:
@@ -196,7 +199,8 @@ class Shards:
         return [json.loads(line) for i, line in enumerate(lines) if i not in gone]
 
     def image(self, side: int | None) -> Image:
-        """The images as views of ``side`` pixels; none: their own side. Raises DataError where they have no one."""
+        """The shape and normalisation of square images of ``side`` pixels; None: of the packed images' side. Raises
+        DataError where these are not squares of one size."""
         height, width = self.manifest["height"], self.manifest["width"]
         if side is None:
             if height is None or height != width:
@@ -209,7 +213,7 @@ class Shards:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all else in a manifest, but for where the tars lie and how many images could not be packed."""
+    """SHA-256 of a manifest, without its own fingerprint, the tars' location and the number of unreadable images."""
     body = {k: v for k, v in manifest.items() if k not in ("fingerprint", "bad")} | {"base": None}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -219,7 +223,7 @@ def index_name(tar: str) -> str:
 
 
 def quarantined(store: Store, fingerprint: str) -> tuple[dict[str, list[str] | None], str]:
-    """What is left out, keys by shard (None: all of it), and the fingerprint that the set then has."""
+    """The quarantined keys by shard (None: the whole shard), and the fingerprint of the set without them."""
     try:
         data = store.read_file(QUARANTINE)
     except FileNotFoundError:

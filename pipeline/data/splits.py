@@ -1,5 +1,5 @@
-"""Which images are held out, and in which order all are packed: by their names, so that those which come, go or cannot
-be read leave the others where they were."""
+"""Decides the test split and the order of packing by the hash of an image's name: an image keeps its split, and its
+order among the others, when images are added, removed or unreadable."""
 
 import hashlib
 
@@ -10,8 +10,8 @@ from pipeline.data.sources import Item, Listing
 
 
 def halves(listing: Listing, share: float, seed: int) -> dict[str, list[Item]]:
-    """The source's own splits; or of each class of a fixed set exactly ``share``; or each image by itself, so that
-    others which come or go do not move it."""
+    """The images of each split. A source with splits keeps them. Of a set that never changes (`Listing.fixed`),
+    exactly ``share`` of each class is test; of any other, each image's own name decides (`by_name`)."""
     if any(item.split for item in listing.items):
         return {name: [i for i in listing.items if i.split == name] for name in ("train", "test")}
     held = exactly(listing.items, share, seed) if listing.fixed else by_name(listing.items, share, seed)
@@ -22,8 +22,8 @@ def halves(listing: Listing, share: float, seed: int) -> dict[str, list[Item]]:
 
 
 def shuffled(listing: Listing, items: list[Item], seed: int, split: str) -> list[Item]:
-    """The images of a split in the order of packing: by hash of their names, so that one which cannot be read, or is
-    not there, leaves the others in their order; of a fixed set by a keyed permutation."""
+    """The images of a split in the order of packing: sorted by the hash of their names, so that a missing image does
+    not change the order of the others; for a set that never changes, a keyed permutation."""
     if listing.fixed:
         order = keyed.permute(np.arange(len(items)), len(items), seed, "pack", split)
     else:
@@ -32,13 +32,13 @@ def shuffled(listing: Listing, items: list[Item], seed: int, split: str) -> list
 
 
 def named(items: list[Item], *parts: str | int) -> np.ndarray:
-    """A number in [0, 1) for each image, by its name and the key parts -> float64 [n]."""
+    """A uniform number in [0, 1) for each image, a function of its name and the key parts -> float64 [n]."""
     hashes = [hashlib.blake2b(i.name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in items]
     return keyed.uniform(1, *parts, np.frombuffer(b"".join(hashes), "<u8"))[:, 0]
 
 
 def exactly(items: list[Item], share: float, seed: int) -> np.ndarray:
-    """Of each class, the first ``share`` in a keyed order is test -> bool [n]."""
+    """Which images are test: of each class the first ``share`` in a keyed order -> bool [n]."""
     labels = np.array([item.label for item in items])
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -49,9 +49,9 @@ def exactly(items: list[Item], share: float, seed: int) -> np.ndarray:
 
 
 def by_name(items: list[Item], share: float, seed: int) -> np.ndarray:
-    """An image is test where the hash of its name falls below ``share`` -> bool [n]. By name, not by content: it is
-    known before anything is read, and an image that is edited stays where it was. Of a class that would be all test,
-    the image with the largest hash is trained on: the only one that may move when others come or go."""
+    """Which images are test: those whose name's hash, as a number in [0, 1), is below ``share`` -> bool [n]. The name
+    is known before anything is read, and stays when the image is edited. Of a class that would be all test, the image
+    with the largest hash is trained on; no other image can change its split when images are added or removed."""
     draws = named(items, seed, "split")
     held = draws < share
     labels = np.array([item.label for item in items])

@@ -1,4 +1,4 @@
-"""Where shards lie: a folder read by position, or any URL that fsspec knows."""
+"""The files of a packed set, read by offset: in a folder, or at a URL that fsspec knows."""
 
 import errno
 import os
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Protocol
 
 OPEN = 512
-"""Files kept open, where the limit (ulimit -n) leaves as many again several times over."""
+"""Files that a folder keeps open, if the limit (ulimit -n) is at least eight times as large."""
 GAP, RANGE = 1 << 17, 1 << 20
-"""Of a URL: bytes that are read and thrown away sooner than asked past, and of one request at most, about."""
+"""Reads from a URL that are less than GAP bytes apart are joined into one request, of about RANGE bytes at most."""
 
 Wanted = list[tuple[str, list[int], list[int]]]
-"""A file's name, where what is wanted of it begins, from front to back, and how many bytes each."""
+"""For each file its name, the offsets to read at in rising order, and the number of bytes at each."""
 
 
 class Store(Protocol):
-    """Files by name. Reading raises OSError; what lies past the end of a file is not returned."""
+    """Reads files by name. Reading raises OSError; a read past the end of a file returns fewer bytes."""
 
     def name(self, name: str) -> str:
-        """A file as the user knows it."""
+        """The path or URL of a file."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None: there is none."""
+        """The bytes of a file; None: it does not exist."""
         ...
 
     def read_file(self, name: str) -> bytes: ...
@@ -34,16 +34,17 @@ class Store(Protocol):
     def read(self, name: str, offset: int, size: int) -> bytes: ...
 
     def read_all(self, wanted: Wanted) -> list[bytes]:
-        """Many pieces at once, one after another. What could not be read may be an error or no bytes: `read` tells."""
+        """Reads many ranges; returns their bytes in order. A range that cannot be read may raise OSError or be empty:
+        `read` then tells the error."""
         ...
 
     def forget(self, name: str) -> None:
-        """Opens the file anew the next time."""
+        """Closes or forgets the file, so that the next read opens it again."""
         ...
 
 
 class Handle:
-    """An open file, closed when nobody reads from it any more."""
+    """An open file, closed when the last reference to it is gone."""
 
     def __init__(self, path: str):
         self.fd = -1
@@ -55,21 +56,21 @@ class Handle:
 
 
 def few() -> int:
-    """Files that one folder may keep open: an eighth of the limit, since several are read from at a time."""
+    """Files that one folder may keep open: an eighth of the process's limit, since several are open at once."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN if soft == resource.RLIM_INFINITY else max(1, min(OPEN, soft // 8))
 
 
 class Folder:
-    """Local files, read at a position with pread: a file that was cut gives fewer bytes, where a mapped one would
-    kill the process."""
+    """Local files. They are read with pread, which returns fewer bytes of a truncated file; a memory map would end
+    the process with SIGBUS."""
 
     def __init__(self, path: Path):
         self.path = path
         self.handles: Callable[[str], Handle] = lru_cache(few())(lambda name: Handle(self.name(name)))
 
     def handle(self, name: str) -> Handle:
-        """An open file; where no more may be open, those that this folder keeps are closed first."""
+        """The open file. Where the process may open no more, the files that this folder keeps open are closed."""
         try:
             return self.handles(name)
         except OSError as error:
@@ -91,7 +92,7 @@ class Folder:
         return Path(self.name(name)).read_bytes()
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        handle = self.handle(name)  # held until it is read: the last to hold it closes it
+        handle = self.handle(name)  # this reference keeps the file open until it is read
         return os.pread(handle.fd, size, offset)
 
     def read_all(self, wanted: Wanted) -> list[bytes]:
@@ -130,7 +131,7 @@ class Remote:
         return self.files.cat_file(f"{self.path}/{name}", start=offset, end=offset + size)
 
     def read_all(self, wanted: Wanted) -> list[bytes]:
-        """Neighbours in one request; of a file system that can, requests side by side."""
+        """Joins neighbouring ranges into one request; asynchronous file systems send the requests concurrently."""
         from fsspec.utils import merge_offset_ranges
 
         pieces = [(f"{self.path}/{name}", lo, lo + n) for name, *both in wanted for lo, n in zip(*both, strict=True)]

@@ -1,4 +1,5 @@
-"""Tables of classes beside images: Tiny-ImageNet's val_annotations.txt, lists of ImageNet's validation images."""
+"""Reads text files that list images with their classes: Tiny-ImageNet's val_annotations.txt, lists of ImageNet's
+validation images."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -8,8 +9,8 @@ from pipeline.errors import DataError
 
 
 def classes(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[File, str]:
-    """The class of each file by a table of lines that begin with a file's name and its class, by name or by number
-    from 0; {} where this is no such table. Raises DataError where it names some of the files only."""
+    """The class of each file, from a table whose lines begin with a file's name and its class, as a name or a number
+    from 0; {} where the file is no such table. Raises DataError where it has only some of the files."""
     known = {key: f for f in files for key in (f.name, f.parts[-1], PurePath(f.parts[-1]).stem)}
     valid, labels = set(names), dict[File, str]()
     try:
@@ -26,7 +27,7 @@ def classes(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[Fi
     if values and all(word.isdecimal() for word in values) and not values & valid:
         numbers = {int(word) for word in values}
         if min(numbers) > 0 or max(numbers) >= len(names):
-            return {}  # numbers from 1, or of classes in an order of their own, as ImageNet's ground truth has them
+            return {}  # numbered from 1, or in another order of classes, as in ImageNet's ground truth file
         labels = {f: names[int(word)] for f, word in labels.items()}
     good = sum(word in valid for word in labels.values())
     if 0 < good < len(files):
@@ -35,7 +36,7 @@ def classes(table: Path, files: Sequence[File], names: Sequence[str]) -> dict[Fi
 
 
 def cells(line: str) -> Iterable[tuple[str, str]]:
-    """A line's name and class, in each way that it may be cut: at a tab, a comma, the first space or the last."""
+    """The name and class in a line, split in each possible way: at a tab, a comma, the first space or the last."""
     for mark in ("\t", ","):
         if mark in line:
             name, label = line.split(mark)[:2]

@@ -1,8 +1,8 @@
-"""Tars read strictly: every header is checked, and nothing that is odd is passed over.
+"""Reads tars strictly: every header is checked, and damage is an error.
 
-Python's tarfile takes a broken header for the end of the archive, and a missing end for none: a shard that was cut
-reads as a smaller one. Here that is a fault, with a word. Understood: ustar with its prefix, GNU long names, PAX
-headers, sizes in base 256. Refused: compression, sparse members, links, devices.
+Python's tarfile takes a broken header for the end of the archive and accepts an archive without an end, so that a
+truncated shard reads as a smaller one; here both raise BrokenTar. Supported: ustar with its prefix, GNU long names,
+PAX headers, sizes in base 256. Refused: compression, sparse members, links, devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4":
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 FILES, FOLDER = (b"0", b"\0", b"7"), b"5"
 LARGEST_HEADER = 1 << 20
-"""Bytes of a long name or of PAX records; more is taken for damage."""
+"""Bytes that a long name or PAX records may have; a larger size is taken for damage."""
 AHEAD = 1 << 16
-"""Bytes read at once while headers are close to each other."""
+"""Bytes of one read of headers that are close to each other."""
 
 Read = Callable[[int, int], bytes]
-"""(offset, size) -> the bytes that are there."""
+"""(offset, size) -> the bytes at that offset."""
 
 
 class Member(NamedTuple):
-    """A file in a tar: its name, and where its bytes are."""
+    """A file in a tar: its name, and the offset and number of its bytes."""
 
     name: str
     offset: int
@@ -34,7 +34,7 @@ class Member(NamedTuple):
 
 
 class BrokenTar(Exception):
-    """Not an archive that can be read by position. ``kind``: cut, header, end, compressed or refused."""
+    """The file is no tar that can be read by offset. ``kind``: "cut", "header", "end", "compressed" or "refused"."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)
@@ -42,8 +42,8 @@ class BrokenTar(Exception):
 
 
 def members(read: Read, total: int) -> Iterator[Member]:
-    """The files of a tar of ``total`` bytes in their order. Raises BrokenTar where it comes to what it cannot trust;
-    what was before may still be read."""
+    """The files of a tar of ``total`` bytes in their order. Raises BrokenTar at the first damaged or unsupported
+    header; the members before it can still be read."""
     read = ahead(read)
     at, extra, common = 0, dict[str, str](), dict[str, str]()
     start = read(0, 6)
@@ -86,7 +86,7 @@ def members(read: Read, total: int) -> Iterator[Member]:
 
 
 def ahead(read: Read) -> Read:
-    """The same bytes, from a buffer while the places asked for are close to each other."""
+    """The same reader with a buffer, for small reads that are close to each other."""
     start, held = 0, b""
 
     def buffered(offset: int, size: int) -> bytes:
@@ -99,7 +99,7 @@ def ahead(read: Read) -> Read:
 
 
 def parsed(block: bytes, at: int) -> tuple[bytes, int]:
-    """Type and size of a header, if its checksum holds."""
+    """The type and size in a header. Raises BrokenTar where its checksum is wrong."""
     try:
         checksum = number(block[148:156])
         size = number(block[124:136])
@@ -113,7 +113,7 @@ def parsed(block: bytes, at: int) -> tuple[bytes, int]:
 
 
 def number(field: bytes) -> int:
-    """Octal digits, or base 256 where the first bit is set."""
+    """The number in a header's field: octal digits, or base 256 where the first bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     return int(field.split(b"\0")[0].strip() or b"0", 8)
@@ -135,7 +135,7 @@ def header_body(read: Read, data: int, size: int) -> bytes:
 
 
 def pax(body: bytes, at: int) -> dict[str, str]:
-    """Records "length key=value\\n"."""
+    """The key and value of each PAX record "length key=value\\n". Raises BrokenTar where they are damaged."""
     records = {}
     while body.rstrip(b"\0"):
         try:
@@ -153,7 +153,7 @@ def pax(body: bytes, at: int) -> dict[str, str]:
 
 
 def finished(read: Read, at: int, total: int) -> None:
-    """Raises BrokenTar unless nothing but zeros, and two blocks of them, are left from ``at`` on."""
+    """Raises BrokenTar unless the rest of the tar from ``at`` on is zeros, at least two blocks of them."""
     if total - at < 2 * BLOCK:
         raise BrokenTar("cut", f"ends at byte {total}, inside the two zero blocks that end a tar: it was cut")
     while at < total:
@@ -166,7 +166,7 @@ def finished(read: Read, at: int, total: int) -> None:
 
 
 class Sample(NamedTuple):
-    """An image of a tar, with the member that names its class, if there is one."""
+    """An image of a tar, with the member that holds its class (None: unlabelled)."""
 
     key: str
     ext: str
@@ -175,22 +175,24 @@ class Sample(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key and the field of a member, as webdataset has them: cut at the first dot of the file's name."""
+    """The key and the field of a member, as in webdataset: its path up to the first dot of the file's name, and the
+    rest in lower case."""
     folder, slash, file = name.rpartition("/")
     stem, _, field = file.partition(".")
     return f"{folder}{slash}{stem}", field.lower()
 
 
 def hidden(name: str) -> bool:
-    """Whether a member is none of the samples': dot files, and what webdataset keeps about a whole shard."""
+    """Whether a member belongs to no sample: dot files, and webdataset's members about the shard (``__*``)."""
     file = name.rpartition("/")[2]
     return file.startswith((".", "__"))
 
 
 def samples(members: list[Member]) -> tuple[list[Sample], list[str], dict[str, int]]:
-    """The images of a tar's members, what is wrong with the others, and how many images of which further fields are
-    passed over. Members of a sample follow each other and share a key; its image is the first field that is one by
-    its whole name (`jpg`, not `seg.jpg`); fields that are neither an image nor a class are passed over."""
+    """Groups a tar's members into samples. Returns a sample for each image, a line for each fault, and by field the
+    number of further images that are ignored. The members of a sample are consecutive and share a key; its image is
+    the first whose field is an image extension (`jpg`, not `seg.jpg`). Fields that are neither an image nor `cls` are
+    ignored."""
     made: list[Sample] = []
     wrong: list[str] = []
     extra: dict[str, int] = {}

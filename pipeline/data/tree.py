@@ -1,7 +1,7 @@
-"""What lies in a folder, walked once: images, other files by kind, and all that was passed over, by reason.
+"""Walks a folder once and lists its images, its text files, and what it left out, by reason.
 
-Links to folders are followed, each real folder once on a path, so that no link leads in a circle. Passed over: hidden
-names, what systems leave behind, folders that may not be read, and runs of this program.
+Links to folders are followed, but no real folder is entered twice on one path, so that links cannot form a loop. Left
+out are hidden names, files that operating systems create, folders that may not be read, and runs of this program.
 """
 
 import os
@@ -14,12 +14,12 @@ from pipeline.errors import DataError
 
 SKIPPED = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 RECORDS = {"artifact.json", "begun.json"}
-"""Files that every folder of a stage has one of: a run is no class."""
+"""Files by which the folder of a stage is recognised, so that it is not taken for a class."""
 TABLES = {"txt", "csv", "tsv"}
 
 
 class File(NamedTuple):
-    """A file: its path below the folder, folder by folder; its path; bytes; modification time in ns."""
+    """A file: its path relative to the folder, as parts; its path; its size in bytes; its modification time in ns."""
 
     parts: tuple[str, ...]
     path: str
@@ -33,8 +33,8 @@ class File(NamedTuple):
 
 @dataclass
 class Tree:
-    """``images``: in order of name. ``tables``: text files that may hold labels. ``folders``: all that were entered.
-    ``left_out``: names by reason."""
+    """What a folder holds. ``images``: sorted by name; ``tables``: text files that may hold labels; ``folders``: all
+    folders that were entered; ``left_out``: names of what was left out, by reason."""
 
     path: Path
     images: list[File] = field(default_factory=list)
@@ -47,8 +47,8 @@ class Tree:
 
 
 def walk(path: Path, root: Path | None = None) -> Tree:
-    """Everything below a folder. ``root``: where runs are kept, passed over if it lies inside. Raises DataError where
-    the folder is none, or may not be read."""
+    """Lists everything below a folder. ``root``: the folder of runs, left out if it lies inside. Raises DataError
+    where the folder does not exist or may not be read."""
     if not path.is_dir():
         raise DataError(f"folder:{path}: there is no such folder")
     runs = os.path.realpath(root) if root else ""

@@ -1,4 +1,5 @@
-"""Writes WebDataset tars with an index and a manifest: shuffled, checked, and the same bytes every time."""
+"""Packs images into WebDataset tars with an index and a manifest. Every image is decoded to check it; the same images
+and settings give the same bytes."""
 
 import hashlib
 import io
@@ -36,7 +37,7 @@ CHUNK = 256
 
 @dataclass
 class PackedImage:
-    """An image as it will be packed: bytes, extension, and what it adds to the statistics."""
+    """An image to be packed: its file's bytes and extension, and its share of the split's statistics."""
 
     data: bytes
     ext: str
@@ -44,12 +45,12 @@ class PackedImage:
     grey: bool
     pixels: int
     sums: np.ndarray
-    """Of the values in [0, 1] and of their squares, [2, 3]."""
+    """Sums over the pixels of the values in [0, 1], and of their squares, for each channel: float64 [2, 3]."""
 
 
 class Statistics:
-    """Of the images of one split: how many, of each class, of which sizes, whether all are grey, sums of their
-    values."""
+    """The statistics of one split's images: how many there are of each class and size, whether all are grey, and the
+    sums for the mean and deviation of each channel."""
 
     def __init__(self):
         self.labels = Counter[int]()
@@ -66,26 +67,28 @@ class Statistics:
 
 
 def examine(item: Item, short_side: int | None, exif_orientation: bool = True) -> PackedImage | str:
-    """Reads and decodes one image, shrinks it if asked -> what to pack, or what is wrong with it."""
+    """Reads and decodes one image, and shrinks it to ``short_side`` pixels if that is given and less than it has.
+    Returns the image to pack, or a text that says why it cannot be packed."""
     try:
         data = item.load()
         pixels = decode(data, 3, None, exif_orientation).numpy()
     except MemoryError:
         raise
-    except Exception as error:  # whatever a decoder raises on a broken file, the file is what is wrong
+    except Exception as error:  # decoders raise errors of many types on a broken file
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     ext = kind(data, item.name)
     if short_side and min(pixels.shape[1:]) > short_side:
         data, pixels = shrink(pixels, short_side, ext)
     grey = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
-    # Sums of whole numbers are exact in any order.
+    # Sums of integers are exact in any order.
     wide = pixels.reshape(3, -1).astype(np.int64)
     sums = np.stack([wide.sum(1), (wide * wide).sum(1)])
     return PackedImage(data, ext, (pixels.shape[1], pixels.shape[2]), grey, wide.shape[1], sums)
 
 
 def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
-    """uint8 [3, H, W] -> a file of the image with its short side shrunk to ``side``, and the pixels in that file."""
+    """Shrinks an image, uint8 [3, H, W], to a short side of ``side`` pixels, and encodes it. Returns the file's bytes
+    and the pixels that they decode to."""
     from PIL import Image
 
     image = Image.fromarray(pixels.transpose(1, 2, 0))
@@ -104,7 +107,8 @@ def shrink(pixels: np.ndarray, side: int, ext: str) -> tuple[bytes, np.ndarray]:
 def write(
     split: str, items: list[Item], settings: Pack, out: Path, pool: ThreadPoolExecutor, bad: list, world: World
 ) -> tuple[dict[str, Any], Statistics]:
-    """The shards of one split, in the order of ``items`` less the unreadable ones -> its manifest and statistics."""
+    """Writes the shards of one split, in the order of ``items`` without unreadable ones. Returns the split's entry in
+    the manifest, and its statistics. Raises as `readable` does."""
     shards: list[tuple] = []
     names: list[str] = []
     stats = Statistics()
@@ -126,8 +130,8 @@ def write(
 def readable(
     split: str, items: list[Item], settings: Pack, out: Path, pool: ThreadPoolExecutor, bad: list, world: World
 ) -> Iterator[tuple[Item, PackedImage]]:
-    """Images that can be read, in their order; the others go to ``bad``. Raises DataError past ``max_bad`` of those,
-    Stopped where the world is stopping."""
+    """The images that can be read, in their order; the others are appended to ``bad``. Raises DataError where these
+    are more than ``max_bad``, Stopped where the process was asked to stop."""
     for start in range(0, len(items), CHUNK):
         if world.stopping():
             raise Stopped("asked to stop while packing; the same command packs again")
@@ -148,7 +152,7 @@ def readable(
 
 
 def split_table(out: Path, split: str, shards: list[tuple]) -> dict[str, Any]:
-    """Writes a split's table of shards -> its entry in the manifest."""
+    """Writes a split's table of shards. Returns the split's entry in the manifest."""
     table = shard_table(shards)
     data = table_bytes(table)
     files.write(out / f"{split}.npy", data)
@@ -157,7 +161,7 @@ def split_table(out: Path, split: str, shards: list[tuple]) -> dict[str, Any]:
 
 
 class ShardWriter:
-    """One tar being written under another name, and the table of what is in it."""
+    """Writes one tar, under a temporary name until it is closed, and collects the rows of its index."""
 
     def __init__(self, path: Path):
         self.path, self.open = path, ExitStack()
@@ -174,13 +178,13 @@ class ShardWriter:
             self._member(f"{key}.cls", str(label).encode())
 
     def _member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)  # mtime 0, nobody's
+        info = tarfile.TarInfo(name)  # mtime 0 and no owner: the same bytes every time
         info.size = len(data)
         self.tar.addfile(info, io.BytesIO(data))
         return self.tar.offset - -(-len(data) // 512) * 512
 
     def close(self) -> tuple[str, int, int, int, int, bytes]:
-        """Ends the tar, writes its index -> its row in the table of shards."""
+        """Ends the tar and writes its index. Returns its row in the table of shards."""
         index = index_bytes(self.rows, self.keys)
         files.write(self.path.with_suffix(".idx"), index)
         self.open.close()
@@ -196,15 +200,16 @@ def describe(
     exif_orientation: bool = True,
     base: str | None = None,
 ) -> dict[str, Any]:
-    """The manifest: counts, classes, statistics of the training split, and the fingerprint of it all. ``base``: where
-    the tars lie, if not beside it. The deviation of a channel that never varies is 1: pixels are divided by it."""
+    """The manifest: counts, classes, statistics of the training split, and the fingerprint of them. ``base``: the
+    folder of the tars, if not the manifest's own. The deviation of a constant channel is set to 1, since pixels are
+    divided by it."""
     shapes = set.union(*(s.shapes for s in stats.values()))
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
     grey = all(s.grey for s in stats.values())
     train = stats["train"]
     mean = train.sums[0] / (255 * train.pixels)
     std = np.sqrt(np.maximum(train.sums[1] / (255**2 * train.pixels) - mean**2, 0))
-    std[std < 1e-6] = 1  # one level in one of a billion pixels is 1e-7: all else is rounding
+    std[std < 1e-6] = 1  # one grey level in one of a billion pixels gives 1e-7; what is less is rounding
     body = {
         "version": VERSION,
         "classes": classes,

@@ -1,7 +1,7 @@
-"""Where images come from: a class for each word that a pack's ``source`` may begin with.
+"""The sources of images: one class for each prefix that a pack's ``source`` may have.
 
-A class says what can be known to be wrong before anything is packed, what of the data belongs to the artifact's key,
-and what there is to pack. Nothing here imports numpy before it is needed: configs are checked by these classes.
+A class finds mistakes before anything is packed, gives the fingerprint of the data for the artifact's key, and lists
+the images to pack. Nothing here imports numpy before it is needed, since these classes check configs.
 """
 
 from pathlib import Path
@@ -22,20 +22,20 @@ SOURCES: dict[str, type[Source]] = {
     "wds:": WebDataset,
     "shards:": PackedShards,
 }
-"""By what a source's text begins with; what ends with a colon is followed by a location or a name."""
+"""The class of each prefix; one that ends with a colon is followed by a location or a name."""
 __all__ = ["SOURCES", "Item", "Listing", "Source", "find", "open_source"]
 
 
 def find(settings: Pack, root: Path | None = None) -> Source | None:
-    """The source that ``settings.source`` names; none where nothing has that name. ``root``: where runs are kept,
-    which are no images to pack."""
+    """The source that ``settings.source`` names, or None where there is no such source. ``root``: the folder of runs,
+    whose images are not packed."""
     scheme, colon, where = settings.source.partition(":")
     make = SOURCES.get(scheme + colon)
     return make(where, settings, root) if make else None
 
 
 def open_source(settings: Pack, root: Path | None = None) -> Source:
-    """As `find`. Raises DataError where nothing has that name."""
+    """The source that ``settings.source`` names (see `find`). Raises DataError where there is no such source."""
     source = find(settings, root)
     if source is None:
         raise DataError(f"source {settings.source!r}: expected one of {', '.join(SOURCES)}")

@@ -1,4 +1,4 @@
-"""What every source of images is made of."""
+"""The interface of a source of images."""
 
 import hashlib
 import io
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One image to pack. ``name``: what the user knows it by; ``split``: train, test, or none where the source has no
-    splits; ``label``: its class's index, -1 without; ``load``: its file's bytes."""
+    """One image to pack. ``name``: its name in the source; ``split``: "train", "test", or None where the source has no
+    splits; ``label``: its class's index (-1: none); ``load``: reads its file's bytes."""
 
     name: str
     split: str | None
@@ -28,9 +28,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds, in a stable order. ``notes``: what is to be said of it. ``parts``: where each split comes
-    from, if there are any; ``unsplit``: why there are none. ``left_out``: names by reason. ``fixed``: no image will
-    ever come or go."""
+    """The images of a source in a stable order. ``notes``: lines for the user. ``parts``: where each split comes from,
+    if the source has splits; ``unsplit``: why it has none. ``left_out``: names of what is not packed, by reason.
+    ``fixed``: the set never changes."""
 
     items: list[Item]
     classes: list[str] | None
@@ -41,32 +41,32 @@ class Listing:
     fixed: bool = False
 
     def lines(self) -> list[str]:
-        """What was left out and what else is to be known, a line each."""
+        """Lines for the user: what was left out, and the notes."""
         return [*filter(None, [layout.sentence(self.left_out)]), *map(layout.shown, self.notes)]
 
 
 class Source(ABC):
-    """A source of images. ``where``: what follows the colon in the config; ``root``: where runs are kept."""
+    """A source of images. ``where``: the text after the colon in the config; ``root``: the folder of runs."""
 
     def __init__(self, where: str, settings: Pack, root: Path | None = None):
         self.where, self.settings, self.root = where, settings, root
 
     def problem(self) -> str:
-        """What is wrong with ``where``, as far as a look at names tells; empty: nothing."""
+        """What is wrong with ``where``, as far as names of files tell; empty if nothing is."""
         return ""
 
     def fingerprint(self) -> dict[str, str]:
-        """What is known of the data without reading an image, for the artifact's key: here its name, since a library
-        checks the content. Raises DataError where it cannot be packed."""
+        """What identifies the data in the artifact's key, known without reading an image. By default the source's
+        name, for sets that a library verifies. Raises DataError where it cannot be packed."""
         return {"name": self.settings.source}
 
     @abstractmethod
     def listing(self) -> Listing:
-        """What is to be packed. Raises DataError."""
+        """The images to pack. Raises DataError where they cannot be listed."""
 
 
 def digest(facts: Iterable[tuple[Any, ...]]) -> str:
-    """SHA-256 over what is known of files, a tuple each, in their order."""
+    """SHA-256 of one tuple for each file, in their order."""
     sha = hashlib.sha256()
     for fact in facts:
         sha.update("\0".join(map(str, fact)).encode("utf-8", "surrogateescape") + b"\n")
@@ -74,7 +74,7 @@ def digest(facts: Iterable[tuple[Any, ...]]) -> str:
 
 
 def png(pixels: "np.ndarray") -> bytes:
-    """uint8 [H, W] or [H, W, 3] -> the bytes of a PNG."""
+    """Encodes pixels, uint8 [H, W] or [H, W, 3], as a PNG."""
     from PIL import Image
 
     out = io.BytesIO()

@@ -7,7 +7,7 @@ from pipeline.data.sources.base import Item, Listing, Source, png
 
 
 class Digits(Source):
-    """The 1,797 handwritten digits inside scikit-learn, 8x8, sixteen levels of grey spread over 0 to 255."""
+    """The 1,797 handwritten digits in scikit-learn, 8x8 pixels, whose grey levels 0 to 16 are scaled to 0 to 255."""
 
     def listing(self) -> Listing:
         import numpy as np

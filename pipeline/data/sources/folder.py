@@ -11,11 +11,11 @@ from pipeline.settings.stages import Pack
 
 
 class ImageFolder(Source):
-    """The images of a folder as `layout.read` understands it."""
+    """The images of a folder, whose splits and classes `layout.read` finds."""
 
     @classmethod
     def at(cls, path: Path, **settings: Any) -> "ImageFolder":
-        """That of a path which no config names; ``settings``: ``splits`` and ``classes``, as a pack has them."""
+        """The source of a folder that no config names. ``settings``: a pack's ``splits`` and ``classes``."""
         return cls(str(path), Pack.model_construct(source=f"folder:{path}", **settings))
 
     @property
@@ -29,8 +29,7 @@ class ImageFolder(Source):
         return f"{path}: {'is a file, not a folder' if path.is_file() else 'no such folder'}{sibling(path)}"
 
     def fingerprint(self) -> dict[str, str]:
-        """Names, classes, splits, sizes and modification times of the images as packing reads it, and of nothing
-        else."""
+        """A hash of the names, classes, splits, sizes and modification times of the images that would be packed."""
         return {"files": digest(self.layout.facts())}
 
     def listing(self) -> Listing:

@@ -1,4 +1,4 @@
-"""shards:PLACE: shards that are packed or indexed already, used where they lie."""
+"""shards:LOCATION: shards that are packed or indexed already, used without being copied."""
 
 import hashlib
 from contextlib import suppress
@@ -12,7 +12,7 @@ DESCRIPTION = ("manifest.json", "quarantine.json")
 
 
 class PackedShards(Source):
-    """Shards in a folder or at a URL: nothing of them is packed again."""
+    """Shards in a folder or at a URL. They are not packed again."""
 
     def problem(self) -> str:
         if "://" in self.where or (Path(self.where) / DESCRIPTION[0]).is_file():
@@ -20,7 +20,7 @@ class PackedShards(Source):
         return f"{self.where}: no packed shards there; `pipeline index` makes them of tars"
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of what describes the shards: manifest and quarantine list."""
+        """A SHA-256 of the shards' manifest and quarantine list."""
         store, sha = open_store(self.where), hashlib.sha256()
         for name in DESCRIPTION:
             with suppress(FileNotFoundError):

@@ -8,7 +8,7 @@ SETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "CIFAR10", "CIFAR10
 
 
 class Torchvision(Source):
-    """A set by its class name, from ``settings.root`` or, where there is a network, fetched."""
+    """A dataset by its class name in torchvision, read from ``settings.root`` or downloaded there."""
 
     def problem(self) -> str:
         return "" if self.where in SETS else f'no set "{self.where}"{nearest(self.where, SETS)}'

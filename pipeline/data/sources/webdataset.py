@@ -1,4 +1,4 @@
-"""wds:PATTERN: tars that others wrote, as WebDataset has them."""
+"""wds:PATTERN: the tars of an existing WebDataset."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pipeline.hints import sibling
 
 
 class WebDataset(Source):
-    """Tars of members KEY.jpg (png, ...), with KEY.cls where labelled."""
+    """Tars whose members are KEY.jpg (or png, ...) and, for labelled images, KEY.cls."""
 
     def problem(self) -> str:
         if not patterns.tars(self.where):
@@ -25,12 +25,12 @@ class WebDataset(Source):
         return ""
 
     def fingerprint(self) -> dict[str, str]:
-        """Names, sizes and modification times of the tars."""
+        """A hash of the tars' names, sizes and modification times."""
         paths = ((path, path.stat()) for path in patterns.tars(self.where))
         return {"files": digest((path.name, facts.st_size, facts.st_mtime_ns) for path, facts in paths)}
 
     def listing(self) -> Listing:
-        """Raises DataError where a tar is not whole, listing what is wrong."""
+        """The images of the tars. Raises DataError where a tar is damaged."""
         if problem := self.problem():
             raise DataError(f"wds:{self.where}: {problem}")
         paths, numbers = patterns.tars(self.where), Numbers()
@@ -48,8 +48,8 @@ class WebDataset(Source):
 
 
 class Scan(NamedTuple):
-    """A tar: its images, each with the number of its class (none: nothing names it) and a way to its bytes; what is
-    wrong with the tar; and how many images of further fields were passed over, by field."""
+    """What a tar holds. ``images``: (sample, class number or None, function that reads its bytes) each; ``faults``: a
+    line for each; ``extra``: by field, the number of a sample's further images, which are ignored."""
 
     images: list[tuple[tar.Sample, int | None, Callable[[], bytes]]]
     faults: list[str]
@@ -57,7 +57,7 @@ class Scan(NamedTuple):
 
 
 def scan(path: Path) -> Scan:
-    """What a tar holds."""
+    """Reads the members of a tar, which may be damaged."""
     store = Folder(path.parent)
     members: list[tar.Member] = []
     faults = []
@@ -81,7 +81,7 @@ def scan(path: Path) -> Scan:
 
 
 class Numbers:
-    """What class numbers the tars of a set name, and which further images they hold."""
+    """Counts the class numbers in the tars of a set, and the further images of their samples."""
 
     def __init__(self):
         self.counts, self.extra = Counter[int](), Counter[str]()
@@ -92,10 +92,11 @@ class Numbers:
         return result
 
     def classes(self) -> tuple[dict[int | None, int], list[str] | None, list[str]]:
-        """The label of every number, the classes' names, and what is to be said of it.
+        """The label of every class number, the classes' names, and lines for the user.
 
-        Numbers are labels where they fill at least half of 0 to the highest; else those that come up are counted
-        through, and name their classes. -1 means none, unless another is negative too, or 1 is the only other."""
+        Numbers are labels themselves where at least half of 0 to the largest occur; else they are numbered from 0 in
+        rising order, and become the classes' names. -1 means unlabelled, unless another number is negative too or 1
+        is the only other."""
         notes = [f"passed over beside a sample's own: {layout.plural(n, 'image')} {f}" for f, n in self.extra.items()]
         numbers = sorted(self.counts)
         others = [n for n in numbers if n != -1]
