@@ -209,6 +209,18 @@ def alive(owner: dict[str, Any], age: float) -> bool:
     return born(int(owner["pid"])) == owner.get("born")
 
 
+def locked(out: Path) -> bool:
+    """Whether a living process works on a folder."""
+    lock = Lock(out)
+    if not lock.path.exists():
+        return False
+    try:
+        owner, age = lock.owner()
+    except OSError:  # of a folder that cannot be written to: by this machine's clock, then
+        owner, age = {}, time.time() - lock.path.stat().st_mtime
+    return alive(owner, age) if owner else age < STALE
+
+
 class Lock:
     """One worker a key. Waits while its owner lives, says so once, and takes over what a dead one left behind.
 

@@ -1,7 +1,7 @@
 """The command line.
 
     pipeline run CONFIG [stage.key=value ...] [--only STAGE ...] [--dry-run] [--here]
-    pipeline show [RUNS]
+    pipeline show [ROOT]                                            every run: how it differs, what it has come to
     pipeline index TARS [--test TARS] [--out FOLDER]
     pipeline check SHARDS [--quarantine] [--bad-samples FILE ...]
     pipeline parity CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]

@@ -163,6 +163,11 @@ def tags(model: type[Settings]) -> tuple[str, ...]:
     return get_args(info.annotation) if info else ()
 
 
+def by_kind(annotation: Any) -> dict[str, Any]:
+    """The settings class of each kind that a field's type allows."""
+    return {tag: model for model in members(annotation) for tag in tags(model)}
+
+
 def describe(error: Any, annotation: Any, path: tuple, document: Document) -> None:
     """One of pydantic's errors in the user's words. Its location names keys and, at each union, the kind that was
     chosen: the kinds lead to the class, and are left out of what is shown."""
@@ -277,8 +282,8 @@ def needs(stage: Stage) -> list[str]:
 def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     """That every stage named here is there and makes what is needed. A stage with mistakes of its own still has its
     kind, which says what it makes."""
-    by_kind: dict[str, Any] = {tag: model for model in members(AnyStage) for tag in tags(model)}
-    kinds = {n: by_kind.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
+    models = by_kind(AnyStage)
+    kinds = {n: models.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
     made = {n: kind.makes for n, kind in kinds.items() if kind and issubclass(kind, Stage)}
     for key, edge, ref in edges(stage):
         makers = [n for n, things in made.items() if edge.needs in things and n != name]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -22,6 +23,22 @@ def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = N
         line = f"{stage}: {text}" if stage else text
     with suppress(OSError):  # a log on a full disk: no reason to end what the line tells of
         print(line, file=file or sys.stdout, flush=True)
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    """"loss 3.02, directions 41" or, of names that end in %, "moco 95.4 %"."""
+    return ", ".join(
+        f"{name[:-2]} {value:.1f} %" if name.endswith(" %")
+        else f"{name} {value:,.0f}" if 1000 <= abs(value) < 1e15
+        else f"{name} {value:.4g}"
+        for name, value in values.items()
+    )  # fmt: skip
+
+
+def size(count: int) -> str:
+    """A number of bytes in kB, MB or GB."""
+    unit, power = next((u, p) for u, p in (("kB", 10), ("MB", 20), ("GB", 30)) if count < 1000 << p or u == "GB")
+    return f"{count / (1 << power):,.{int(count < 10 << power)}f} {unit}"
 
 
 def legible(name: str) -> str:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline import artifact, errors, launcher, lines, plan
 from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
 from pipeline.plan import Job, PlannedStage
+from pipeline.settings.stages import Stage
 from pipeline.signals import Stop
 
 if TYPE_CHECKING:
-    from pipeline.show import Display
+    from pipeline.display import Display
 
 
 # ---------------------------------------------------------------------------------------------------------------- work
@@ -212,6 +213,12 @@ def check_shards(stages: list[PlannedStage], selection: list[PlannedStage], disp
                 display.say(text, p.label or p.name, "warning")
 
 
+def ending(settings: Stage, metrics: Any) -> str:
+    """What a finished stage has come to, as the end of a line."""
+    numbers = lines.numbers(settings.outcome(metrics or {}))
+    return "".join(f", {text}" for text in (settings.protocol, numbers) if text and numbers)
+
+
 class Schedule:
     """The stages of one command, by key, that wait, run and have ended. ``later``: names of those that wait for all of
     these. ``display``: where it is shown."""
@@ -287,7 +294,8 @@ class Schedule:
             self.display.fail(error)
             return
         self.done.add(job.key)
-        self.display.say(f"done, {relative(Path(job.out))}", job.name, "done", folder=job.out, metrics=result)
+        facts = {"folder": job.out, "metrics": result, "outcome": job.settings.outcome(result or {})}
+        self.display.say(f"done, {relative(Path(job.out))}{ending(job.settings, result)}", job.name, "done", **facts)
         for text in result.get("said", ()) if isinstance(result, dict) else ():
             self.display.say(text, job.name)
 

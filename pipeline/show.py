@@ -1,30 +1,60 @@
-"""The terminal: a line per running stage, and tables of what there is to do and of what came out."""
+"""The terminal: tables of what there is to do and of what came out."""
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pipeline import artifact, lines, progress
-from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline import artifact, lines
 from pipeline.settings.stages import Pretrain
 
-PLAIN = 10.0
-"""Seconds between two lines of a running stage where there is no terminal."""
+
+class Share(float):
+    """A share of 1, said in percent."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:.2f} %"
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], note: str = "") -> None:
-    """Prints a table, with rich where it is installed; for a machine as one line."""
-    columns, body = list(columns), [[str(cell) for cell in row] for row in rows]
+class Spread(dict[str, float]):
+    """Shares' ``mean``, and their standard deviation ``sd`` where there is one, said in percent."""
+
+    def __init__(self, mean: float, sd: float | None):
+        super().__init__({"mean": mean} | ({} if sd is None else {"sd": sd}))
+
+    def __str__(self) -> str:
+        return " ± ".join(f"{100 * share:.2f}" for share in self.values()) + " %"
+
+
+class Count(int):
+    """A large number, said with its thousands apart."""
+
+    def __str__(self) -> str:
+        return f"{int(self):,}"
+
+
+class Bytes(int):
+    """A size, said in MB or GB."""
+
+    def __str__(self) -> str:
+        return lines.size(self)
+
+
+def table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], note: str = "", dense: bool = False
+) -> None:
+    """Prints a table, with rich where it is installed; for a machine as one line, whose numbers are numbers.
+    ``dense``: with no lines between columns."""
+    columns, cells = list(columns), [list(row) for row in rows]
     if lines.machine():
-        lines.say(title, event="table", columns=columns, rows=body, note=note)
+        lines.say(title, event="table", columns=columns, rows=[list(map(plain, row)) for row in cells], note=note)
         return
+    body = [["-" if cell is None else str(cell) for cell in row] for row in cells]
     try:
+        from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
@@ -34,151 +64,37 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], not
         for line in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     else:
-        drawn = Table(title=title, title_justify="left", title_style="bold")
+        style = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if dense else {}
+        drawn = Table(title=title, title_justify="left", title_style="bold", **style)
         for column in columns:
             drawn.add_column(column, overflow="fold")
         for row in body:
             drawn.add_row(*row)
-        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(drawn)
+        Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160, highlight=False).print(drawn)
     if note:
         print(note)
 
 
-# ----------------------------------------------------------------------------------------------------------- display
-class Display:
-    """What running stages report: a moving line for each on a terminal, else a plain line now and then.
-
-    ``quiet``: says nothing but errors, as ranks other than the first do.
-    """
-
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-        self.running: dict[str, tuple[Path, Any]] = {}
-        self.latest: dict[str, tuple[float, int]] = {}
-        self.begun: dict[str, tuple[float, int]] = {}
-        """When a stage's first step was seen, and which that was: one that goes on does not begin at 0."""
-        self.bars = None if quiet or lines.machine() or not sys.stdout.isatty() else bars()
-        self.lock, self.over = threading.Lock(), threading.Event()
-        self.thread = threading.Thread(target=self.poll, daemon=True)
-
-    def __enter__(self) -> "Display":
-        if self.bars is not None:
-            self.bars.start()
-        if not self.quiet:
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        if self.thread.is_alive():
-            self.thread.join()
-        if self.bars is not None:
-            self.bars.stop()
-
-    def say(self, text: str, stage: str = "", event: str = "said", **facts: Any) -> None:
-        if not self.quiet:
-            lines.say(text, stage, event, **facts)
-
-    def fail(self, error: PipelineError) -> None:
-        """An error, once: all ranks stop together, but each may fail in its own way."""
-        event = "stopped" if isinstance(error, Stopped) else "failed"
-        if not self.quiet:
-            lines.say(str(error), event=event, file=sys.stderr, code=error.code)
-        elif event == "failed":
-            lines.say(f"rank {os.environ.get('RANK')}: {error}", event=event, file=sys.stderr, code=error.code)
-
-    def add(self, name: str, out: Path) -> None:
-        with self.lock:
-            bar = None if self.bars is None else self.bars.add_task(name, total=None, text="")
-            self.running[name], self.latest[name] = (out, bar), (time.monotonic(), -1)
-            self.begun.pop(name, None)
-        if self.bars is None:
-            self.say("starts", name, "starts")
-
-    def remove(self, name: str) -> None:
-        with self.lock:
-            _, bar = self.running.pop(name, (None, None))
-            if self.bars is not None and bar is not None:
-                self.bars.remove_task(bar)
-
-    def poll(self) -> None:
-        while not self.over.wait(0.5):
-            with self.lock:
-                for name, (out, bar) in self.running.items():
-                    report = progress.read(out)
-                    if report is not None:
-                        self.move(name, bar, *report)
-
-    def move(self, name: str, bar: Any, step: int, total: int, text: str) -> None:
-        if self.bars is not None:
-            self.bars.update(bar, completed=step, total=total, text=text)
-            return
-        (when, last), now = self.latest[name], time.monotonic()
-        if step < last or name not in self.begun:  # packing counts each split anew
-            self.begun[name] = now, step
-        if step != last and now - when >= PLAIN:
-            self.latest[name] = now, step
-            since, first = self.begun[name]
-            left = (total - step) * (now - since) / (step - first) if first < step < total else None
-            facts = {} if left is None else {"seconds_left": round(left)}
-            parts = [f"{step} of {total}", *([f"{duration(left)} left"] if left is not None else []), text]
-            self.say(", ".join(filter(None, parts)), name, "step", step=step, total=total, **facts)
-
-
-def duration(seconds: float) -> str:
-    """"40 s", "12 min", "3 h 05 min" or "2 d 4 h"."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def bars() -> Any:
-    """rich's progress, or None where rich is not installed."""
-    try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        return None
-    name, text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
-    return Progress(name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, transient=True)
+def plain(cell: Any) -> Any:
+    """A cell as JSON has it: numbers and what holds them as they are, all else as text."""
+    return cell if cell is None or isinstance(cell, int | float | dict) else str(cell)
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-def show(runs: str) -> None:
-    """Every finished artifact below a folder, and the results of its probes."""
-    folder = Path(runs).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"{runs}: no such folder; expected the root of some runs, or one artifact's folder")
-    folders = [p.parent for pattern in (artifact.NAME, f"*/{artifact.NAME}") for p in folder.glob(pattern)]
-    records = sorted(((artifact.read(path) or {}, path) for path in folders), key=lambda pair: pair[0]["finished"])
-    if not records:
-        lines.say(f"{runs}: nothing is finished yet")
-        return
-    facts = ("stage", "kind", "folder", "finished", "seconds")
-    rows = [[*({**r, "folder": p.name}[f] for f in facts), some(r["metrics"])] for r, p in records]
-    table(runs, [*facts, "metrics"], rows)
-    results([path for _, path in records])
-
-
-def some(metrics: dict[str, Any]) -> str:
-    """The plain numbers among metrics, as many as fit a line."""
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-    return ", ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:6])
-
-
 def results(folders: Iterable[Path]) -> None:
     """A table for each probe among the folders, with its protocol."""
     for folder in folders:
         record = artifact.read(folder)
         if record and (rows := record["metrics"].get("rows")):
-            table(
-                f"{record['stage']}  ({folder})",
-                ["encoder", "linear", f"linear, {record['settings']['per_class']} a class", "kNN"],
-                [[n, percent(row, "linear_top1"), spread(row), percent(row, "knn_top1")] for n, row in rows.items()],
-                protocol(record),
-            )
+            columns = ["encoder", "linear", f"linear, {record['settings']['per_class']} a class", "kNN"]
+            body = [[name, *accuracies(row)] for name, row in rows.items()]
+            table(f"{record['stage']}  ({folder})", columns, body, protocol(record))
+
+
+def accuracies(row: dict[str, float]) -> tuple[Share | None, Spread, Share | None]:
+    """Of all labels, of a few, and of neighbours."""
+    few = Spread(row["linear_few"], row.get("linear_few_sd"))
+    return share(row, "linear_top1"), few, share(row, "knn_top1")
 
 
 def compare(variants: dict[str, list[Path]]) -> None:
@@ -191,26 +107,20 @@ def compare(variants: dict[str, list[Path]]) -> None:
     keys = ("linear_top1", "linear_few", "knn_top1")
     rows = []
     for (stage, name), by_mark in found.items():
-        rows += [[stage, name, mark, *(percent(row, key) for key in keys)] for mark, row in by_mark.items()]
+        rows += [[stage, name, mark, *(share(row, key) for key in keys)] for mark, row in by_mark.items()]
         rows.append([stage, name, f"mean ± sd of {len(by_mark)}", *(over(by_mark.values(), key) for key in keys)])
     if rows:
         columns = ["probe", "encoder", "variant", "linear", "linear, few labels", "kNN"]
         table(f"{len(variants)} variants", columns, rows)
 
 
-def over(rows: Iterable[dict[str, float]], key: str) -> str:
-    values = [100 * row[key] for row in rows if row.get(key) is not None]
-    return f"{mean(values):.2f} ± {stdev(values):.2f} %" if len(values) > 1 else "-"
+def over(rows: Iterable[dict[str, float]], key: str) -> Spread | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return Spread(mean(values), stdev(values)) if len(values) > 1 else None
 
 
-def percent(row: dict[str, float], key: str) -> str:
-    return f"{100 * row[key]:.2f} %" if row.get(key) is not None else "-"
-
-
-def spread(row: dict[str, float]) -> str:
-    accuracy = percent(row, "linear_few")
-    deviation = row.get("linear_few_sd")
-    return accuracy if deviation is None else f"{accuracy[:-2]} ± {100 * deviation:.2f} %"
+def share(row: dict[str, float], key: str) -> Share | None:
+    return None if row.get(key) is None else Share(row[key])
 
 
 def protocol(record: dict[str, Any]) -> str:
@@ -252,7 +162,7 @@ def packed(pack: Any) -> Any:
     return estimate.packed(pack.settings, pack.seed, pack.folder)
 
 
-def training(p: Any, data: Any) -> tuple[str, str, str, str]:
+def training(p: Any, data: Any) -> tuple[Any, Any, Any, Any]:
     """Steps, images an epoch, parameters and memory of a training on ``data`` (see `estimate.packed`), each as far as
     it is known before packing."""
     from pipeline import estimate
@@ -262,10 +172,9 @@ def training(p: Any, data: Any) -> tuple[str, str, str, str]:
     images = p.settings.steps_per_epoch(data.images) * p.settings.batch if data else None
     made = estimate.build(p.settings, data, p.seed)
     if made is None:
-        return str(steps or later), str(images or later), later, later
-    size = estimate.memory(p.settings, *made)
-    count = f"{estimate.parameters(made[0]):,}"
-    return str(steps or later), str(images or later), count, f"~ {size / 2**20:,.0f} MB"
+        return steps or later, images or later, later, later
+    size = Bytes(estimate.memory(p.settings, *made))
+    return steps or later, images or later, Count(estimate.parameters(made[0])), size
 
 
 def remarks(p: Any, pack: Any, data: Callable[[str], Any]) -> list[str]:

@@ -294,6 +294,6 @@ MUTATIONS = (
       "test_launcher.py::test_half_a_world_is_refused"),
     M("a queue is never too long", "advice.py", "if queue > count:", "if queue > count * 100:", "test_advice.py"),
     M("a batch is never too large", "advice.py", "if settings.batch > count:", "if False:", "test_advice.py"),
-    M("time left from the beginning", "show.py", "(now - since) / (step - first)", "(now - since) / step",
+    M("time left from the beginning", "display.py", "(step - first) / (now - since)", "step / (now - since)",
       "test_cli.py::test_a_watch_tells_progress_in_plain_lines"),
 )

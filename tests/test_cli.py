@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, cli, commands, show
+from pipeline import artifact, cli, commands, display, progress, show
 from pipeline.commands import run
 
 REPOSITORY = Path(__file__).parents[1]
@@ -213,28 +213,40 @@ def test_tables_without_rich(place, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     show.table("title", ["a", "bb"], [["1", 22], ["333", "4"]], "note")
     assert capsys.readouterr().out == "title\na    bb\n1    22\n333  4\nnote\n"
-    assert show.bars() is None
+    assert display.bars() is None
 
 
 def test_a_watch_tells_progress_in_plain_lines(place, capsys, monkeypatch):
-    from pipeline import progress
-
     clock = [0.0]
-    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
-    watch = show.Display()
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    watch = display.Display()
     watch.add("moco", place)
     reports = (12, 10, 100), (24, 10, 100), (62, 20, 100), (66, 21, 100), (82, 45, 100), (95, 5, 9)
     for seconds, step, total in reports:
         clock[0] = seconds
-        progress.report(place, step, total, "loss 0.5")
-        watch.move("moco", None, *(progress.read(place) or (0, 0, "")))
+        progress.report(place, step, total, "images", "all is well", loss=0.5)
+        watch.move("moco", None, progress.read(place))
     assert capsys.readouterr().out.splitlines() == [
         "moco: starts",
-        "moco: 10 of 100, loss 0.5",  # where it begins, or goes on: how fast it is, is not known yet
-        "moco: 20 of 100, 7 min left, loss 0.5",
-        "moco: 45 of 100, 2 min left, loss 0.5",
-        "moco: 5 of 9, loss 0.5",  # another count
+        "moco: 10 of 100 images, loss 0.5, all is well",  # where it begins, or goes on: how fast it is, is not known
+        "moco: 20 of 100 images, 12.0 images/min, 7 min left, loss 0.5, all is well",
+        "moco: 45 of 100 images, 30.0 images/min, 2 min left, loss 0.5, all is well",
+        "moco: 5 of 9 images, loss 0.5, all is well",  # another count
     ]
+
+
+def test_a_watch_tells_machines_numbers(place, capsys, monkeypatch):
+    monkeypatch.setenv("PIPELINE_LOG", "json")
+    clock = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    watch = display.Display()
+    watch.add("moco", place)
+    for clock[0], step in ((12.0, 10), (24.0, 34)):
+        progress.report(place, step, 100, loss=0.5, images_per_s=1234.5)
+        watch.move("moco", None, progress.read(place))
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    numbers = {"step": 34, "total": 100, "steps_per_s": 2.0, "images_per_s": 1234.5, "seconds_left": 33, "loss": 0.5}
+    assert said["text"] == "34 of 100 steps, 1,234 images/s, 33 s left, loss 0.5" and numbers.items() <= said.items()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +254,7 @@ def test_a_watch_tells_progress_in_plain_lines(place, capsys, monkeypatch):
     [(0.2, "0 s"), (99, "99 s"), (150, "2 min"), (5900, "98 min"), (11100, "3 h 05 min"), (187200, "2 d 4 h")],
 )
 def test_a_time_as_one_says_it(seconds, words):
-    assert show.duration(seconds) == words
+    assert display.duration(seconds) == words
 
 
 def test_pack_for_real(place, capsys):

@@ -22,7 +22,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"advice", "document", "estimate", "diagnosis"},
     {"artifact", "config"},
     {"plan"},
-    {"runner", "show", "preflight"},
+    {"display", "runner", "runs", "show", "preflight"},
     {"placement"},
     {"commands"},
     {"api", "cli"},

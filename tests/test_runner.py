@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from pipeline import artifact, cli, config, progress, runner, show
+from pipeline import artifact, cli, config, display, progress, runner
 from pipeline import plan as planning
 from pipeline.data import patterns
 from pipeline.errors import ConfigError, DataError, PipelineError, Stopped
@@ -253,12 +253,12 @@ def test_progress_is_reported_and_forgotten(place, stages):
     seen = []
 
     def act(out, world):
-        progress.report(out, 3, 10, "loss 0.1")
+        progress.report(out, 3, 10, "batches", "with care", loss=0.1, images_per_s=None)
         seen.append(progress.read(out))
 
     stages.acts["codes"] = act
     assert go("--only", "codes") == 0
-    assert seen == [(3, 10, "loss 0.1")]
+    assert seen == [(3, 10, "batches", "with care", {"loss": 0.1})]
     assert progress.read(plan()["codes"].folder) is None
     (place / "progress.json").write_text("{")
     assert progress.read(place) is None
@@ -738,7 +738,7 @@ def test_how_values_are_listed():
 def test_a_batch_that_a_launchers_ranks_cannot_share_is_refused_before_packing(place, stages, monkeypatch, capsys):
     monkeypatch.setattr("pipeline.launcher.size", lambda: 3)
     planned = list(plan("codes.batch=100", "vae.batch=96").values())
-    with show.Display() as watch:
+    with display.Display() as watch:
         assert runner.execute(planned, planned, watch, here) == 2
     assert stages.calls == []
     assert capsys.readouterr().err.splitlines() == [

@@ -88,14 +88,14 @@ class Run:
 
     def execute(self) -> int:
         """Runs what is not done, and returns the exit code."""
-        from pipeline import runner, show
+        from pipeline import display, runner
         from pipeline.placement import here
 
         quiet = launcher.rank() > 0
         cluster = open_cluster(self.selection, quiet)
         try:
-            with show.Display(quiet) as display:
-                return runner.execute(self.stages, self.selection, display, here, cluster, self.plan)
+            with display.Display(quiet) as shown:
+                return runner.execute(self.stages, self.selection, shown, here, cluster, self.plan)
         finally:
             if cluster is not None:
                 cluster.close()

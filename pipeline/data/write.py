@@ -148,7 +148,7 @@ def readable(
                     f"{settings.source}: more than {settings.max_bad} unreadable images, the first: {first}; mend "
                     f"them or raise max_bad"
                 )
-        progress.report(out, start + len(chunk), len(items), f"packing {split}")
+        progress.report(out, start + len(chunk), len(items), "images", f"packing {split}")
 
 
 def split_table(out: Path, split: str, shards: list[tuple]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,9 @@ class Stage(Settings):
     artifacts that were made before are then not reused."""
     makes: ClassVar[tuple[str, ...]]
     """What other stages may take from one of this kind."""
+    numbers: ClassVar[Mapping[str, str]] = {}
+    """The metrics that say what a finished one has come to, the most telling first, each with the word for it; a share
+    of 1 that is said in percent has a word that ends in %."""
     shared: ClassVar[bool] = False
     """Whether its work is shared over the ranks of a world; else it is rank 0's alone."""
 
@@ -59,6 +62,16 @@ class Stage(Settings):
         if not self.shared and self.place.on == "workers" and self.place.workers > 1:
             yield "place.workers", f"found {self.place.workers}; a {getattr(self, 'kind', '')} stage is one process"
         yield from self.unequal_shares(self.place.counts)
+
+    def outcome(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """What a finished one has come to, by the words of `numbers`."""
+        known = {word: metrics[name] for name, word in self.numbers.items() if name in metrics}
+        return {word: value * 100 if word.endswith(" %") else value for word, value in known.items()}
+
+    @property
+    def protocol(self) -> str:
+        """How the outcome was come by, where it means nothing without that."""
+        return ""
 
     def mistakes_among(self, stages: Mapping[str, "Stage"]) -> Iterator[Mistake]:
         """The rules about this and other stages of its config that they break."""

@@ -33,6 +33,7 @@ class Pack(Stage):
 
     version = 3
     makes = ("shards",)
+    numbers = {"train_images": "train images", "test_images": "test images"}
     kind: Literal["pack"] = "pack"
     source: SourceText = "digits"
     """digits · folder:PATH (class folders or flat, with or without train/ and test/) · torchvision:NAME · wds:TARS
@@ -153,6 +154,9 @@ class Pretrain(Training, Stage):
                     f"each of {size} workers; found {images}"
                 )
 
+    def outcome(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        return {word: metrics[name] for name, word in self.objective.numbers.items() if name in metrics}
+
     @property
     def view_size(self) -> int | None:
         """Side of a view in pixels; none: that of the packed images."""
@@ -171,6 +175,7 @@ class Generate(Stage):
 
     version = 3
     makes = ("pictures",)
+    numbers = {"energy": "energy"}
     kind: Literal["generate"] = "generate"
     data: ShardsRef
     """The stage that packs the images."""
@@ -190,6 +195,7 @@ class Codes(Coding, Stage):
 
     version = 2
     makes = ("encoder",)
+    numbers = {"objective": "objective", "nnz": "nonzero a code", "explained": "explained %"}
     shared = True
     kind: Literal["codes"] = "codes"
     data: ShardsRef
@@ -271,6 +277,13 @@ class Probe(Stage):
             if any(name == f"random_{other}" for other in names):
                 raise ValueError(f"{name} is the untrained row of another encoder; expected a stage of another name")
         return names
+
+    def outcome(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        return {f"{name} %": 100 * row["linear_few"] for name, row in metrics.get("rows", {}).items()}
+
+    @property
+    def protocol(self) -> str:
+        return f"linear, {self.per_class} labels a class"
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()

@@ -90,7 +90,7 @@ def learn(settings: Codes, seed: int, train: Signals, white: Whitening, out: Pat
             values = scalars(settings, y, learned.atoms.to(y), z, world.gather(codes.gap.amax()[None]))
             board.scalars(batch + 1, values)
             if world.main:
-                progress.report(out, batch + 1, total, f"objective {values['codes/objective']:.4f}")
+                progress.report(out, batch + 1, total, "updates", objective=values["codes/objective"])
         dictionary.update(learned, y.cpu(), z.cpu())
         if (batch + 1) % settings.save_steps == 0 or batch + 1 == total:
             save()
@@ -131,6 +131,7 @@ def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: P
         objective, SignalLoader(settings, train, coder, world), training, total=settings.lista_steps, seed=seed,
         out=out, world=world, export=lambda encoder, folder: None,
     )  # fmt: skip
+    progress.clear(out)
     return objective.encoder.eval()
 
 

@@ -59,7 +59,8 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
                     write_json(path, point.numbers())
             curves[name][entry.step] = point
             done += 1
-            progress.report(out, done, total, f"{name}: {100 * point.linear:.1f} % at step {entry.step}")
+            text = f"{name}: {100 * point.linear:.1f} % at step {entry.step}"
+            progress.report(out, done, total, "encoders", text)
     networks = untrained(settings, inputs)
     metrics = report.metrics(settings, seed, data, curves, networks)
     write_json(out / "results.json", report.results(metrics, curves, data, networks))

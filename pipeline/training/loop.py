@@ -115,7 +115,7 @@ def train(
             board.scalars(done, last)
             board.timings(done, throughput.read(done))
             if world.main:
-                progress.report(out, done, total, f"loss {last['learn/loss']:.3f}")
+                progress.report(out, done, total, loss=last["learn/loss"], images_per_s=throughput.images_per_s)
             alarm.note(done, last)
         if done in snapshots:
             write_model(out / "snapshots" / f"{done:08d}")

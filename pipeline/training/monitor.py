@@ -171,6 +171,8 @@ class Throughput:
     def __init__(self, loader: "Loader", batch: int, model: torch.nn.Module, world: World):
         self.loader, self.batch, self.model, self.world = loader, batch, model, world
         self.seconds, self.step, self.time = dict(loader.seconds), None, time.perf_counter()
+        self.images_per_s: float | None = None
+        """Since the reading before; None until there have been two."""
 
     def read(self, step: int) -> dict[str, float]:
         """Called on all ranks together."""
@@ -179,7 +181,7 @@ class Throughput:
         rates = {f"speed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
         rates["speed/bad"] = float(self.loader.bad)
         if steps:
-            rates["speed/images_per_s"] = steps * self.batch / (now - self.time)
+            self.images_per_s = rates["speed/images_per_s"] = steps * self.batch / (now - self.time)
         if self.world.size > 1:
             rates |= self.slowest({"speed/wait": rates.get("speed/wait", 0.0)} | self.compute_seconds())
         self.seconds, self.step, self.time = seconds, step, now
