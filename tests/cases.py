@@ -10,8 +10,27 @@ from pipeline import keyed, objectives
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Lasso, Objective, Setup
 from pipeline.objectives.contrastive import Contrastive
-from pipeline.settings.nets import CNN, RBM, Net, Norm
-from pipeline.settings.objectives import AE, CD, DAE, PCD, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
+from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
+from pipeline.settings.objectives import (
+    AE,
+    CD,
+    DAE,
+    MPF,
+    NCE,
+    PCD,
+    PIRL,
+    VAE,
+    ConditionalNCE,
+    Decoder,
+    Head,
+    Inputs,
+    MaximumLikelihood,
+    MoCo,
+    MoCoV3,
+    PseudoLikelihood,
+    RatioMatching,
+    SimCLR,
+)
 from pipeline.settings.objectives import LISTA as LISTASettings
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
@@ -49,12 +68,27 @@ CASES = {
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
     "vae_gaussian": VAE(latent=4, decoder=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
+    "maximum_likelihood": MaximumLikelihood(),
     "cd": CD(k=2),
+    "cd_boltzmann": CD(binarisation="threshold"),
     "pcd": PCD(particles=32, k=2, refresh=0.1),
     "pcd_static": PCD(particles=16, binarisation="static", energy_penalty=1e-3),
+    "pseudo_likelihood": PseudoLikelihood(),
+    "ratio_matching": RatioMatching(),
+    "mpf": MPF(),
+    "mpf_energy": MPF(),
+    "nce": NCE(),
+    "nce_energy": NCE(),
+    "conditional_nce": ConditionalNCE(noise=2),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }
+NETS = {
+    "cd_boltzmann": Boltzmann(),
+    "mpf_energy": Energy(trunk=MLP(width=8, layers=1, activation="silu")),
+    "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),
+}
+"""Other energies than a restricted Boltzmann machine's."""
 CROPPED = {"simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "pirl_rotation_crops"}
 """Those that see three small crops of each image as well."""
 CONTRASTIVE = [name for name in CASES if issubclass(objectives.OBJECTIVES[CASES[name].kind], Contrastive)]
@@ -84,7 +118,7 @@ def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtyp
 
 def setup(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Setup:
     """The same for every objective, but for the net."""
-    net: Net = RBM(hidden=6) if CASES[name].energy else CNN(width=8, depth=2, norm=norm)
+    net: Net = NETS.get(name, RBM(hidden=6)) if CASES[name].energy else CNN(width=8, depth=2, norm=norm)
     return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(dtype), 0.2))
 
 

@@ -4,6 +4,7 @@ Where v is given, the hidden units of a restricted Boltzmann machine are indepen
 closed form; where there are few of them, or few pixels, so is the partition function.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
+from torch.utils.checkpoint import checkpoint
 
 from pipeline import keyed
 from pipeline.image import Image
-from pipeline.nets import seeded
+from pipeline.nets import seeded, trunks
 from pipeline.settings import nets as settings
 from pipeline.tensors import send
 
@@ -22,6 +24,8 @@ BITS = 22
 """Units at most whose states are all gone through."""
 CHUNK = 1 << 14
 """States of an enumeration that are in memory at a time."""
+CACHED = 1 << 18
+"""Numbers at a time of those that flips of an RBM are summed over: a megabyte, which a core's cache holds."""
 RAREST = 1e-3
 """Least chance of a pixel that is taken for its first bias: one that is never set in a sample may be elsewhere."""
 
@@ -39,7 +43,108 @@ def uniforms(keys: np.ndarray, count: int, like: Tensor) -> Tensor:
     return send(keyed.uniform_of(keys, count), like.device).to(like.dtype)
 
 
-class RBM(nn.Module):
+def chances(visible: int, means: Tensor | None) -> Tensor:
+    """How often each pixel is one, [D]: one half where nothing is known of them."""
+    return torch.full((visible,), 0.5) if means is None else means.float().flatten()
+
+
+class EnergyNet(nn.Module):
+    """``visible``: pixels D; ``features``: width of what `forward` makes of images; ``bits``: units whose states are
+    gone through for the partition function; ``centred``: whether it follows the means of its hidden units."""
+
+    visible: int
+    features: int
+    bits: int
+    centred = False
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energies of states [B, D] -> [B]."""
+        raise NotImplementedError
+
+    def every_energy(self) -> Tensor:
+        """Energies of all 2^bits states, in order, so that log Z = logsumexp(-E): [2^bits]."""
+        return torch.cat([self.energy(states) for states in every_state(self.bits, next(self.parameters()))])
+
+    def log_partition(self) -> Tensor:
+        """log Z, 0-d, by going through all states."""
+        return self.every_energy().neg().logsumexp(0)
+
+    def flips(self, x: Tensor) -> Tensor:
+        """E(x with pixel i flipped) - E(x) of states [B, D] -> [B, D]: here by as many energies, `CHUNK` at a time, of
+        which a backward pass computes each chunk again."""
+        size = max(1, CHUNK // len(x))
+        parts = [
+            checkpoint(self._flips, x, pixels, use_reentrant=False, preserve_rng_state=False)
+            for pixels in torch.arange(x.shape[1], device=x.device).split(size)
+        ]
+        return torch.cat(parts, 1) - self.energy(x)[:, None]
+
+    def _flips(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """Energies of states [B, D] with each of ``pixels`` [n] flipped -> [B, n]."""
+        flipped = x[:, None].repeat(1, len(pixels), 1)
+        flipped[:, torch.arange(len(pixels)), pixels] = 1 - x[:, pixels]
+        return self.energy(flipped.flatten(0, 1)).view(len(x), len(pixels))
+
+
+class Energy(EnergyNet):
+    """E(x) = w^T trunk(x) + b, for any trunk."""
+
+    def __init__(self, settings: settings.Energy, image: Image, seed: int):
+        super().__init__()
+        self.shape, self.visible = image.shape, math.prod(image.shape)
+        self.bits = self.visible
+        self.trunk = trunks.build(settings.trunk, image, None, seed)
+        self.features = self.trunk.features
+        self.head = nn.Linear(self.features, 1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x.view(-1, *self.shape)))[:, 0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> the trunk's features [B, features]."""
+        return self.trunk(images)
+
+
+class Boltzmann(EnergyNet):
+    """Fully visible Boltzmann machine (Ackley, Hinton & Sejnowski 1985): E(x) = - b^T x - 1/2 x^T J x, with J the
+    symmetric part of ``weight`` without its diagonal."""
+
+    def __init__(self, visible: int, means: Tensor | None = None):
+        super().__init__()
+        self.visible = self.features = self.bits = visible
+        self.weight = nn.Parameter(0.01 * torch.randn(visible, visible))
+        self.visible_bias = nn.Parameter(chances(visible, means).clamp(RAREST, 1 - RAREST).logit())
+
+    def coupling(self) -> Tensor:
+        """J, [D, D]."""
+        weight = self.weight - self.weight.diag().diag()
+        return (weight + weight.T) / 2
+
+    def field(self, x: Tensor) -> Tensor:
+        """States [B, D] -> b + J x, [B, D]: log-odds of each pixel given the others."""
+        return linear(x, self.coupling(), self.visible_bias)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return -(x * (self.field(x) + self.visible_bias)).sum(1) / 2
+
+    def flips(self, x: Tensor) -> Tensor:
+        return (2 * x - 1) * self.field(x)
+
+    @torch.no_grad()
+    def gibbs(self, x: Tensor, keys: np.ndarray) -> Tensor:
+        """One sweep of states [B, D]: each pixel in turn given all others; the D numbers drawn for a row are those of
+        its key, uint64 [B]."""
+        draws, coupling, x = uniforms(keys, self.visible, x), self.coupling(), x.clone()
+        for i in range(self.visible):
+            x[:, i] = draws[:, i] < torch.sigmoid(x @ coupling[i] + self.visible_bias[i])
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], [B, C, H, W] -> the log-odds of each pixel given the others, [B, D]."""
+        return self.field(images.flatten(1))
+
+
+class RBM(EnergyNet):
     """Restricted Boltzmann machine, centred (Melchior, Fischer & Wiskott 2016, arXiv 1311.1354, eq. 3):
 
     E(v, h) = - (v - d)^T b - (h - m)^T c - (v - d)^T W (h - m), with d and m the means of pixels and hidden units.
@@ -54,11 +159,12 @@ class RBM(nn.Module):
         super().__init__()
         self.visible, self.features, self.offset_rate = visible, settings.hidden, settings.offset_rate
         self.centred = settings.centred
-        chances = torch.full((visible,), 0.5) if means is None else means.float().flatten()
+        self.bits = min(visible, settings.hidden)
+        mean = chances(visible, means)
         self.weight = nn.Parameter(0.01 * torch.randn(visible, settings.hidden))
-        self.visible_bias = nn.Parameter(chances.clamp(RAREST, 1 - RAREST).logit())
+        self.visible_bias = nn.Parameter(mean.clamp(RAREST, 1 - RAREST).logit())
         self.hidden_bias = nn.Parameter(torch.zeros(settings.hidden))
-        self.register_buffer("visible_offset", chances * self.centred)
+        self.register_buffer("visible_offset", mean * self.centred)
         self.register_buffer("hidden_offset", torch.full((settings.hidden,), 0.5 * self.centred))
 
     def activations(self, v: Tensor) -> Tensor:
@@ -83,27 +189,22 @@ class RBM(nn.Module):
         g = self.field(h)
         return -(h - self.hidden_offset) @ self.hidden_bias - (softplus(g) - g * self.visible_offset).sum(1)
 
-    @property
-    def bits(self) -> int:
-        """Units whose states are gone through for the partition function: the fewer of pixels and hidden units."""
-        return min(self.visible, self.features)
-
     def every_energy(self) -> Tensor:
-        """Free energies whose - logsumexp(-E) is - log Z, of all states of the fewer units: [2^bits]."""
-        energy = self.energy if self.visible <= self.features else self.hidden_energy
-        return torch.cat([energy(states) for states in every_state(self.bits, self.weight)])
-
-    def log_partition(self) -> Tensor:
-        """log Z, 0-d, over all states of the fewer units, at most 2^BITS."""
-        return self.every_energy().neg().logsumexp(0)
+        """Free energies of all states of the fewer of pixels and hidden units, [2^bits]."""
+        if self.visible <= self.features:
+            return super().every_energy()
+        return torch.cat([self.hidden_energy(states) for states in every_state(self.bits, self.weight)])
 
     def flips(self, v: Tensor) -> Tensor:
-        """E(v with pixel i flipped) - E(v) of states [B, D] -> [B, D]."""
-        a = self.activations(v)
-        signs = 1 - 2 * v  # what a flip adds to a pixel
-        moved = a[:, None] + signs[:, :, None] * self.weight
-        hidden = (softplus(moved) - softplus(a)[:, None]).sum(2)
-        return -signs * (self.visible_bias - self.weight @ self.hidden_offset) - hidden
+        """c + W^T (v - d) once, and then for each flip a row of W more or less: no product."""
+        a, signs = self.activations(v), 1 - 2 * v  # what a flip adds to a pixel
+        size = max(1, CACHED // a.numel())
+        parts = [
+            checkpoint(_moved, a, s, w, use_reentrant=False, preserve_rng_state=False)
+            for s, w in zip(signs.split(size, 1), self.weight.split(size), strict=True)
+        ]
+        before = softplus(a).sum(1, keepdim=True)
+        return before - torch.cat(parts, 1) - signs * (self.visible_bias - self.weight @ self.hidden_offset)
 
     @torch.no_grad()
     def gibbs(self, v: Tensor, keys: np.ndarray) -> Tensor:
@@ -125,8 +226,16 @@ class RBM(nn.Module):
         return self.hidden(images.flatten(1))
 
 
+def _moved(a: Tensor, signs: Tensor, weight: Tensor) -> Tensor:
+    """sum_j softplus(a_j + signs_i W_ij) for a [B, H], signs [B, n], W [n, H] -> [B, n]."""
+    return softplus(torch.addcmul(a[:, None], signs[:, :, None], weight)).sum(2)
+
+
 def build(net: Any, image: Image, seed: int = 0, means: Tensor | None = None) -> Any:
     """The energy net that the settings name, for images of this shape, with ``means`` of the training images' pixels
     in [0, 1], [C, H, W]. Its first weights are a function of (seed, settings, means) alone."""
     with seeded(seed, "init", "energy"):
-        return RBM(net, image.channels * image.side**2, means)
+        if isinstance(net, settings.Energy):
+            return Energy(net, image, seed)
+        visible = math.prod(image.shape)
+        return RBM(net, visible, means) if isinstance(net, settings.RBM) else Boltzmann(visible, means)

@@ -13,6 +13,8 @@ from pipeline.nets import norm, seeded
 from pipeline.settings.nets import CNN, MLP, Net, ResNet, ViT
 from pipeline.world import World
 
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+
 
 class Convolution(nn.Conv2d):
     """A 3x3 convolution with a border of zeros, without bias; of an image of one pixel, which meets the centre of the
@@ -28,16 +30,17 @@ class Convolution(nn.Conv2d):
 
 
 class SmallCNN(nn.Module):
-    """Blocks of 3x3 convolution, norm and ReLU, twice as wide each, the side halved from one to the next; at the end
-    averaged over the image, or over the cells of a grid with a hidden layer on top."""
+    """Blocks of 3x3 convolution, norm and activation, twice as wide each, the side halved from one to the next; at the
+    end averaged over the image, or over the cells of a grid with a hidden layer on top."""
 
     def __init__(self, settings: CNN, channels: int, world: World | None):
         super().__init__()
         make, strided = norm.layer(settings.norm, world), settings.halve == "stride"
+        activation = ACTIVATIONS[settings.activation]
         widths = [settings.width << i for i in range(settings.depth)]
         layers: list[nn.Module] = []
         for before, width in zip([channels, *widths], widths, strict=False):
-            layers += [Convolution(before, width, 1 + strided), make(width), nn.ReLU(inplace=True)]
+            layers += [Convolution(before, width, 1 + strided), make(width), activation(inplace=True)]
             if not strided:
                 layers += [nn.MaxPool2d(2, ceil_mode=True)]  # rounds up: a patch of three pixels still has a side
         self.layers = nn.Sequential(*layers if strided else layers[:-1])
@@ -45,7 +48,7 @@ class SmallCNN(nn.Module):
         if cells:
             self.features = 2 * widths[-1]
             hidden = nn.Linear(cells * widths[-1], self.features, bias=False)
-            self.top = nn.Sequential(hidden, make(self.features), nn.ReLU(inplace=True))
+            self.top = nn.Sequential(hidden, make(self.features), activation(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] -> features [B, features]."""
@@ -56,11 +59,12 @@ class SmallCNN(nn.Module):
 
 
 class FullyConnected(nn.Sequential):
-    """Linear layers with a ReLU after each, on all pixels: [B, C, H, W] -> [B, features]."""
+    """Linear layers with an activation after each, on all pixels: [B, C, H, W] -> [B, features]."""
 
     def __init__(self, settings: MLP, image: Image):
+        activation = ACTIVATIONS[settings.activation]
         widths = [math.prod(image.shape), *[settings.width] * settings.layers]
-        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), activation())]
         super().__init__(nn.Flatten(), *layers)
         self.features = settings.width
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
+from pipeline.errors import ConfigError
 from pipeline.nets import energies
 from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import full, full_precision
@@ -51,6 +52,8 @@ class Density(Objective):
 
     def penalty(self, low: Tensor, high: Tensor) -> Tensor:
         """What keeps energies near zero, 0-d."""
+        if not self.settings.energy_penalty:
+            return low.new_zeros(())
         return self.settings.energy_penalty * (low.square().mean() + high.square().mean())
 
     def statistics(self, x: Tensor) -> dict[str, Tensor]:
@@ -79,6 +82,33 @@ def binarise(batch: Batch, how: str) -> Tensor:
         batch = replace(batch, epoch=0) if how == "static" else batch
         draws = batch.uniform("binarise", grey.shape[1])
     return (grey > draws).to(grey.dtype) + 0 * grey
+
+
+class MaximumLikelihood(Density):
+    """Maximum likelihood: L = E[E(x)] + log sum_y exp(-E(y)), y every state of the fewer of pixels and hidden units
+    (Ackley, Hinton & Sejnowski 1985, whose gradient it has). What the others are measured by."""
+
+    Settings = kinds.MaximumLikelihood
+
+    def __init__(self, settings: kinds.MaximumLikelihood, setup: Setup):
+        super().__init__(settings, setup)
+        if self.net.bits > energies.BITS:
+            raise ConfigError(
+                f"objective maximum_likelihood goes through all states of {self.net.bits} units; expected at most "
+                f"{energies.BITS}: fewer net.hidden, or another objective"
+            )
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        """low [B], high [1, 2^bits]."""
+        x, low = embedded
+        with full_precision(low):
+            high = self.net.every_energy()[None]
+        log_partition = high.neg().logsumexp(1)[0]
+        loss = low.mean() + log_partition + self.penalty(low, high)
+        return Step(loss, low, high, {"density/log_partition": log_partition.detach()}, self.statistics(x))
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return 1 << self.net.bits
 
 
 class Chains(Density):

@@ -4,10 +4,12 @@ from typing import Any
 
 from pipeline.objectives.autoencoders import AE, DAE, VAE
 from pipeline.objectives.base import Objective, Setup
-from pipeline.objectives.densities import CD, PCD
+from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
 from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
+from pipeline.objectives.neighbours import MPF, PseudoLikelihood, RatioMatching
+from pipeline.objectives.noise import NCE, ConditionalNCE
 from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.simclr import SimCLR
 
@@ -19,8 +21,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ae": AE,
     "dae": DAE,
     "vae": VAE,
+    "maximum_likelihood": MaximumLikelihood,
     "cd": CD,
     "pcd": PCD,
+    "pseudo_likelihood": PseudoLikelihood,
+    "ratio_matching": RatioMatching,
+    "mpf": MPF,
+    "nce": NCE,
+    "conditional_nce": ConditionalNCE,
     "lista": LISTA,
 }
 

@@ -1,10 +1,11 @@
 """The nets: trunks, which turn an image into the features that are probed and exported, and energies of images."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Count, Fraction, Settings
+from .base import Count, Fraction, Mistake, Settings
 
 
 class Norm(Settings):
@@ -21,14 +22,20 @@ class Norm(Settings):
     """Groups of the group norm, for none."""
 
 
+Activation = Literal["relu", "silu"]
+"""silu: smooth, for energies of which second derivatives are taken; a relu's are zero."""
+
+
 class CNN(Settings):
-    """A small convolutional network for small images: blocks of 3x3 convolution, norm and ReLU, pooled in between."""
+    """A small convolutional network for small images: blocks of 3x3 convolution, norm and ReLU (or ``activation``),
+    pooled in between."""
 
     any_side: ClassVar[bool] = True
     """Whether it takes images of any side, patches and small crops too; else of one side alone."""
     kind: Literal["cnn"] = "cnn"
     width: Count = 32
     """Channels of the first block; each later block has twice as many as the one before."""
+    activation: Activation = "relu"
     depth: Annotated[int, Field(ge=1, le=5)] = 3
     """Blocks; the side halves from one to the next."""
     halve: Literal["pool", "stride"] = "pool"
@@ -43,12 +50,14 @@ class CNN(Settings):
 
 
 class MLP(Settings):
-    """Fully connected layers with a ReLU after each, on all pixels of an image at once, for small images."""
+    """Fully connected layers with a ReLU (or ``activation``) after each, on all pixels of an image at once, for small
+    images."""
 
     any_side: ClassVar[bool] = False
     kind: Literal["mlp"] = "mlp"
     width: Count = 256
     """Units of each layer."""
+    activation: Activation = "relu"
     layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Layers, all of the same width."""
     norm: Norm = Norm()
@@ -105,6 +114,13 @@ class EnergyNet(Settings):
     """An energy is of its image alone, whatever is beside it in a batch."""
 
 
+class Boltzmann(EnergyNet):
+    """Fully visible Boltzmann machine (Ackley, Hinton & Sejnowski 1985): binary pixels with a weight for every pair;
+    its features are the log-odds of each pixel given the others."""
+
+    kind: Literal["boltzmann"] = "boltzmann"
+
+
 class RBM(EnergyNet):
     """Restricted Boltzmann machine (Smolensky 1986) of binary pixels and binary hidden units; its features are the
     probabilities of the hidden units."""
@@ -119,4 +135,18 @@ class RBM(EnergyNet):
     """Of the moving mean of the hidden units, a step."""
 
 
-Net = Annotated[CNN | MLP | ResNet | ViT | RBM, Field(discriminator="kind")]
+class Energy(EnergyNet):
+    """A trunk whose features a linear layer makes one number, the energy."""
+
+    kind: Literal["energy"] = "energy"
+    trunk: Annotated[CNN | MLP | ResNet | ViT, Field(discriminator="kind")] = CNN(
+        halve="stride", activation="silu", norm=Norm(kind="none")
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if isinstance(self.trunk, CNN | ResNet) and self.trunk.norm.kind != "none":
+            yield "trunk.norm.kind", f"{self.trunk.norm.kind}: an energy is of its image alone; expected none"
+
+
+Net = Annotated[CNN | MLP | ResNet | ViT | Boltzmann | RBM | Energy, Field(discriminator="kind")]

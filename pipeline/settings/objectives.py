@@ -258,6 +258,13 @@ class Density(Objective):
     1903.08689): keeps energies of a deep net near zero. An RBM needs none."""
 
 
+class MaximumLikelihood(Density):
+    """The log-likelihood itself; its partition function is a sum over all states of the fewer of pixels and hidden
+    units, at most 22."""
+
+    kind: Literal["maximum_likelihood"] = "maximum_likelihood"
+
+
 class CD(Density):
     """Contrastive divergence (Hinton 2002): energies of images against those of chains that start from them."""
 
@@ -279,5 +286,73 @@ class PCD(Density):
     """Share of the particles that start anew from noise at a step; 0 for an RBM."""
 
 
-AnyObjective = Annotated[SimCLR | MoCo | MoCoV3 | PIRL | AE | DAE | VAE | CD | PCD, Field(discriminator="kind")]
+class Neighbours(Density):
+    """What compares each image with those that differ from it in one pixel."""
+
+    training_defaults = Density.training_defaults | {"optimiser": Adam()}
+
+
+class PseudoLikelihood(Neighbours):
+    """Pseudo-likelihood (Besag 1975): the log-probability of each pixel given all others."""
+
+    kind: Literal["pseudo_likelihood"] = "pseudo_likelihood"
+
+
+class RatioMatching(Neighbours):
+    """Ratio matching (Hyvarinen 2007): the squared error of each pixel's probability given all others."""
+
+    kind: Literal["ratio_matching"] = "ratio_matching"
+
+
+class MPF(Neighbours):
+    """Minimum probability flow (Sohl-Dickstein, Battaglino & DeWeese 2011): what flows from data to its neighbours."""
+
+    kind: Literal["mpf"] = "mpf"
+    clamp: Positive = 10.0
+    """Half the energy by which an image lies above a neighbour, in nats, past which the flow grows as a line and no
+    longer as an exponential."""
+
+
+class Noise(Density):
+    """What tells data from noise."""
+
+    training_defaults = Density.training_defaults | {"optimiser": Adam()}
+    noise: Count = 1
+    """Noise samples for each image."""
+
+
+class NCE(Noise):
+    """Noise-contrastive estimation (Gutmann & Hyvarinen 2010) against independent pixels, with log Z a parameter."""
+
+    kind: Literal["nce"] = "nce"
+    noise: Count = 5
+
+
+class ConditionalNCE(Noise):
+    """Conditional noise-contrastive estimation (Ceylan & Gutmann 2018): each image against itself with some pixels
+    flipped."""
+
+    kind: Literal["conditional_nce"] = "conditional_nce"
+    flips: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pixels that are flipped, each by itself. Few: nothing to tell; many: too easily told."""
+
+
+AnyObjective = Annotated[
+    SimCLR
+    | MoCo
+    | MoCoV3
+    | PIRL
+    | AE
+    | DAE
+    | VAE
+    | MaximumLikelihood
+    | CD
+    | PCD
+    | PseudoLikelihood
+    | RatioMatching
+    | MPF
+    | NCE
+    | ConditionalNCE,
+    Field(discriminator="kind"),
+]
 """What a net can be trained by. LISTA is a part of sparse coding."""

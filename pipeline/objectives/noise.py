@@ -1,0 +1,119 @@
+"""Energies as classifiers: what tells images from noise is the density itself."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pipeline import keyed
+from pipeline.nets.energies import RAREST, chances
+from pipeline.objectives.base import PATIENCE_STEPS, Batch, Setup, Sign, Step
+from pipeline.objectives.densities import Density
+from pipeline.settings import objectives as kinds
+
+ESTIMATE = 1000
+"""Noise samples by which log Z is guessed at the start."""
+EASY = 0.95
+"""Accuracy above which noise is too easily told from data: what is left to be learned has hardly a gradient."""
+
+
+class Noise(Density):
+    """An objective of the energies of images and of noise that is drawn for each."""
+
+    def noise(self, x: Tensor, batch: Batch) -> Tensor:
+        """Noise for states [B, D] -> [B, n, D]."""
+        raise NotImplementedError
+
+    def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
+        """Of energies [B] and of their noise's [B, n] -> [B]; what else ``embed`` gives comes after them."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> states [B, D], their energies [B] and their noise's [B, n]."""
+        x, low = super().embed(batch)
+        noise = self.noise(x, batch)
+        return x, low, self.energy(noise.flatten(0, 1)).view(noise.shape[:2])
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        """low [B], high [B, n]."""
+        x, low, high, *odds = embedded
+        loss = self.losses(low, high, *odds).mean() + self.penalty(low, high)
+        scalars = self.scalars(low.detach(), high.detach(), *odds)
+        return Step(loss, low, high, scalars, self.statistics(x))
+
+    def scalars(self, low: Tensor, high: Tensor, *odds: Tensor) -> dict[str, Tensor]:
+        """The share of images that are told from their noise."""
+        return {"density/accuracy": (high > low[:, None]).to(low.dtype).mean()}
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        accuracy = scalars["density/accuracy"]
+        text = f"the noise is too easily told from data ({100 * accuracy:.1f} %): little is left to learn from it"
+        return {"easy": Sign(text, 4 * PATIENCE_STEPS)} if accuracy > EASY else {}
+
+    def energy_count(self, share: int, batch: int) -> int:
+        return share * self.settings.noise
+
+
+class NCE(Noise):
+    """Noise-contrastive estimation (Gutmann & Hyvarinen, JMLR 13, 2012, eq. 8): L = - log sigmoid(G(x)) - sum_n log
+    sigmoid(-G(y_n)), with G = - E(x) - c - log q(x) - log n, q independent pixels with data's means, c for log Z.
+
+    q is fixed: the means of the training images at the start.
+    """
+
+    Settings = kinds.NCE
+    settings: kinds.NCE
+    means: Tensor
+
+    def __init__(self, settings: kinds.NCE, setup: Setup):
+        super().__init__(settings, setup)
+        self.register_buffer("means", chances(self.net.visible, setup.pixel_means).clamp(RAREST, 1 - RAREST))
+        numbers = torch.as_tensor(keyed.uniform(ESTIMATE * self.net.visible, setup.seed, "log partition"))
+        y = (numbers.view(ESTIMATE, -1) < self.means).to(self.means.dtype)
+        with torch.no_grad():
+            weights = -self.net.energy(y) - self.log_noise(y)
+            self.log_partition = nn.Parameter(weights.logsumexp(0) - math.log(ESTIMATE))
+
+    def log_noise(self, x: Tensor) -> Tensor:
+        """log q of states [..., D] -> [...]."""
+        return x @ self.means.logit() + torch.log1p(-self.means).sum()
+
+    def noise(self, x: Tensor, batch: Batch) -> Tensor:
+        numbers = batch.uniform("noise", self.settings.noise, self.net.visible)
+        return (numbers < self.means).to(x.dtype)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> also log q of states, [B], and of noise, [B, n]."""
+        x, low, high = super().embed(batch)
+        return x, low, high, self.log_noise(x), self.log_noise(self.noise(x, batch))
+
+    def logits(self, energies: Tensor, log_noise: Tensor) -> Tensor:
+        """G of what has these energies and log q, of any shape."""
+        return -energies - self.log_partition - log_noise - math.log(self.settings.noise)
+
+    def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
+        of_data, of_noise = odds
+        return softplus(-self.logits(low, of_data)) + softplus(self.logits(high, of_noise)).sum(1)
+
+    def scalars(self, low: Tensor, high: Tensor, *odds: Tensor) -> dict[str, Tensor]:
+        """The share of images taken for images, and of noise for noise, in the mean of both; and c."""
+        of_data, of_noise = odds
+        of_data, of_noise = self.logits(low, of_data) > 0, self.logits(high, of_noise) < 0
+        accuracy = (of_data.to(low.dtype).mean() + of_noise.to(low.dtype).mean()) / 2
+        return {"density/accuracy": accuracy, "density/log_partition": self.log_partition.detach()}
+
+
+class ConditionalNCE(Noise):
+    """Conditional noise-contrastive estimation (Ceylan & Gutmann 2018, arXiv 1806.03664, eq. 12): L = 2 log(1 +
+    exp(E(x) - E(y))), y the image with some pixels flipped, as likely from x as x from y. No partition function."""
+
+    Settings = kinds.ConditionalNCE
+    settings: kinds.ConditionalNCE
+
+    def noise(self, x: Tensor, batch: Batch) -> Tensor:
+        numbers = batch.uniform("noise", self.settings.noise, self.net.visible)
+        return (x[:, None] - (numbers < self.settings.flips).to(x.dtype)).abs()
+
+    def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
+        return 2 * softplus(low[:, None] - high).mean(1)
