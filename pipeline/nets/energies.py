@@ -5,14 +5,13 @@ closed form; where there are few of them, or few pixels, so is the partition fun
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
-from torch.utils.checkpoint import checkpoint
 
 from pipeline import keyed
 from pipeline.image import Image
@@ -48,6 +47,29 @@ def chances(visible: int, means: Tensor | None) -> Tensor:
     return torch.full((visible,), 0.5) if means is None else means.float().flatten()
 
 
+class Recomputed(torch.autograd.Function):
+    """A function of tensors of which a backward pass computes the inside again, so that no step of it is kept. As
+    torch's checkpoint, which imports the compiler."""
+
+    @staticmethod
+    def forward(ctx, function, *tensors):
+        ctx.function, ctx.tensors = function, tensors
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        inputs = [t if t.is_leaf else t.detach().requires_grad_(t.requires_grad) for t in ctx.tensors]
+        with torch.enable_grad():
+            out = ctx.function(*inputs)
+        found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grads, allow_unused=True))
+        return None, *(next(found) if t.requires_grad else None for t in inputs)
+
+
+def recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """function(*tensors), of which nothing is kept for a backward pass but what is given: all that it depends on."""
+    return Recomputed.apply(function, *tensors)  # type: ignore[return-value]
+
+
 class EnergyNet(nn.Module):
     """``visible``: pixels D; ``features``: width of what `forward` makes of images; ``bits``: units whose states are
     gone through for the partition function; ``centred``: whether it follows the means of its hidden units."""
@@ -74,7 +96,7 @@ class EnergyNet(nn.Module):
         which a backward pass computes each chunk again."""
         size = max(1, CHUNK // len(x))
         parts = [
-            checkpoint(self._flips, x, pixels, use_reentrant=False, preserve_rng_state=False)
+            recompute(lambda *_, pixels=pixels: self._flips(x, pixels), *self.parameters())
             for pixels in torch.arange(x.shape[1], device=x.device).split(size)
         ]
         return torch.cat(parts, 1) - self.energy(x)[:, None]
@@ -200,8 +222,7 @@ class RBM(EnergyNet):
         a, signs = self.activations(v), 1 - 2 * v  # what a flip adds to a pixel
         size = max(1, CACHED // a.numel())
         parts = [
-            checkpoint(_moved, a, s, w, use_reentrant=False, preserve_rng_state=False)
-            for s, w in zip(signs.split(size, 1), self.weight.split(size), strict=True)
+            recompute(_moved, a, s, w) for s, w in zip(signs.split(size, 1), self.weight.split(size), strict=True)
         ]
         before = softplus(a).sum(1, keepdim=True)
         return before - torch.cat(parts, 1) - signs * (self.visible_bias - self.weight @ self.hidden_offset)

@@ -21,8 +21,8 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
-from .nets import CNN, EnergyNet, Net, ViT
-from .objectives import AnyObjective, MoCo, MomentumEncoder
+from .nets import CNN, Energy, EnergyNet, Net, ViT
+from .objectives import CD, PCD, AnyObjective, MoCo, MomentumEncoder
 from .sparse import Coding
 from .stage import Stage
 from .training import Training
@@ -110,6 +110,8 @@ class Pretrain(Training, Stage):
         if isinstance(self.net, EnergyNet) != self.objective.energy:
             makes = ("a trunk's features", "the energy of an image")[isinstance(self.net, EnergyNet)]
             yield "net.kind", f"a {self.net.kind} gives {makes}, which objective {self.objective.kind} does not train"
+        elif isinstance(self.net, Energy) and isinstance(self.objective, CD | PCD):
+            yield "net.kind", f"objective {self.objective.kind} needs Gibbs sweeps; expected an rbm or a boltzmann"
         elif not self.net.any_side and self.objective.inputs.jigsaw is not None:
             kind = self.net.kind
             yield "net.kind", f"a {kind} takes images of one size, not patches; use pretext: rotation, or a resnet"
