@@ -21,7 +21,7 @@ from pipeline.sheets import Picture, captioned, colours
 
 POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the browser
 METRICS = "metrics.jsonl"
-SMALL, SPRITE = 32, 48  # pixels on a side of a point's picture: small ones are enlarged to the first, about; at most
+SMALL, SPRITE = 32, 48  # pixels on a side of a point's picture, in its frame: of small images, and of others
 
 LAYOUT = {
     "is it learning": {
@@ -220,20 +220,15 @@ def store(path: Path, pixels: np.ndarray, caption: str) -> None:
 
 def mosaic(pictures: Tensor, labels: list[str]) -> tuple[np.ndarray, int]:
     """Pictures uint8 [n, C, H, W] as the projector's sprite: a square of squares in reading order, the rest white ->
-    uint8 [S, S, 3] and the side of one in pixels. Each has a frame of its label's colour: the projector colours points
-    at a click, but no setting makes it do so at once."""
-    small = pictures.float().expand(-1, 3, -1, -1)
-    side = min(SPRITE, max(small.shape[-2:]))
-    side *= max(1, SMALL // side)
-    if tuple(small.shape[-2:]) != (side, side):
-        small = interpolate(small, (side, side), mode="area")
-    edge, width = math.ceil(math.sqrt(len(small))), max(1, side // 12)
-    sheet = small.new_full((edge * edge, 3, side, side), 255)
+    uint8 [S, S, 3] and the side of one in pixels. Each is in a frame of its label's colour: the projector colours
+    points at a click, but no setting makes it do so at once."""
+    side = SMALL if max(pictures.shape[-2:]) <= SMALL else SPRITE
+    edge, width = math.ceil(math.sqrt(len(pictures))), side // 8
+    small = interpolate(pictures.float(), (side - 2 * width, side - 2 * width), mode="area")
     names = sorted(set(labels))
-    palette = 255 * torch.from_numpy(colours(len(names))).to(sheet)
-    frames = palette[[names.index(label) for label in labels]][..., None, None]
-    inside = slice(width, side - width)
-    sheet[: len(small)] = frames
-    sheet[: len(small), :, inside, inside] = small[..., inside, inside]
+    palette = 255 * torch.from_numpy(colours(len(names))).to(small)
+    sheet = small.new_full((edge * edge, 3, side, side), 255)
+    sheet[: len(small)] = palette[[names.index(label) for label in labels]][..., None, None]
+    sheet[: len(small), :, width : side - width, width : side - width] = small
     grid = sheet.view(edge, edge, 3, side, side).permute(0, 3, 1, 4, 2).reshape(edge * side, edge * side, 3)
     return grid.round().byte().numpy(), side

@@ -26,7 +26,7 @@ def confusion(table: np.ndarray, names: list[str], encoder: str) -> Picture:
 
     count, side = len(table), min(9.0, 3 + 0.5 * len(table))
     part = table / np.maximum(table.sum(1, keepdims=True), 1)
-    figure, page = canvas(side, side)
+    figure, page = canvas(side, side if count <= NUMBERED else 0.85 * side)
     plot = figure.add_subplot()
     if count <= NUMBERED:
         plot.imshow(part, cmap="Blues", vmin=0, vmax=1)

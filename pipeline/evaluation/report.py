@@ -80,10 +80,17 @@ def details(points: dict[int, Scores]) -> dict[str, Any]:
 
 
 def write(
-    data: Data, curves: Curves, tests: dict[str, Tensor], pictures: SquareImages, metrics: dict[str, Any], out: Path
+    data: Data,
+    curves: Curves,
+    tests: dict[str, Tensor],
+    pictures: tuple[SquareImages, SquareImages],
+    metrics: dict[str, Any],
+    out: Path,
 ) -> None:
     """TensorBoard's pages: a sub-run a row, so that they overlay in one card; beside them the accuracy chart and the
-    protocol. ``tests``: each row's features of the test images, [m, D]; ``pictures``: those images."""
+    protocol. ``tests``: each row's features of the test images, [m, D]; ``pictures``: those images, small and
+    large."""
+    small, large = pictures
     board = Board(out, -1)
     count = len(data.y_test)
     rows = {n: r | {"linear_top1_sd": binomial_sd(r["linear_top1"], count)} for n, r in metrics["rows"].items()}
@@ -92,14 +99,14 @@ def write(
     board.text("protocol", card(metrics))
     board.close()
     shown = np.arange(min(PROJECTED, count))
-    sprites, labels = pictures.take(shown), [data.names[c] for c in data.y_test[shown]]
+    sprites, labels = small.take(shown), [data.names[c] for c in data.y_test[shown]]
     for name, points in curves.items():
         shutil.rmtree(out / name, ignore_errors=True)  # of a start that was cut off while it drew
         board = Board(out / name)
         # A row that nothing trains is a level line over the whole width.
         level = {min(steps): points[max(points)], max(steps): points[max(points)]}
         write_curve(board, points if len(points) > 1 else level)
-        write_figures(board, name, data, points, tests[name], pictures)
+        write_figures(board, name, data, points, tests[name], large)
         board.embedding("features", principal(tests[name][: len(shown)]), labels, sprites)
         write_hparams(board, name, points, tests[name].shape[1])
         board.close()

@@ -9,6 +9,7 @@ from pipeline.sheets import Picture
 COLUMNS = 8  # reconstructions in a line
 AXIS = 40  # pixels of an image of the latent plane
 LEGEND, NAMED = 20, 120  # classes at most that are named; pixels, about, that a name has
+SHORT = 30  # pixels of names that stand among the codes, too
 
 
 def reconstructions(images: Tensor, decoded: Tensor, errors: Tensor) -> Picture:
@@ -61,8 +62,10 @@ def ellipses(mean: Tensor, deviation: Tensor, classes: list[str]) -> Picture:
     centre, axes = mean.numpy(), deviation.numpy()
     names = sorted(set(classes))
     number = np.array([names.index(name) for name in classes])
-    palette = sheets.colours(len(names))
-    figure, page = sheets.canvas(8, 8)
+    palette, named = sheets.colours(len(names)), names if len(names) <= LEGEND else []
+    shown, families = sheets.lettering([sheets.shorten(name or "no class", NAMED) for name in named])
+    longest = max([sheets.width_of(name, sheets.CAPTION) for name in shown], default=-80)
+    figure, page = sheets.canvas(8 + (longest + 80) / 100, 8)
     plot = figure.add_subplot()
     plot.add_collection(
         EllipseCollection(
@@ -71,14 +74,13 @@ def ellipses(mean: Tensor, deviation: Tensor, classes: list[str]) -> Picture:
         )
     )  # fmt: skip
     plot.add_artist(Circle((0, 0), 2, fill=False, ls=":"))
-    if len(names) <= LEGEND:
-        shown, families = sheets.lettering([sheets.shorten(name or "no class", NAMED) for name in names])
-        letters = {"family": families}
-        for i, name in enumerate(shown):
-            x, y = np.median(centre[number == i], 0)
-            plot.text(x, y, name, size=14, weight="bold", ha="center", va="center", parse_math=False, **letters)
+    for i, name in enumerate(shown if longest < SHORT else []):
+        x, y = np.median(centre[number == i], 0)
+        letters = {"family": families, "size": 14, "weight": "bold"}
+        plot.text(x, y, name, ha="center", va="center", parse_math=False, **letters)
+    if shown:
         patches = [Patch(color=colour, label=name) for colour, name in zip(palette, shown, strict=True)]
-        plot.legend(handles=patches, loc="upper right", prop=letters | {"size": 11})
+        figure.legend(handles=patches, loc="outside right upper", prop={"family": families, "size": 11})
     reach = max(4.0, 1.05 * float(np.abs(centre).max()))
     plot.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z1", ylabel="z2")
     caption = (

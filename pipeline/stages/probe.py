@@ -64,7 +64,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
     networks = untrained(settings, inputs)
     metrics = report.metrics(settings, seed, data, curves, networks)
     write_json(out / "results.json", report.results(metrics, curves, data, networks))
-    report.write(data, curves, tests, extract.smallest(), metrics, out)
+    report.write(data, curves, tests, extract.extremes(), metrics, out)
     return metrics
 
 
@@ -92,9 +92,9 @@ class Extractor:
         """The file that holds features from one start to the next."""
         return self.out / f"features/{name}.safetensors"
 
-    def smallest(self) -> SquareImages:
-        """The test images at the smallest of these sides."""
-        return self.pictures[min(self.pictures)][1]
+    def extremes(self) -> tuple[SquareImages, SquareImages]:
+        """The test images at the smallest and at the largest of these sides."""
+        return self.pictures[min(self.pictures)][1], self.pictures[max(self.pictures)][1]
 
 
 def line_up(settings: Probe, seed: int, inputs: dict[str, Path], data: Data) -> dict[str, list[Entry]]:
