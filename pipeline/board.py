@@ -7,59 +7,21 @@ folder at a time.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline import files
+from pipeline import events, files
+from pipeline.events import Events
 from pipeline.sheets import Picture, captioned, colours
 
 POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the browser
 METRICS = "metrics.jsonl"
 SMALL, SPRITE = 32, 48  # pixels on a side of a point's picture, in its frame: of small images, and of others
-
-LAYOUT = {
-    "is it learning": {
-        "loss": ["Multiline", ["learn/loss"]],
-        "energies": ["Multiline", ["energy/low", "energy/high"]],
-        "gap": ["Multiline", ["energy/gap"]],
-        "learning rate": ["Multiline", ["learn/lr"]],
-    },
-    "is it fed": {
-        "images a second": ["Multiline", ["speed/images_per_s"]],
-        "seconds a step": ["Multiline", ["speed/read", "speed/decode", "speed/crop", "speed/augment", "speed/wait"]],
-        "seconds a step that the slowest rank waited": ["Multiline", ["speed/wait_most"]],
-        "which rank": ["Multiline", ["speed/wait_rank"]],
-        "seconds a step that ranks computed": ["Multiline", ["speed/compute_most", "speed/compute_least"]],
-        "which rank the longest": ["Multiline", ["speed/compute_rank"]],
-        "unreadable": ["Multiline", ["speed/bad"]],
-    },
-    "what was lost": {
-        "starts after the first": ["Multiline", ["ops/restarts"]],
-        "steps computed twice": ["Multiline", ["ops/lost_steps"]],
-        "seconds they took": ["Multiline", ["ops/lost_s"]],
-        "seconds from a signal to its checkpoint": ["Multiline", ["ops/preempt_save_s"]],
-    },
-    "did it collapse": {
-        "standard deviation": ["Multiline", ["collapse/std"]],
-        "alignment and uniformity": ["Multiline", ["collapse/alignment", "collapse/uniformity"]],
-        "alignment against spread": ["Multiline", ["collapse/alignment_ratio"]],
-        "rank of features, directions of embeddings": ["Multiline", ["collapse/rankme", "collapse/directions"]],
-        "accuracy among negatives": ["Multiline", ["learn/accuracy"]],
-        "age of the memory": ["Multiline", ["learn/queue_age"]],
-    },
-    "how good is it": {
-        "linear probe, all labels": ["Multiline", ["accuracy/linear_top1"]],
-        "linear probe, few labels": ["Multiline", ["accuracy/linear_few"]],
-        "nearest neighbours": ["Multiline", ["accuracy/knn_top1"]],
-    },
-}
-
 
 def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Drops the rows after ``step``, and a last one that was not written completely. Returns the rows until ``step``
@@ -87,8 +49,7 @@ def last_step(folder: Path) -> int | None:
 class Board:
     """Writes one folder's scalars, pictures and texts. ``folder`` None: says nothing (ranks other than 0).
 
-    ``step``: the step restored; what was logged after it is dropped from the files and hidden in TensorBoard. -1: of
-    an earlier start nothing is kept.
+    ``step``: the step restored; what was logged after it is dropped. -1: of an earlier start nothing is kept.
     """
 
     def __init__(self, folder: Path | None, step: int = 0):
@@ -98,21 +59,11 @@ class Board:
         """Of earlier starts' timings, the rows kept and those dropped."""
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         rows, _ = cut(folder / METRICS, step)
         self.before = cut(folder / "timings.jsonl", step)
-        # A run that starts over has step 0 to hide, too; a first one has nothing.
-        again = any(folder.glob("events.out.tfevents.*"))
-        self.events = SummaryWriter(str(folder), purge_step=step + 1 if again else None)
-        self.layout()
+        self.events = Events(folder, step)
         self.last = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
-
-    def layout(self) -> None:
-        """The custom scalars page: one question a card."""
-        if self.folder is not None:
-            self.events.add_custom_scalars(LAYOUT)
 
     def _write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         if self.folder is None:
@@ -123,7 +74,7 @@ class Board:
             file.flush()
             os.fsync(file.fileno())
         for tag, value in values.items():
-            self.events.add_scalar(tag, float(value), step)
+            self.events.add(events.scalar(tag, float(value)), step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """What the seed decides: the same bytes whenever it is run."""
@@ -138,33 +89,23 @@ class Board:
         """A picture under its caption and step: in TensorBoard, and as sheets/<tag>.png (the latest)."""
         if self.folder is None:
             return
-        page = captioned(picture, step)
-        self.events.add_image(tag, page, step, dataformats="HWC")
-        store(self.folder / "sheets" / f"{flat(tag)}.png", page, picture.caption)
+        page, path = captioned(picture, step), self.folder / "sheets" / f"{flat(tag)}.png"
+        store(path, page, picture.caption)
+        self.events.add(events.image(tag, path.read_bytes(), page.shape[1], page.shape[0]), step)
 
     def histogram(self, tag: str, step: int, values: np.ndarray) -> None:
         if self.folder is not None:
-            self.events.add_histogram(tag, values, step)
+            self.events.add(events.histogram(tag, values), step)
 
     def text(self, tag: str, text: str) -> None:
         """Markdown."""
         if self.folder is not None:
-            self.events.add_text(tag, text)
-
-    def hparams(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        """This folder's row of the HParams page. ``metrics``: tags of `scalars`, whose last points are its results."""
-        if self.folder is None:
-            return
-        from torch.utils.tensorboard.summary import hparams
-
-        # add_hparams opens a second event file, and logs the metrics again.
-        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
-            self.events.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            self.events.add(events.text(tag, text))
 
     def embedding(self, tag: str, points: Tensor, labels: list[str], pictures: Tensor) -> None:
         """The projector: points [n, D], a label each, and their pictures uint8 [n, C, H, W]; the first POINTS of them.
 
-        Written by hand: SummaryWriter forgets, in a second start, the embeddings that an earlier one listed.
+        A second start keeps the embeddings that an earlier one listed.
         """
         if self.folder is None:
             return

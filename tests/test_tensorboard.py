@@ -1,6 +1,7 @@
 """TensorBoard shows what was promised: asked over HTTP, and looked at in a real browser where there is one."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from pipeline.tags import find
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -30,10 +33,12 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs):
+    """TensorBoard on the folder that the run ends with naming."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", str(port)]
+    (folder,) = runs.glob("pages/quickstart-*/tensorboard")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -59,44 +64,79 @@ def wait_for(found, seconds: float = 90):
     raise AssertionError("TensorBoard did not show it in time")
 
 
-def test_every_promised_page_is_served(server, runs):
-    names = wait_for(lambda: ask(f"{server}/data/runs"))
-    kinds = ("moco", "pirl", "vae", "codes", "probe")
-    wait_for(lambda: all(any(r.startswith(k) for r in ask(f"{server}/data/runs")) for k in kinds))
+ENCODERS = {"moco", "pirl", "codes", "vae", "plane", "raw_pixels", "random", "random_vae"}
+BESIDE = {"quickstart", "probe", "healthy", "collapsed"}
+
+
+def test_a_run_is_an_encoder_under_its_one_name(server):
+    wait_for(lambda: set(ask(f"{server}/data/runs")) == ENCODERS | BESIDE)
+    tags = ask(f"{server}/data/plugin/scalars/tags")
+    moco = {"learn/loss", "energy/gap", "learn/queue_age", "speed/wait_share", "accuracy/linear_few"}
+    assert moco <= set(tags["moco"])
+    assert {"vae/elbo", "vae/active_units", "energy/test", "accuracy/knn_top1"} <= set(tags["vae"])
+    assert {"codes/objective", "codes/energy", "codes/lista", "codes/held_out_explained"} <= set(tags["codes"])
+    assert {"collapse/std", "collapse/directions"} == set(tags["healthy"])
+
+
+def test_every_plugin_has_its_page(server):
     wait_for(lambda: ask(f"{server}/data/plugins_listing")["projector"]["enabled"])
     listing = ask(f"{server}/data/plugins_listing")
-    for plugin in ("scalars", "images", "custom_scalars", "hparams", "projector", "text"):
+    for plugin in ("scalars", "images", "custom_scalars", "hparams", "histograms", "text"):
         assert listing[plugin]["enabled"], plugin
-    scalars = ask(f"{server}/data/plugin/scalars/tags")
-    images = ask(f"{server}/data/plugin/images/tags")
+    images = wait_for(lambda: ask(f"{server}/data/plugin/images/tags"))
+    assert "views" in images["moco"] and "views" in images["pirl"] and "codes/dictionary" in images["codes"]
+    assert {"samples", "reconstructions", "interpolations", "accuracy/confusion"} <= set(images["vae"])
+    assert {"latent/codes", "latent/plane"} <= set(images["plane"])
 
-    def tags(table, start):
-        return {tag for run, found in table.items() if run.startswith(start) for tag in found}
 
-    assert {"learn/loss", "learn/lr", "energy/low", "energy/high", "energy/gap"} <= tags(scalars, "moco")
-    assert {"learn/queue_age", "learn/accuracy", "speed/wait", "speed/images_per_s"} <= tags(scalars, "moco")
-    assert {"vae/elbo", "vae/kl", "vae/recon", "vae/active_units"} <= tags(scalars, "vae")
-    assert {"accuracy/linear_top1", "accuracy/linear_few", "accuracy/knn_top1"} <= tags(scalars, "probe")
-    assert "views" in tags(images, "moco") and "views" in tags(images, "pirl")
-    assert {"samples", "reconstructions", "interpolations"} <= tags(images, "drawn")
-    assert {"latent/codes", "latent/plane"} <= tags(images, "drawn_plane")
-    assert {"codes/dictionary"} <= tags(images, "codes")
-    assert any("confusion" in t for t in tags(images, "probe"))
-    layout = ask(f"{server}/data/plugin/custom_scalars/layout")
-    assert len(layout["category"]) >= 4
-    assert names
+def test_every_tag_is_served_with_its_description(server):
+    for plugin in ("scalars", "images", "histograms", "text"):
+        found = wait_for(lambda plugin=plugin: ask(f"{server}/data/plugin/{plugin}/tags"))
+        for run, tags in found.items():
+            for tag in tags:
+                assert find(tag) is not None, (run, tag)
+                assert plugin == "text" or "Unit:" in tags[tag]["description"], (run, tag)
+
+
+def test_every_chart_has_curves(server):
+    """Asked as the page asks: by the regular expressions of each chart."""
+    layout = wait_for(lambda: ask(f"{server}/data/plugin/custom_scalars/layout"))
+    titles = [category["title"].partition("?")[0] for category in layout["category"]]
+    assert titles[:3] == ["How good is it", "Did it collapse", "Is it learning"] and "Is it fed" in titles
+    tags = [tag for found in ask(f"{server}/data/plugin/scalars/tags").values() for tag in found]
+    for category in layout["category"]:
+        for chart in category["chart"]:
+            bands = chart.get("margin", {}).get("series", [])
+            names = [name for band in bands for name in band.values()] or chart["multiline"]["tag"]
+            assert all(any(re.match(name, tag) for tag in tags) for name in names), chart["title"]
+
+
+def test_a_row_of_hparams_is_an_encoder(server):
+    def rows():
+        body = json.dumps({"experimentName": "", "allowedStatuses": [], "colParams": [], "startIndex": 0,
+                           "sliceSize": 99}).encode()  # fmt: skip
+        request = urllib.request.Request(f"{server}/data/plugin/hparams/session_groups", body,
+                                         {"Content-Type": "application/json"})  # fmt: skip
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)["sessionGroups"]
+
+    found = wait_for(lambda: {row["hparams"]["encoder"]: row for row in rows()})
+    assert set(found) == ENCODERS
+    moco = found["moco"]["hparams"]
+    assert moco["queue"] == 512 and moco["lr"] == 1e-3 and moco["seed"] == 0 and "moco-" in moco["folder"]
+    assert {m["name"]["tag"] for m in found["moco"]["metricValues"]} >= {"accuracy/linear_few", "learn/loss"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
 def test_a_browser_draws_it(server, tmp_path):
-    wait_for(lambda: len(ask(f"{server}/data/runs")) > 5)
+    wait_for(lambda: len(ask(f"{server}/data/runs")) == len(ENCODERS | BESIDE))
     picture = tmp_path / "page.png"
     subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=20000",
-            f"--screenshot={picture}", f"{server}/?tagFilter=probe%2Flinear#timeseries",
+            f"--screenshot={picture}", f"{server}/?tagFilter=accuracy%2Flinear#timeseries",
         ],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,19 +68,23 @@ class Run:
     """The stages that the words of a command line ask for, in every variant of its config."""
 
     def __init__(self, options: argparse.Namespace):
+        from pipeline import logs
+
         overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
         self.names = [w for w in options.only if "=" not in w]
         self.here = options.here
         self.configs = load(options.config, overrides)
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.plan()
+        first = next(iter(self.configs.values()))
+        self.logs = logs.Logs(Path(first.root), first.name)
 
     def plan(self) -> tuple[list["PlannedStage"], list["PlannedStage"]]:
         """Plans, or plans anew, every stage; returns all of them, and those that are asked for."""
         from pipeline import plan
 
         variants = {mark: plan.plan(cfg, self.here, self.fingerprints) for mark, cfg in self.configs.items()}
-        self.stages = plan.merge(variants)
+        self.stages, self.every = plan.merge(variants), variants
         self.variants = {m: plan.only(stages, self.names) if self.names else stages for m, stages in variants.items()}
         keys = {p.key for stages in self.variants.values() for p in stages}
         self.selection = [p for p in self.stages if p.key in keys]
@@ -94,7 +98,7 @@ class Run:
         quiet = launcher.rank() > 0
         cluster = open_cluster(self.selection, quiet)
         try:
-            with display.Display(quiet) as shown:
+            with nullcontext() if quiet else self.logs.kept(lambda: self.every), display.Display(quiet) as shown:
                 return runner.execute(self.stages, self.selection, shown, here, cluster, self.plan)
         finally:
             if cluster is not None:
@@ -102,15 +106,17 @@ class Run:
 
     def show_results(self) -> None:
         """Tables of what the probes measured, if the terminal takes them, and how to see the rest."""
-        from pipeline import show
+        from pipeline import logs, show
 
         self.plan()
         with suppress(OSError):
             show.results([p.folder for p in self.selection])
             if len(self.variants) > 1:
                 show.compare({mark: [p.folder for p in stages] for mark, stages in self.variants.items()})
-        root = next(iter(self.configs.values())).root
-        lines.say(f"tensorboard --logdir {shlex.quote(root)}")
+        self.logs.refresh(self.every)
+        folder = self.logs.folder(self.every)
+        shown = folder if folder.exists() else folder.parents[2]  # a file system without links
+        lines.say(f"tensorboard --logdir {shlex.quote(str(shown))}    then {logs.ADDRESS}")
 
 
 def load(path: str, overrides: Sequence[str]) -> dict[str, "Config"]:

@@ -31,7 +31,7 @@ def measure(settings: Codes, test: Signals, coder: Coder, lista: nn.Module | Non
         board.image("codes/dictionary", batches, figures.dictionary(atoms, order.tolist(), usage).of(source))
     strongest = figures.strongest(test.patches, index, codes.z.cpu(), order, usage, atoms)
     board.image("codes/strongest", batches, strongest.of(source))
-    board.scalars(0, {f"codes/{k}": v for k, v in metrics.items()})
+    board.scalars(0, {f"codes/held_out_{k}": v for k, v in metrics.items()})
     return metrics | curves(settings, y, d, lista, board)
 
 

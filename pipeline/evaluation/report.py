@@ -105,18 +105,22 @@ def write(
         board = Board(out / name)
         # A row that nothing trains is a level line over the whole width.
         level = {min(steps): points[max(points)], max(steps): points[max(points)]}
-        write_curve(board, points if len(points) > 1 else level)
+        write_curve(board, points if len(points) > 1 else level, count)
         write_figures(board, name, data, points, tests[name], large)
         board.embedding("features", principal(tests[name][: len(shown)]), labels, sprites)
-        write_hparams(board, name, points, tests[name].shape[1])
         board.close()
 
 
-def write_curve(board: Board, points: dict[int, Scores]) -> None:
-    """A row's scalars at each step."""
+def write_curve(board: Board, points: dict[int, Scores], count: int) -> None:
+    """A row's scalars at each step, and the band of one deviation about each accuracy. ``count``: test images."""
     for step, scores in points.items():
-        tags = {f"accuracy/{k}": v for k, v in scores.row().items()}
-        board.scalars(step, tags | {"collapse/rankme": scores.rankme, "collapse/std": scores.spread})
+        row = scores.row()
+        deviations = {name: binomial_sd(row[name], count) for name in ("linear_top1", "knn_top1")}
+        values = {"collapse/feature_rankme": scores.rankme, "collapse/feature_std": scores.spread}
+        for name, sd in (deviations | {"linear_few": row["linear_few_sd"]}).items():
+            band = {f"range/{name}_low": row[name] - sd, f"range/{name}_high": row[name] + sd}
+            values |= {f"accuracy/{name}": row[name]} | band
+        board.scalars(step, values)
 
 
 def write_figures(
@@ -128,12 +132,6 @@ def write_figures(
     table = figures.confusion(np.array(points[step].confusion), data.names, name)
     board.image("accuracy/neighbours", step, near.of(source))
     board.image("accuracy/confusion", step, table.of(source))
-
-
-def write_hparams(board: Board, name: str, points: dict[int, Scores], dims: int) -> None:
-    last = points[max(points)]
-    values = {"encoder": name, "features": dims, "penalty": last.penalty, "step": max(points)}
-    board.hparams(values, [f"accuracy/{k}" for k in last.row()])
 
 
 def principal(rows: Tensor) -> Tensor:

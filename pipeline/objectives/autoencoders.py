@@ -11,10 +11,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from pipeline import keyed, sheets
 from pipeline.nets import decoders, seeded, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
-from pipeline.objectives.energies import NARROW, directions, full
+from pipeline.objectives.energies import directions, full
 from pipeline.objectives.latents import ellipses, interpolations, plane, reconstructions
 from pipeline.settings import objectives as kinds
 from pipeline.sheets import Picture
+from pipeline.tags import NARROW
 
 SILENT = 0.05  # nats of KL, over all units
 SHOWN, PATHS, PATH_STEPS = 32, 8, 10  # images reconstructed; paths between images, and images of a path
@@ -82,7 +83,8 @@ class AE(Objective):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         low, z = embedded
-        return Step(low.mean(), low, low.new_empty(len(low), 0), per_sample={"codes": z.detach()})
+        scalars = {"ae/error": low.detach().mean()}
+        return Step(low.mean(), low, low.new_empty(len(low), 0), scalars, per_sample={"codes": z.detach()})
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         return {"energy/volume": directions(self.world.gather(step.per_sample["codes"]))}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.nets import norm, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
-from pipeline.objectives.energies import NARROW, directions, infonce, unit
+from pipeline.objectives.energies import directions, infonce, unit
+from pipeline.tags import FAR, FLAT, LEAKAGE, NARROW, POINT
 
-POINT, FAR, FLAT, LEAKAGE = 0.17, 0.9, 0.02, 0.08
 PAIRS = 256
 """Images between which all distances are taken: these grow with the square."""
 

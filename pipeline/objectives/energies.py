@@ -4,9 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-NARROW = 1.5
-"""Directions under which rows count as collapsed to a line."""
-
 
 def full(x: Tensor) -> Tensor:
     """The tensor in at least fp32: no energy or loss is computed in half precision, whatever autocast says."""

@@ -28,7 +28,7 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         board.image(tag, step, figure.of(source))
     energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
     metrics = {"energy": float(energies.mean())}
-    board.scalars(0, {f"test/{name}": value for name, value in metrics.items()})
+    board.scalars(0, {"energy/test": metrics["energy"]})
     board.close()
     return metrics
 

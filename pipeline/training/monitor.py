@@ -182,6 +182,7 @@ class Throughput:
         rates["speed/bad"] = float(self.loader.bad)
         if steps:
             self.images_per_s = rates["speed/images_per_s"] = steps * self.batch / (now - self.time)
+            rates["speed/wait_share"] = rates.get("speed/wait", 0.0) * steps / (now - self.time)
         if self.world.size > 1:
             rates |= self.slowest({"speed/wait": rates.get("speed/wait", 0.0)} | self.compute_seconds())
         self.seconds, self.step, self.time = seconds, step, now
