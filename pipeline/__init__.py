@@ -1,4 +1,4 @@
-"""Distributed self-supervised pretraining: the names for use from Python.
+"""Distributed self-supervised pretraining. The names for use from Python:
 
     run            the stages of a config, in this process        load_config    a config, checked
     load_model     a trained objective, with all that it learned  load_encoder   its encoder: images in, features out
@@ -35,7 +35,7 @@ HOME = {
     "ConfigError": "errors",
     "DataError": "errors",
 }
-"""The module of each name, and what it is called there where that is another name."""
+"""The module of each name, and after the colon its name there, if that is another."""
 
 
 def __getattr__(name: str) -> Any:

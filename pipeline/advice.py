@@ -1,5 +1,5 @@
-"""What a stage will meet on its images, told before it costs hours: refused where it cannot run, said where it runs
-otherwise than its reader may think. Without torch: settings and numbers alone."""
+"""Checks a stage's settings against the number and size of its images before it starts, without torch: an error where
+it cannot run, a line where it would run but not as the settings suggest."""
 
 import json
 import math
@@ -11,14 +11,14 @@ from pipeline.settings.stage import Stage
 from pipeline.settings.stages import Pretrain, Probe
 
 LEFT_OUT = 0.2
-"""Share of the images that an epoch may leave out unsaid."""
+"""Share of the images that an epoch may leave out without a line about it."""
 ENLARGED = 2
-"""Times that images may be enlarged unsaid."""
+"""Factor by which images may be enlarged without a line about it."""
 
 
 def stage(name: str, settings: Stage, folder: Path) -> list[str]:
-    """Lines about a stage that reads the shards in ``folder``. Raises DataError where a probe could not work on them,
-    whatever is trained, and ConfigError where a training could not."""
+    """Lines about a stage that reads the shards in ``folder``. Raises DataError where a probe cannot run on them, and
+    ConfigError where a training cannot."""
     path = folder / "manifest.json"
     if isinstance(settings, Probe):
         from pipeline.evaluation import requirements
@@ -32,8 +32,8 @@ def stage(name: str, settings: Stage, folder: Path) -> list[str]:
 
 
 def training(name: str, settings: Pretrain, images: int, side: int | None = None) -> list[str]:
-    """Lines about a stage on ``images`` packed training images, all of ``side`` pixels if that is known. Raises
-    ConfigError where they are fewer than a batch, and where net or patches do not go with views of their side."""
+    """Lines about a training on ``images`` packed images, squares of ``side`` pixels if that is given. Raises
+    ConfigError where they are fewer than a batch, and where the network or patches do not fit views of that side."""
     count = settings.samples(images)
     if settings.batch > count:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Artifacts: what a stage makes, in a folder named by the hash of everything that could change it.
+"""Artifacts: the results of stages, each in a folder named by its key, a hash of everything that could change it.
 
-`artifact.json` is written last: a folder that has it is done, a folder that has not is gone on with. One process at a
-time works on a key; its lock is a file with its owner and a heartbeat.
+`artifact.json` is written last: a folder with it is finished, one without it is resumed. One process at a time works
+on a key; it holds a lock file that names it and has a heartbeat.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from pipeline.settings.stages import Pack
 QUARANTINE = "quarantine.json"
 NAME, BEGUN, LOCK = "artifact.json", "begun.json", "lock"
 LOG, STOP, FAILED = "error.log", "stop", "failed"
-"""Tracebacks; what asks the stage to stop; the exit code that a rank ended with, for those it took with it."""
+"""Files in a stage's folder: tracebacks; a request to stop; the exit code of a failed rank, for the other ranks."""
 NUMBERS = ("torch", "torchvision", "numpy", "accelerate", "scipy", "scikit-learn", "numba", "pillow")
 """Packages whose version can change a number."""
 BEAT, STALE = 10.0, 60.0
-"""Seconds between heartbeats, and without one after which a lock from another host counts as left behind."""
+"""Seconds between heartbeats, and seconds without one after which another host's lock counts as stale."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys
 def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, str]) -> str:
-    """SHA-256 of all that can change the result -> 64 hex digits. ``inputs``: keys by stage name. ``outside``: the
-    fingerprint of data from outside, which stands in the place of the settings that name it. ``seed``: the stage's, or
-    else the config's."""
+    """SHA-256 of everything that can change the result -> 64 hex digits. ``seed``: the stage's, or the config's where
+    it has none. ``inputs``: the identity of each stage that it reads. ``outside``: the fingerprint of a pack's source,
+    which replaces the settings that name the source."""
     elsewhere = {"seed"} | ({"source", "root"} if outside else set())
     facts = {
         "version": settings.version,
@@ -51,23 +51,21 @@ def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, s
 
 
 def idle_changes(settings: Stage, record: dict[str, Any]) -> str:
-    """ "log_steps 20, keep 5": the housekeeping settings that are not those a finished artifact was made with."""
+    """ "log_steps 20, keep 5": the housekeeping settings that differ from those of a finished artifact's record."""
     before = record.get("settings", {})
     now = settings.model_dump(mode="json", include=settings.housekeeping() & before.keys())
     return ", ".join(f"{name} {value}" for name, value in now.items() if value != before[name])
 
 
 def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
-    """What is known of a pack's source without reading its images; nothing for other stages. ``root``: where runs are
-    kept, which are none.
-
-    Raises DataError where the source cannot be packed."""
+    """Identifies the data of a pack's source without reading its images; empty for other stages. ``root``: the folder
+    of runs, whose images are not packed. Raises DataError where the source cannot be packed."""
     return open_source(settings, root).fingerprint() if isinstance(settings, Pack) else {}
 
 
 def identity(out: Path, digest: str) -> str:
-    """An artifact as those that use it see it: shards by their own fingerprint, which the images decide, all else by
-    its key; with a quarantine list, another."""
+    """The hash that an artifact contributes to the keys of stages that read it: for shards the fingerprint of their
+    content, for others the key. A quarantine list changes it."""
     record = read(out)
     if record is not None:
         digest = record["metrics"].get("fingerprint", digest)
@@ -78,13 +76,13 @@ def identity(out: Path, digest: str) -> str:
 
 
 def folder(root: Path, name: str, digest: str) -> Path:
-    """Where a stage's artifact lies: root/<stage>-<first 8 digits of its key>."""
+    """The folder of a stage's artifact: root/<stage>-<first 8 digits of its key>."""
     return root / f"{name}-{digest[:8]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- records
 def read(out: Path) -> dict[str, Any] | None:
-    """A folder's artifact.json, or None where it is not done."""
+    """A folder's artifact.json, or None where it has none. Raises DataError where it cannot be read."""
     try:
         return json.loads((out / NAME).read_text())
     except FileNotFoundError:
@@ -94,7 +92,7 @@ def read(out: Path) -> dict[str, Any] | None:
 
 
 def done(out: Path, digest: str) -> dict[str, Any] | None:
-    """The record of a finished artifact with this key, or None."""
+    """The record of a finished artifact with this key, or None. Raises DataError where the folder has another key."""
     record = read(out)
     if record is not None and record.get("key") != digest:
         other = record.get("key")
@@ -103,12 +101,12 @@ def done(out: Path, digest: str) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and torch as JSON's."""
+    """Converts numbers and arrays of numpy and torch for JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, without importing any of it."""
+    """The versions of Python and of the packages in NUMBERS, without importing them."""
     numbers = {"python": platform.python_version()}
     for name in NUMBERS:
         try:
@@ -119,7 +117,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(recorded: dict[str, str]) -> str:
-    """ "torch 2.14.0 (now 2.15.0), ..." for what has changed since a record was made; empty if nothing has."""
+    """ "torch 2.14.0 (now 2.15.0), ...": the versions that have changed since a record; empty if none has."""
     now = versions()
     changed = [n for n in now | recorded if now.get(n) != recorded.get(n)]
     return ", ".join(f"{n} {recorded.get(n, 'absent')} (now {now.get(n, 'absent')})" for n in changed)
@@ -138,7 +136,7 @@ def commit() -> str | None:
 
 
 def cpu() -> str:
-    """The processor's name: bitwise claims hold on one type."""
+    """The processor's name; results are equal to the bit only on one type of processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -148,8 +146,8 @@ def cpu() -> str:
 
 
 def begin(out: Path, facts: dict[str, Any] | None = None) -> str:
-    """Notes when and with which versions work on a folder began, and what it is to be. Returns what has changed since
-    then, if it was begun before, else an empty string."""
+    """Writes begun.json with the time, the versions and ``facts``, unless it exists. Returns the versions that have
+    changed since it was written; empty if none has."""
     try:
         return differences(json.loads((out / BEGUN).read_text())["versions"])
     except (OSError, ValueError, KeyError):
@@ -159,7 +157,7 @@ def begin(out: Path, facts: dict[str, Any] | None = None) -> str:
 
 
 def finish(out: Path, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """Writes artifact.json, the last thing to be written: from then on the artifact is done."""
+    """Writes artifact.json, which marks the artifact as finished, and returns its content."""
     begun = json.loads((out / BEGUN).read_text())
     now = time.time()
     record = facts | {
@@ -173,7 +171,7 @@ def finish(out: Path, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[st
         "metrics": metrics,
     }
     progress.clear(out)
-    for name in (LOG, STOP, FAILED, *(p.name for p in out.glob(f".{LOCK}.*"))):  # the last, of those that were killed
+    for name in (LOG, STOP, FAILED, *(p.name for p in out.glob(f".{LOCK}.*"))):  # the last of killed ones
         (out / name).unlink(missing_ok=True)
     files.write_json(out / NAME, record, sort_keys=False, default=plain)
     (out / BEGUN).unlink()
@@ -186,8 +184,8 @@ def stamp(seconds: float) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- locks
 def born(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: two processes may share a number, not this too. None: no such
-    process, or none that this system tells of."""
+    """The start of a process in the kernel's clock ticks, since process numbers are reused. None where there is no
+    such process, or where the system does not tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -195,7 +193,7 @@ def born(pid: int) -> str | None:
 
 
 def alive(owner: dict[str, Any], age: float) -> bool:
-    """Whether a lock's owner still works on it; ``age``: seconds since its last heartbeat."""
+    """Whether a lock's owner is still running. ``age``: seconds since its last heartbeat."""
     if owner.get("host") != socket.gethostname():
         return age < STALE
     if not Path("/proc/self/stat").exists():
@@ -222,10 +220,11 @@ def locked(out: Path) -> bool:
 
 
 class Lock:
-    """One worker a key. Waits while its owner lives, says so once, and takes over what a dead one left behind.
+    """Lets one process at a time work on a key. It waits while another holds the lock, prints a line about it once,
+    and takes over a stale lock. Raises Stopped where ``stop`` says so meanwhile.
 
-    The lock file names host, process and that process's start; a thread touches it while it is held. A lock left on
-    this host is known by its dead process, one left on another by a minute without a heartbeat.
+    The lock file names the host, the process and its start; a thread touches it while the lock is held. A lock of this
+    host is stale if its process is gone, one of another host after STALE seconds without a heartbeat.
     """
 
     def __init__(self, out: Path, say: Callable[[str], None] = print, stop: Callable[[], bool] = lambda: False):
@@ -254,7 +253,7 @@ class Lock:
             self.path.unlink(missing_ok=True)
 
     def take(self) -> bool:
-        """Creates the lock, or takes over a stale one; false where a living process holds it."""
+        """Creates the lock, or takes over a stale one. False where a running process holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -265,16 +264,16 @@ class Lock:
         return True
 
     def take_over(self) -> bool:
-        """Writes our name into a stale lock. Rivals queue at the kernel's lock on the file, so that one of them does;
-        the next finds a living owner."""
+        """Writes this process's name into a stale lock. Processes that try at the same time are serialised by flock,
+        so that only the first succeeds."""
         import fcntl
 
         try:
             file = self.path.open("r+")
         except FileNotFoundError:
-            return False  # released just now: the next try creates it
+            return False  # it was released just now: the next attempt creates it
         with file:
-            with suppress(OSError):  # a file system without such locks: what follows is then only nearly exclusive
+            with suppress(OSError):  # without flock two processes could still both succeed, in a short window
                 fcntl.flock(file, fcntl.LOCK_EX)
             owner, age = self.owner()
             try:
@@ -289,7 +288,7 @@ class Lock:
             return True
 
     def owner(self) -> tuple[dict[str, Any], float]:
-        """Who the lock names, {} while that is being written, and seconds since its last heartbeat."""
+        """The owner that the lock file names ({} while it is being written), and seconds since its heartbeat."""
         now = self.path.with_name(f".{LOCK}.{os.getpid()}")
         try:
             now.touch()  # the file system's clock, which may not be this machine's
@@ -303,7 +302,7 @@ class Lock:
             now.unlink(missing_ok=True)
 
     def held(self) -> bool:
-        """Whether the lock is still ours: a process that slept too long may have lost it."""
+        """Whether the lock file still names this process: one that was suspended too long may have lost it."""
         return self.owner()[0] == self.mine
 
     def beat(self) -> None:

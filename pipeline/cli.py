@@ -13,8 +13,8 @@
     pipeline doctor --cluster [RUNS]                                whether the machines fit together
     pipeline settings [KIND]                                        every setting, with default and meaning
 
-Exit codes: 0 done, 1 a fault of ours, 2 usage or config, 65 data, 69 the cluster did not form, 70 no progress,
-75 saved after a signal: run the same command again.
+Exit codes: 0 done, 1 a fault of this program, 2 usage or config, 65 data, 69 the cluster did not form,
+70 no progress, 75 saved after a signal: run the same command again.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
 COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submit", "slurm", "doctor", "settings")
-"""Each a module of pipeline.commands, imported when it is asked for."""
+"""The modules of pipeline.commands, each imported when its command is called."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -50,8 +50,8 @@ def command(words: Sequence[str]) -> int:
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """What ``run`` returns, or the exit code of what it raises, which is said in one line, after its traceback where
-    the fault is ours."""
+    """The exit code that ``run`` returns, or that of the error it raises, whose line is printed; a fault of this
+    program is printed with its traceback."""
     try:
         return run()
     except KeyboardInterrupt:

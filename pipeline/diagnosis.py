@@ -1,4 +1,4 @@
-"""What limits a training: a few hundred images through the loader, a few steps without it, and what follows."""
+"""Measures what limits a training's speed: the loader on a few hundred images, and a few steps without it."""
 
 import io
 import math
@@ -22,16 +22,17 @@ from pipeline.training import loop, optim
 from pipeline.world import World
 
 IMAGES, STEPS = 384, 3
-"""Images that the feed is measured on, at least, and steps of the model, of which the quickest counts."""
+"""The least number of images that the loader is timed on, and the steps of the model, of which the fastest counts."""
 FAR = 2.0
-"""Times the side of a view that images may be on their short side before they are called far larger."""
+"""Images whose short side is more than FAR times a view's side are reported as too large."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds an image: ``stages`` of the loader, in one thread; ``step`` of the model, which waits for nothing.
-    ``threads``: those that feed it; ``side``: median short side of the files; ``neighbours``: share of images whose
-    next one in the shards is of their class, and ``chance`` that it is in a random order (none: no labels)."""
+    """Times and facts of a training. ``stages``: seconds an image of each stage of the loader, in one thread;
+    ``step``: seconds an image of a training step without the loader. ``threads``: of the loader; ``side``: median
+    short side of the files in pixels; ``neighbours``: share of images that the shards order before one of the same
+    class; ``chance``: that share in a random order (both None without labels)."""
 
     stages: dict[str, float]
     step: float
@@ -42,12 +43,12 @@ class Measurement:
 
     @property
     def cores(self) -> float:
-        """Threads that would keep the model busy."""
+        """Loader threads that would keep the model busy."""
         return sum(self.stages.values()) / self.step
 
 
 def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measurement:
-    """Measures the stage's own feed and objective on its own shards; writes nothing."""
+    """Measures a stage's loader and objective on its shards. Writes nothing."""
     shards = Shards.open(folder, "train")
     one_thread = settings.model_copy(update={"threads": 1})
     objective, _, loader = pretrain.prepare(one_thread, seed, shards, world, None)
@@ -70,7 +71,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measur
 
 
 def feed_seconds(loader: Loader, batch: int) -> tuple[dict[str, float], int, list[Any]]:
-    """Seconds an image of each of the feed's stages; the epoch and the micro-batches of its first step."""
+    """Seconds an image of each stage of the loader, and the epoch and micro-batches of its first step."""
     count = -(-IMAGES // batch)
     steps = islice(loader.steps(0), count + 1)
     _, epoch, loaded = next(steps)  # threads start, and a small set is decoded once
@@ -82,7 +83,7 @@ def feed_seconds(loader: Loader, batch: int) -> tuple[dict[str, float], int, lis
 
 
 def step_seconds(objective: Objective, settings: Pretrain, batches: list[Any], world: World) -> float:
-    """Seconds of the quickest of some steps on the same batch."""
+    """Seconds of the fastest of several steps on the same batch."""
     optimiser, best = optim.build(objective, settings), math.inf
     for _ in range(STEPS + 1):
         start = time.perf_counter()
@@ -96,8 +97,8 @@ def step_seconds(objective: Objective, settings: Pretrain, batches: list[Any], w
 
 
 def sorting(labels: np.ndarray) -> tuple[float | None, float | None]:
-    """The share of images whose next one is of their class, and what it would be in a random order; none without
-    labels."""
+    """The share of images that are followed by one of their class, and that share in a random order; None, None
+    without labels."""
     if len(labels) < 2 or labels.min() < 0:
         return None, None
     shares = np.bincount(labels) / len(labels)
@@ -105,7 +106,7 @@ def sorting(labels: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def sides(shards: Shards) -> Iterator[int]:
-    """Short sides of some of the files, in pixels."""
+    """The short sides of up to 64 of the files, in pixels."""
     for sample in np.linspace(0, shards.n - 1, min(64, shards.n)).astype(int).tolist():
         try:
             yield min(Pictures.open(io.BytesIO(read(shards, sample))).size)
@@ -114,7 +115,7 @@ def sides(shards: Shards) -> Iterator[int]:
 
 
 def advice(settings: Pretrain, speed: Measurement, shards: Shards, size: int, ranks: int = 1) -> tuple[str, list[str]]:
-    """What limits the training with one thing to change, and warnings about the shards."""
+    """A line that says what limits the training and what to change, and warnings about the shards."""
     return limit(speed, size), list(warnings(settings, speed, shards, size, ranks))
 
 

@@ -1,7 +1,7 @@
-"""What can go wrong, each with the exit code a script or a scheduler acts on.
+"""The errors for users, each with the exit code that a script or a scheduler acts on.
 
-0 done · 1 a fault of ours · 2 usage or config · 65 data · 69 the cluster did not form (requeue elsewhere)
-· 70 no progress (stop) · 75 saved after a signal, run me again.
+0 done · 1 a fault of this program · 2 usage or config · 65 data · 69 the cluster did not form (requeue elsewhere)
+· 70 no progress (do not repeat) · 75 saved after a signal (run the same command again).
 """
 
 import errno as numbers
@@ -11,37 +11,37 @@ from collections.abc import Iterator
 
 
 class PipelineError(Exception):
-    """One clear line for the user: what was found, what was expected, what to change."""
+    """An error whose text is one line for the user: what was found, what was expected, what to change."""
 
     code = 1
 
 
 class ConfigError(PipelineError):
-    """A config, an override or a command line that cannot be run. Holds one line per mistake."""
+    """A config, an override or a command line is wrong. The text has one line for each mistake."""
 
     code = 2
 
 
 class DataError(PipelineError):
-    """Images or shards that are missing, altered or unreadable past the limits."""
+    """Images or shards are missing or altered, or too many cannot be read."""
 
     code = 65
 
 
 class ClusterError(PipelineError):
-    """The processes asked for did not come together: worth trying on other nodes."""
+    """The processes of a run did not come together; on other nodes they may."""
 
     code = 69
 
 
 class NoProgressError(PipelineError):
-    """Running again would end in the same place."""
+    """The same command would fail again in the same way."""
 
     code = 70
 
 
 class Stopped(PipelineError):
-    """Asked to stop, and saved: the same command goes on from here."""
+    """The process was asked to stop and has saved; the same command resumes."""
 
     code = 75
 
@@ -66,7 +66,7 @@ LIMITS = {
     numbers.ENOLCK: f"the file system has no locks left: name another folder, {AGAIN}",
     numbers.ENAMETOOLONG: "name a shorter one",
 }
-"""What a user's disk, rights and limits refuse, and what to do about it: no further start helps before that."""
+"""What to do about errors of the user's disk, rights and limits; running again does not help before that."""
 MESSAGES = {
     r"can't start new thread": numbers.EAGAIN,
     r"DefaultCPUAllocator|Cannot allocate memory|bad_alloc": numbers.ENOMEM,
@@ -75,25 +75,25 @@ MESSAGES = {
     r"Too many open files": numbers.EMFILE,
     r"Disk quota exceeded": numbers.EDQUOT,
 }
-"""How libraries report the same without a number."""
+"""Patterns of library errors that mean the same without an errno."""
 PEER_LOST = re.compile(
     r"Connection (closed by peer|reset by peer|refused)|Broken pipe|communicator was aborted|remote process exited"
 )
-"""What gloo and NCCL say when the process at the other end, or its machine, died."""
+"""Texts of gloo's and NCCL's errors when the process at the other end, or its machine, has died."""
 BUGS = {numbers.EBADF, numbers.EFAULT, numbers.ENOTSOCK, numbers.ECHILD, numbers.ESRCH, numbers.EINVAL, numbers.ESPIPE}
-"""What the system answers to calls that should not have been made."""
+"""Numbers of system errors that only a fault of this program causes."""
 
 
 def explain(error: BaseException, where: str = "") -> PipelineError | None:
-    """An error as the line for the user whose files, disk, rights or limits caused it, with its exit code; None where
-    it is a fault of ours. ``where``: what was being written, for errors that name no file."""
+    """Turns an error into one with a line for the user, if the user's files, disk, rights or limits caused it; None if
+    it is a fault of this program. ``where``: what was being written, for errors that name no file."""
     if isinstance(error, PipelineError):
         return error
     if peer_lost(error):
         return ClusterError(f"another rank is gone ({first_line(error)[:160]}); the same command goes on")
     for cause in causes(error):
         if isinstance(cause, PipelineError):
-            continue  # an attempt before this one, which said so
+            continue  # the error of an earlier attempt, reported then
         if (number := system_number(cause)) in LIMITS:
             return NoProgressError(f"{subject(cause, where)}{os.strerror(number).lower()}: {LIMITS[number]}")
         if type(cause).__name__ == "OutOfMemoryError":
@@ -109,18 +109,18 @@ def explain(error: BaseException, where: str = "") -> PipelineError | None:
 
 
 def peer_lost(error: BaseException) -> bool:
-    """Whether an error tells of another process that is gone. Python's own errors of files and sockets do not: gloo
-    and NCCL raise RuntimeErrors."""
+    """Whether an error of gloo or NCCL says that another process is gone. They raise RuntimeErrors; Python's own
+    errors of files and sockets do not count."""
     return not isinstance(error, OSError | PipelineError) and bool(PEER_LOST.search(str(error)))
 
 
 def fault(error: BaseException) -> str:
-    """The line for an error that is a fault of ours."""
-    return f"a fault of ours, {type(error).__name__}: {first_line(error)}"
+    """The line for an error that is a fault of this program."""
+    return f"a fault of this program, {type(error).__name__}: {first_line(error)}"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that caused it, one after another."""
+    """An error, then its cause, then that one's cause, and so on."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -130,7 +130,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def system_number(error: BaseException) -> int | None:
-    """The operating system's number of an error (errno): its own, or the one that its text gives."""
+    """The errno of an error: its attribute, or the one that MESSAGES gives for its text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, MemoryError):
@@ -149,5 +149,5 @@ def subject(error: BaseException, where: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; its class, where it has none."""
+    """The first line of an error's text, or its class's name if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

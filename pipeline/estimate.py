@@ -1,6 +1,6 @@
-"""What a training stage will take, before it runs: images, steps, parameters and memory.
+"""Estimates the images, parameters and memory of a training before it runs.
 
-The objective is built, and one micro-batch sent through it, on torch's meta device: shapes without numbers.
+The objective is built on torch's meta device, which has shapes but no values, and embeds one micro-batch there.
 """
 
 import json
@@ -22,8 +22,8 @@ from pipeline.world import World
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed set as far as it is known: training images, channels (None before packing), side of the images (None
-    where it varies, too)."""
+    """What is known of a packed set: the number of training images, the channels (None before packing), and the side
+    of the images in pixels (None before packing, or where it varies)."""
 
     images: int
     channels: int | None
@@ -31,7 +31,7 @@ class Packed:
 
 
 def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
-    """What the shards are, if they are there, or what they will be, as far as that is known before."""
+    """What is known of a pack: from its shards if they exist, else from its source; None if neither tells."""
     manifest = folder / "manifest.json"
     if manifest.exists():
         facts = json.loads(manifest.read_text())
@@ -45,12 +45,13 @@ def packed(settings: Pack, seed: int, folder: Path) -> Packed | None:
 
 
 def training_images(settings: Pack, seed: int, root: Path) -> int:
-    """Images of a source, readable or not, that packing would give to train on: by their names alone."""
+    """The number of training images that packing would give, from the source's names alone: unreadable images are
+    counted too."""
     return len(halves(open_source(settings, root).listing(), settings.test, seed)["train"])
 
 
 def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective, Image] | None:
-    """The objective on the meta device and the images it is for; None where their side is not known yet."""
+    """The objective on the meta device, and the images it is for; None where their side is not known yet."""
     side = settings.view_size or (data.side if data else None)
     if side is None:
         return None
@@ -63,13 +64,13 @@ def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective
 
 
 def parameters(objective: Objective) -> int:
-    """Numbers that are trained."""
+    """The number of trained parameters."""
     return sum(p.numel() for p in objective.parameters() if p.requires_grad)
 
 
 def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
-    """Bytes that one process holds at the peak of a step: weights, gradients, optimiser, memory banks, and what the
-    forward pass keeps for the backward pass of one micro-batch. Workspaces and the allocator's slack come on top."""
+    """Bytes that one process holds at the peak of a step: weights, gradients, optimiser state, memory banks, and the
+    activations of one micro-batch saved for backward. Workspaces and the allocator's overhead are not counted."""
     trained = 4 * parameters(objective)
     states = {"sgd": 1, "lars": 1, "adam": 2}[settings.optimiser.kind]
     frozen = 4 * sum(p.numel() for p in objective.parameters()) - trained
@@ -81,12 +82,12 @@ def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
 
 
 def saved_bytes(settings: Pretrain, objective: Objective, image: Image) -> int:
-    """Bytes saved for the backward pass of embedding one micro-batch, each storage once, weights left out; and of
-    the table of energies. Under bf16, half of it."""
+    """Bytes saved for the backward pass of embedding one micro-batch, each storage once and without the weights (half
+    as many under bf16), plus the bytes of the table of energies and its gradient."""
     rows = settings.batch // settings.accumulate // settings.place.workers
     shapes = transforms.build(settings.objective.inputs, settings.views, image, 0).view_shapes
     views = tuple(torch.empty(rows, *shape, device="meta") for shape in shapes)
-    seen: list[Tensor] = []  # kept alive, so that no storage is counted for another that took its place
+    seen: list[Tensor] = []  # kept alive, so that no new storage reuses the address of one already counted
     weights = {p.untyped_storage()._cdata for p in objective.parameters()}
 
     def note(x: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def saved_bytes(settings: Pretrain, objective: Objective, image: Image) -> int:
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
     embedding = sum(size for at, size in storages.items() if at not in weights)
     del result
-    small = getattr(settings.views[0], "small", None)  # each of which asks for what a view asks for
+    small = getattr(settings.views[0], "small", None)  # each small crop is a query, too
     queries = rows * (1 + small.count if small else 1)
-    energies = 8 * objective.energy_count(queries, settings.batch)  # themselves and their gradient
+    energies = 8 * objective.energy_count(queries, settings.batch)  # float32 energies and their gradient
     return energies + (embedding // 2 if settings.precision == "bf16" else embedding)

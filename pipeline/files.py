@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all: each is written under another name and renamed when it is complete.
+"""Writes files atomically: each is written under another name and renamed when it is complete.
 
-A process that is killed while it writes leaves `.NAME.part` beside the file; the next one to write it takes its place.
+A process that is killed meanwhile leaves `.NAME.part` beside the file, which the next process to write it replaces.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Gives the name to write to; what was written there becomes ``path`` when the block ends, and is removed if the
-    block raises. ``durable``: the bytes are on the disk before the rename, and the rename before this returns."""
+    """Yields a temporary path to write to, which is renamed to ``path`` when the block ends, or removed if it raises.
+    ``durable``: the bytes are synced to disk before the rename, and the rename before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    """Syncs a file's bytes, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 
 def write(path: Path, data: bytes | str, durable: bool = True) -> None:
-    """A file of these bytes, or of this text in UTF-8."""
+    """Writes bytes, or text in UTF-8, to a file."""
     with replacing(path, durable) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -46,10 +46,10 @@ def write(path: Path, data: bytes | str, durable: bool = True) -> None:
 def write_json(
     path: Path, body: Any, sort_keys: bool = True, default: Callable[[Any], Any] | None = None, durable: bool = True
 ) -> None:
-    """A file of JSON; ``default`` turns what JSON has no form for into what it has, as `json.dumps` calls it."""
+    """Writes a value as JSON. ``default``: as in `json.dumps`, for values that JSON cannot represent."""
     write(path, json.dumps(body, indent=1, sort_keys=sort_keys, default=default) + "\n", durable)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """A file with one line of JSON for each row."""
+    """Writes one line of JSON for each row."""
     write(path, "".join(json.dumps(row) + "\n" for row in rows))

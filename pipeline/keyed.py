@@ -1,9 +1,9 @@
-"""Random numbers as a pure function of what they are for: no state, so nothing can be lost, shared or reordered.
+"""Random numbers as pure functions of a key: no generator has a state that must be saved, shared or kept in order.
 
-A number is a hash of its key's parts (seed, epoch, sample, view, operation, index), mixed one after another by
-splitmix64's finaliser (Steele, Lea & Flood 2014). A permutation is a Feistel network on the smallest power of two that
-holds n, applied until its result falls below n (cycle walking, Black & Rogaway 2002): O(1) memory in n. Fewer than
-SMALL elements are sorted by random numbers instead.
+A number is a hash of its key's parts (seed, epoch, sample, view, operation, index), each mixed in by splitmix64's
+finaliser (Steele, Lea & Flood 2014). A permutation of n is a Feistel network on the smallest power of two >= n,
+applied until its result is below n (cycle walking, Black & Rogaway 2002), in O(1) memory. Fewer than SMALL elements
+are sorted by random numbers instead.
 """
 
 import zlib
@@ -21,15 +21,15 @@ SMALL = 64
 
 
 def bits(part: str | int | np.integer) -> int:
-    """The 64 bits of a key part, a name ("blur") or an integer, stable over processes and versions."""
+    """The 64 bits of a key part, a name ("blur") or an integer; the same in every process and version."""
     if isinstance(part, str):
         return zlib.crc32(part.encode()) | (len(part) << 32)
     return int(part) & MASK
 
 
 def mix(x: Any) -> Any:
-    """splitmix64's finaliser of an int, or of each element of a uint64 array, whose memory the result takes:
-    new memory and more calls would cost as much as the arithmetic."""
+    """splitmix64's finaliser of an int, or of each element of a uint64 array, in place: new memory would cost as much
+    time as the arithmetic."""
     for shift, factor in ((30, MIX_1), (27, MIX_2)):
         x ^= x >> shift
         x *= factor
@@ -40,10 +40,10 @@ def mix(x: Any) -> Any:
 
 
 def key(*parts: Any) -> Any:
-    """Hash of key parts, each an int, a name or an integer array (broadcast) -> uint64 [broadcast shape]; an int where
-    no part is an array.
+    """The hash of key parts, each an int, a name or an integer array -> uint64 [broadcast shape of the arrays]; an int
+    if no part is an array.
 
-    Each part is mixed in by itself, so (seed 3, epoch 1) and (seed 4, epoch 0) have nothing in common.
+    Each part is mixed in separately: the numbers of (seed 3, epoch 1) and of (seed 4, epoch 0) are unrelated.
     """
     state: Any = 0
     for part in parts:
@@ -52,7 +52,7 @@ def key(*parts: Any) -> Any:
 
 
 def extend(state: Any, part: Any) -> Any:
-    """The key of the parts so far and one more."""
+    """The hash of the parts in ``state`` and one more."""
     if isinstance(part, np.ndarray):
         mixed = mix(part.astype(np.uint64) + _GOLDEN)
     else:
@@ -67,7 +67,7 @@ def uniform(count: int, *parts: Any) -> np.ndarray:
 
 
 def uniform_of(state: Any, count: int) -> np.ndarray:
-    """The same for a key that is computed already, as where many operations share their first parts."""
+    """`uniform` for a hash from `key`, for operations that share their first key parts."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     numbers = mix(_with_axis(state) + steps)
     numbers >>= 11
@@ -75,7 +75,7 @@ def uniform_of(state: Any, count: int) -> np.ndarray:
 
 
 def _with_axis(state: Any) -> Any:
-    """A key to be broadcast along one more axis."""
+    """A hash with one more axis of length 1, for broadcasting."""
     return state[..., None] if isinstance(state, np.ndarray) else np.uint64(state)
 
 
@@ -92,14 +92,14 @@ def normal_of(state: Any, count: int) -> np.ndarray:
 
 
 def generator(*parts: Any):
-    """A torch CPU generator seeded by the key: for initialising weights, nothing else."""
+    """A torch CPU generator seeded by the key; only for the initialisation of weights."""
     import torch
 
     return torch.Generator().manual_seed(int(key(*parts)) >> 1)
 
 
 def _halves(n: Any) -> tuple[Any, Any]:
-    """Widths in bits of the high and the low half of numbers below n, which may be an array."""
+    """The widths in bits of the high and low halves of numbers below n, which may be an array."""
     if isinstance(n, np.ndarray):
         width = np.maximum(2, np.frexp(n.astype(np.float64) - 1)[1]).astype(np.uint64)
         return width // np.uint64(2), width - width // np.uint64(2)
@@ -117,14 +117,14 @@ def _scramble(half: np.ndarray, k: Any, width: Any) -> np.ndarray:
 
 
 def _split(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    """High bits, and the b low ones."""
+    """The high bits of x, and its b low bits."""
     high = x >> b
     return high, x ^ (high << b)
 
 
 def _forward(x: np.ndarray, a: Any, b: Any, keys: list[Any]) -> np.ndarray:
     left, right = _split(x, b)
-    for i, k in enumerate(keys):  # the right half stays, the left is scrambled, and they change sides
+    for i, k in enumerate(keys):  # one Feistel round: the left half is scrambled by the right, then they swap
         left, right = right, left ^ _scramble(right, k, b if i % 2 else a)
     return (left << b) | right
 
@@ -141,8 +141,8 @@ def _at(value: Any, where: np.ndarray) -> Any:
 
 
 def _apply(step, x: Any, n: Any, parts: tuple) -> np.ndarray:
-    """The permutation of n that the key names, or its inverse: by a Feistel network or, where n is small, by
-    sorting."""
+    """The key's permutation of n, or its inverse (``step``: `_forward` or `_backward`), by a Feistel network or, where
+    n < SMALL, by sorting."""
     x = np.atleast_1d(np.asarray(x))
     n = np.broadcast_to(np.asarray(n), x.shape) if np.ndim(n) else n
     base = key(*parts)
@@ -158,8 +158,8 @@ def _apply(step, x: Any, n: Any, parts: tuple) -> np.ndarray:
 
 
 def _by_sorting(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
-    """The rank of each x among n random numbers by size; backward: which number has that rank. A network of so few
-    bits would favour some permutations."""
+    """The rank of the x-th of n random numbers by size; backward, the index of the number with rank x. A Feistel
+    network of so few bits would not give all permutations equally often."""
     count = np.arange(1, int(np.max(n, initial=1)) + 1)
     numbers = mix(_with_axis(base) + count.astype(np.uint64) * _GOLDEN)
     numbers = np.where(count > np.asarray(n)[..., None], np.uint64(MASK), numbers)
@@ -172,7 +172,7 @@ def _by_sorting(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
 
 
 def _network(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
-    """A Feistel network on the power of two that holds n, repeated until its result falls below n."""
+    """A Feistel network on the smallest power of two >= n, repeated until its result is below n (cycle walking)."""
     x = x.astype(np.uint64)
     a, b = _halves(n)
     keys = [extend(base, i) for i in range(ROUNDS)]
@@ -187,9 +187,9 @@ def _network(step, x: np.ndarray, n: Any, base: Any) -> np.ndarray:
 
 
 def permute(x: Any, n: Any, *parts: Any) -> np.ndarray:
-    """Image of each x in 0..n-1 under the permutation of n that the key names -> int64, same shape.
+    """The image of each x in 0..n-1 under the key's permutation of n -> int64, same shape.
 
-    n and key parts may be arrays of x's shape: each element is then permuted by its own.
+    n and the key parts may be arrays of x's shape; each element then has its own permutation.
     """
     return _apply(_forward, x, n, parts)
 

@@ -1,7 +1,8 @@
-"""The ranks that a launcher (torchrun, accelerate launch, srun) announced: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
+"""The environment variables by which a launcher (torchrun, accelerate launch, srun) announces ranks: RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_*; and those of this package, PIPELINE_*.
 
-Images, notebooks and shells inside a scheduler's job leave some of them behind: what is no whole world is no world.
-Here, too, are the variables of our own.
+Container images, notebooks and shells inside a job may have only some of the launcher's variables: unless WORLD_SIZE
+announces several ranks, they are removed.
 """
 
 import math
@@ -20,15 +21,15 @@ OURS = {
     "PIPELINE_NODES": "Ray nodes that must be alive before a run begins (default: 1)",
     "PIPELINE_GROW_S": "seconds between looks for room for one more of min_workers to workers (default: 60)",
 }
-"""Every variable of our own, and what it is for."""
+"""Every variable of this package, with its meaning."""
 OTHERS = ("LOCAL_WORLD_SIZE", "RAY_ADDRESS", *OURS)
-"""What else is read of the environment: empty is as if it were not set."""
+"""Further variables that are read; an empty one counts as not set."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Set by mpirun; Accelerate would follow them."""
 
 
 def size() -> int:
-    """Processes that the launcher announced."""
+    """The number of processes that the launcher announced; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
@@ -37,7 +38,7 @@ def rank() -> int:
 
 
 def number(name: str, default: float) -> float:
-    """A variable that is a number. Raises ConfigError where it is none."""
+    """A variable's value as a number, or ``default`` if it is not set. Raises ConfigError where it is no number."""
     text = os.environ.get(name) or str(default)
     try:
         value = float(text)
@@ -49,9 +50,9 @@ def number(name: str, default: float) -> float:
 
 
 def check_environment() -> None:
-    """Leaves in the environment a whole world of several ranks, or nothing of one; says in a line what it removes.
+    """Removes the variables of a launcher that did not start several ranks, and prints a line about it.
 
-    Raises ConfigError where several ranks are announced and something of them is missing or wrong.
+    Raises ConfigError where several ranks are announced and a variable is missing or wrong.
     """
     for name in OTHERS:
         if not os.environ.get(name, "").strip():
@@ -80,10 +81,10 @@ def check_world(world: dict[str, str], count: int) -> None:
 
 
 def leftovers(world: dict[str, str]) -> str:
-    """The line about variables of a launcher that started no world of several ranks; empty where there are none."""
+    """The line about variables of a launcher that did not start several ranks; empty where there are none."""
     env = os.environ
     if "WORLD_SIZE" not in world and "ACCELERATE_MIXED_PRECISION" in env and "MASTER_PORT" in world:
-        # Its --cpu starts one, whatever --num_processes says, and leaves an address without ranks.
+        # accelerate launch --cpu starts one process, whatever --num_processes says, and sets an address without ranks.
         return (
             "accelerate launch started one process where several were asked: it starts them with --multi_gpu in the "
             "place of --cpu, on CPUs too; or use torchrun --nproc-per-node"

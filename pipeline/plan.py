@@ -1,9 +1,9 @@
-"""The graph of a config as a list of stages in order, each with its key, its folder, and whether it is done.
+"""Turns a config into a list of stages in the order of their needs, each with its key, its folder and its state.
 
-    plan(cfg)             what there is to do, without torch
-    only(stages, names)   the stages named, and what they still need
+    plan(cfg)             all stages of a config, without torch
+    only(stages, names)   the named stages, and those that they still need
     merge(variants)       the stages of a sweep, each once
-    job(stage, stages)    what a process needs to know to run one of them
+    job(stage, stages)    the description of one stage for the process that runs it
 """
 
 import os
@@ -20,12 +20,13 @@ from pipeline.errors import ConfigError
 from pipeline.settings.stage import Stage
 
 Fingerprints = dict[str, dict[str, str]]
-"""What is known of each pack's source, by root and settings."""
+"""The fingerprint of each pack's source (`artifact.fingerprint`), by the folder of runs and the pack's settings."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of the config, its key, and whether its artifact exists. ``inputs``: identities by stage name."""
+    """A stage of the config, its key, and whether its artifact exists. ``inputs``: for each stage that it reads, its
+    identity (`artifact.identity`)."""
 
     name: str
     kind: str
@@ -35,23 +36,23 @@ class PlannedStage:
     folder: Path
     inputs: dict[str, str]
     fingerprint: dict[str, str]
-    """What is known of a pack's source without reading its images."""
+    """That of a pack's source (`artifact.fingerprint`); empty for other stages."""
     place: str
-    """Where it runs: here, task or workers."""
+    """Where it runs: "here", "task" or "workers"."""
     done: bool
     needs: dict[str, str] = field(default_factory=dict)
-    """Keys by stage name of the stages it needs. ``inputs`` are their identities, which a quarantine changes."""
+    """The key of each stage that it needs, by name. Unlike ``inputs``, a quarantine list does not change it."""
     label: str = ""
-    """Its name in what is said: another one where several variants of a config run at once."""
+    """Its name in messages, which tells the variants of a sweep apart."""
     config: str = ""
-    """The name of the config that it stands in; in no key."""
+    """The name of its config; in no key."""
     provisional: bool = False
-    """Whether images are still to be packed whose fingerprint will be in its key: plan again when they are."""
+    """Whether its key will change because a pack that it depends on is not done yet: plan again after packing."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know to run one stage: plain and picklable. ``inputs``: folders by stage name."""
+    """The description of one stage for the process that runs it; picklable. ``inputs``: folders by stage name."""
 
     name: str
     kind: str
@@ -61,21 +62,21 @@ class Job:
     out: str
     key: str
     stop_file: str
-    """Asks the stage to save and leave, once it exists."""
+    """A path; once the file exists, the stage saves and stops."""
     cwd: str
-    """What relative paths in settings are relative to."""
+    """The folder that relative paths in settings start from."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What artifact.json says of where this comes from."""
+    """Entries of artifact.json about the stage's origin."""
     needs: tuple[str, ...] = ()
-    """Keys of the stages that have to be done before."""
+    """Keys of the stages that must be done before it."""
 
 
 def plan(cfg: "config.Config", here: bool = False, fingerprints: Fingerprints | None = None) -> list[PlannedStage]:
     """Every stage of a config, after the stages it needs and otherwise in the config's order.
 
-    Shards are known by what is in them, so the keys of stages after a pack which is not done are provisional.
-    ``fingerprints`` keeps what is known of the sources for the next plan, so that the same images are meant however
-    long packing takes. Raises DataError where a source cannot be packed.
+    Shards are identified by their content, so the keys of stages after an unfinished pack are provisional.
+    ``fingerprints`` keeps those of the sources for the next plan, so that both plans mean the same images even if the
+    source changes in between. Raises DataError where a source cannot be packed.
     """
     fingerprints = {} if fingerprints is None else fingerprints
     edges = {name: config.needs(stage) for name, stage in cfg.stages.items()}
@@ -108,8 +109,8 @@ def plan_stage(
 
 
 def placement(settings: Stage, here: bool) -> str:
-    """Where a stage runs: as its settings say; auto: a Ray task where ray can be imported, else here. A process of a
-    launcher's world runs everything itself."""
+    """"here", "task" or "workers": as a stage's settings say; for "auto" a Ray task if ray is installed, else here.
+    Ranks that a launcher started run every stage themselves. Raises ConfigError where ray is needed and missing."""
     on = settings.place.on
     if here or launcher.size() > 1 or on == "here":
         return "here"
@@ -121,7 +122,7 @@ def placement(settings: Stage, here: bool) -> str:
 
 
 def only(stages: list[PlannedStage], names: Iterable[str]) -> list[PlannedStage]:
-    """The stages named, and those not yet done that they need."""
+    """The named stages, and the unfinished stages that they need. Raises ConfigError for an unknown name."""
     by_name = {p.name: p for p in stages}
     wanted, todo = set(), list(names)
     while todo:
@@ -135,7 +136,7 @@ def only(stages: list[PlannedStage], names: Iterable[str]) -> list[PlannedStage]
 
 
 def merge(variants: dict[str, list[PlannedStage]]) -> list[PlannedStage]:
-    """The stages of several variants of a config, each once. A stage that two of them share is labelled by neither."""
+    """The stages of several variants of a config, each once. A stage that variants share is not labelled by them."""
     uses = Counter(p.key for stages in variants.values() for p in stages)
     by_key = {
         p.key: replace(p, label=p.name if uses[p.key] > 1 or not mark else f"{p.name} {mark}")
@@ -146,7 +147,7 @@ def merge(variants: dict[str, list[PlannedStage]]) -> list[PlannedStage]:
 
 
 def job(p: PlannedStage, stages: list[PlannedStage]) -> Job:
-    """A stage as it is handed to the process that runs it. ``stages``: those among which are the ones it needs."""
+    """The description of a stage for the process that runs it. ``stages``: must contain those that it needs."""
     folders = {name: str(next(q.folder for q in stages if q.key == key).resolve()) for name, key in p.needs.items()}
     out = p.folder.resolve()
     facts = {

@@ -1,9 +1,9 @@
-"""The check, before a run starts, that its processes fit together: for every world of several ranks, and for
-`pipeline doctor --cluster`.
+"""Checks before a run on several ranks, and in `pipeline doctor --cluster`, that the processes have the same code and
+versions, agree on the time, and share the folder of runs.
 
-    facts(root, token)      what one process knows of itself
-    faults(processes)       what does not fit, one line each, the first thing to mend first
-    check(root)             both, called by every rank of a world
+    facts(root, token)      what one process reports of itself
+    faults(processes)       one line for each mismatch, the most important first
+    check(root)             both, called by every rank
 """
 
 import hashlib
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pipeline.world import World
 
 SKEW = 2.0
-"""Seconds that clocks may differ: files' times tell a living lock from a dead one."""
+"""Seconds that clocks may differ, since a lock's file time shows whether it is stale."""
 SPACE = 2**30
 """Bytes that must be free where runs are written."""
 SLOW = 30.0
-"""Seconds that the ranks' first sum of MEGABYTES may take."""
+"""Seconds that the ranks' first all-reduce, of MEGABYTES, may take."""
 MEGABYTES = 16
 
 Facts = dict[str, Any]
@@ -42,7 +42,8 @@ def code() -> str:
 
 
 def facts(root: Path, token: str = "") -> Facts:
-    """What this process knows of itself. ``token``: a file below ``root`` that another process has written."""
+    """What this process reports of itself: code, versions, clock, devices, and its access to ``root``. ``token``: the
+    name of a file that another process has written there, to see whether the folder is shared."""
     above = next(p for p in (root, *root.parents) if p.is_dir())
     rank, host = os.environ.get("RANK"), socket.gethostname()
     return {
@@ -59,15 +60,14 @@ def facts(root: Path, token: str = "") -> Facts:
 
 
 def faults(processes: list[Facts]) -> list[str]:
-    """What of several processes' facts does not fit, in words; nothing where all is well. Their clocks were read at
-    the same moment."""
+    """One line for each mismatch between processes, whose clocks were read at the same moment."""
     first = processes[0]
     texts = [text for process in processes[1:] for text in differences(process, first)]
     return texts + [text for process in processes for text in shortages(process, first)]
 
 
 def differences(process: Facts, first: Facts) -> Iterator[str]:
-    """How a process is otherwise than the first one."""
+    """Lines about what a process has otherwise than the first one."""
     who = process["who"]
     if process["code"] != first["code"]:
         yield f"{who} has other code than {first['who']} ({process['code']}, {first['code']}): update it"
@@ -80,7 +80,7 @@ def differences(process: Facts, first: Facts) -> Iterator[str]:
 
 
 def shortages(process: Facts, first: Facts) -> Iterator[str]:
-    """What a process lacks where runs are written."""
+    """Lines about what a process lacks in the folder of runs: sight of it, the right to write, or space."""
     who, root, free = process["who"], process["root"], process["free"]
     if not process["sees"]:
         yield f"{who} does not see what {first['who']} wrote to {root}: root= a shared folder"
@@ -91,8 +91,8 @@ def shortages(process: Facts, first: Facts) -> Iterator[str]:
 
 
 def check(root: Path) -> list[Facts]:
-    """Called by every rank of a world: their facts, on each of them. Raises ClusterError, with all that is wrong,
-    where they do not fit, or where they reach each other too slowly."""
+    """Returns the facts of all ranks, on every rank; all ranks call it together. Raises ClusterError, with every
+    mismatch, where they do not fit together or the network between them is too slow."""
     from pipeline.world import World
 
     world = World(1)
@@ -111,7 +111,7 @@ def check(root: Path) -> list[Facts]:
 
 
 def write_token(root: Path) -> str:
-    """Makes a new file below ``root`` for other processes to see, and returns its name."""
+    """Creates a file in ``root`` for other processes to look for, and returns its name."""
     token = f".preflight-{secrets.token_hex(4)}"
     root.mkdir(parents=True, exist_ok=True)
     (root / token).touch()
@@ -119,7 +119,7 @@ def write_token(root: Path) -> str:
 
 
 def sum_seconds(world: "World") -> float:
-    """Seconds that a sum of MEGABYTES over the ranks takes."""
+    """Seconds that an all-reduce of MEGABYTES over the ranks takes."""
     import torch
 
     start = time.perf_counter()

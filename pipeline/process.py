@@ -1,8 +1,7 @@
-"""The first and the last thing a process of ours does: it makes the best of the terminal, the limits and the memory
-that it was given.
+"""Sets up a process of this package (garbage collector, limits, standard output), and ends it.
 
-To import torch makes a million objects that stay. Python looks for garbage among them again and again meanwhile, and
-takes them apart one by one at the end: a fifth of what a short command took, each.
+Importing torch creates a million objects that stay. Python searches them for garbage during the import and frees them
+one by one at exit, each of which took a fifth of a short command's time; both are avoided here.
 """
 
 import atexit
@@ -17,12 +16,12 @@ from contextlib import suppress
 from typing import Any
 
 FILES = 65536
-"""Open files that a process may need."""
+"""Files that a process may need to have open."""
 
 
 def raise_limits() -> None:
-    """Makes Python look for garbage rarely, and raises the number of files that may be open as far as the hard limit
-    allows, up to FILES."""
+    """Makes garbage collection rare, and raises the limit of open files to FILES, or as far as the hard limit
+    allows."""
     gc.set_threshold(100_000, 20, 20)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
@@ -32,8 +31,8 @@ def raise_limits() -> None:
 
 
 class Output(io.FileIO):
-    """An output whose reader may leave (`| head -1`, a terminal that is closed): what is written then is dropped, and
-    the work goes on."""
+    """An output that drops what is written after its reader has gone (`| head -1`, a closed terminal), so that the
+    work continues."""
 
     def write(self, data: Any) -> int | None:
         try:
@@ -47,9 +46,9 @@ class Output(io.FileIO):
 
 
 def guard_output() -> None:
-    """Makes standard output and error safe to write to: one that is closed leads to /dev/null, its reader may leave,
-    and letters that its encoding lacks are replaced."""
-    for number in (0, 1, 2):  # else the next file that is opened would take the place
+    """Makes standard output and error safe to write to: a closed one becomes /dev/null, the reader may go away, and
+    characters that the encoding lacks are replaced."""
+    for number in (0, 1, 2):  # else the next opened file would get this number
         try:
             os.fstat(number)
         except OSError:
@@ -65,7 +64,7 @@ def guard_output() -> None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs ``main`` and ends the process with its code, after all that is to be done at exit."""
+    """Runs ``main`` and ends the process with its exit code, after all other functions registered at exit."""
     code = 1  # where main raises
 
     @atexit.register  # the first to be registered is the last to be called

@@ -1,8 +1,8 @@
-"""Runs stages, each once, and makes artifacts of them.
+"""Runs stages, each once, and writes their artifacts.
 
-    work(job, make_world)   one stage, in whatever process it was placed
-    work_on_ranks(job, ..)  one stage, in this process or on every rank of a launcher's world
-    execute(stages, ...)    what is to be done of a plan; independent stages side by side where a cluster takes them
+    work(job, make_world)   runs one stage in this process
+    work_on_ranks(job, ..)  runs one stage in this process, or on every rank that a launcher started
+    execute(stages, ...)    runs the unfinished stages of a plan; a cluster runs independent stages at the same time
 """
 
 import importlib
@@ -32,8 +32,8 @@ def work(
     """Runs one stage under its key's lock, writes its artifact and returns its metrics.
 
     Every process of the stage's world calls this; ``make_world(threads, stop)`` joins that world (`World` by default).
-    ``stop_signal`` says whether this process was signalled to stop; the job's stop file asks the same. An error leaves
-    its traceback in the folder's error.log.
+    ``stop_signal`` says whether this process was signalled to stop; the job's stop file has the same effect. The
+    traceback of an error is written to the folder's error.log, and the error raised.
     """
     out = Path(job.out)
 
@@ -56,8 +56,8 @@ def work(
 
 
 def work_on_ranks(job: Job, stop_signal: Callable[[], bool]) -> Any:
-    """Runs one stage and returns its metrics, the same on every rank. A stage that does not share its work over the
-    ranks runs on the first one. ``stop_signal`` says whether this process was signalled to stop."""
+    """Runs one stage and returns its metrics on every rank. A stage that cannot use several ranks runs on the first
+    one. ``stop_signal`` says whether this process was signalled to stop."""
     if launcher.size() == 1 or job.settings.shared:
         return work(job, stop_signal=stop_signal)
     from pipeline.world import World
@@ -78,7 +78,8 @@ def default_world() -> Callable[..., Any]:
 
 
 def run_stage(job: Job, world: Any, lock: artifact.Lock | None) -> Any:
-    """Calls the stage's own function. The rank that holds the lock writes the artifact, and returns its metrics."""
+    """Calls the function of the stage's kind. The rank that holds the lock writes the artifact. Returns the
+    metrics."""
     out = Path(job.out)
     if lock is not None:
         (out / artifact.FAILED).unlink(missing_ok=True)
@@ -97,7 +98,7 @@ def run_stage(job: Job, world: Any, lock: artifact.Lock | None) -> Any:
 
 # -------------------------------------------------------------------------------------------------------------- errors
 def record_failure(job: Job, error: Exception) -> None:
-    """Leaves in the stage's folder, if the disk takes it, the traceback and, for the other ranks, the exit code."""
+    """Writes to the stage's folder, if the disk allows, the traceback and, for the other ranks, the exit code."""
     out = Path(job.out)
     with suppress(OSError), (out / artifact.LOG).open("a") as file:
         traceback.print_exception(error, file=file)
@@ -107,8 +108,8 @@ def record_failure(job: Job, error: Exception) -> None:
 
 
 def explain(job: Job, error: Exception) -> PipelineError:
-    """An error of a stage as the one line that is shown: a user's as it is, one of files, disk or limits in words, any
-    other as a fault of ours with the path of its traceback."""
+    """Turns an error of a stage into one with a single line for the user. A PipelineError stays; for errors of files,
+    disk or limits the line says what to do; any other is called a fault of the program, with its traceback's path."""
     if errors.peer_lost(error):
         return peer_error(job, errors.first_line(error))
     where = relative(Path(job.out))
@@ -120,8 +121,8 @@ def explain(job: Job, error: Exception) -> PipelineError:
 
 
 def peer_error(job: Job, what: str) -> PipelineError:
-    """The error of a rank whose peer is gone. Where the peer left its exit code, it failed, and this rank ends with
-    the same code; else its machine died."""
+    """The error of a rank that lost the connection to another. If a failed rank has written its exit code, this rank
+    ends with the same code; otherwise the other's machine is taken to be lost."""
     try:
         code = int((Path(job.out) / artifact.FAILED).read_text())
     except (OSError, ValueError):
@@ -143,12 +144,12 @@ def execute(
     cluster: Any = None,
     replan: Callable[[], tuple[list[PlannedStage], list[PlannedStage]]] | None = None,
 ) -> int:
-    """Runs what is not done of ``selection``, each stage once those it needs are done, and returns the exit code.
+    """Runs the unfinished stages of ``selection``, each after those that it needs, and returns the exit code.
 
-    Packs are first. What they made is in the keys of the others: ``replan`` plans these anew, and whether the shards
-    have what they need is checked before the first of them starts. ``here`` runs stages in this process, one after
-    another (the module `placement.here`); ``cluster`` runs the others, side by side (`placement.ray.Cluster`). After a
-    failure or a signal no new stage starts; those that run finish, or save.
+    Packs run first. The keys of the other stages contain their fingerprints, so ``replan`` then plans again, and the
+    stages' requirements on the shards are checked before any of them starts. ``here`` (the module `placement.here`)
+    runs stages in this process, one after another; ``cluster`` (`placement.ray.Cluster`) runs the others concurrently.
+    After a failure no new stage starts and the running ones finish; after a signal they save and stop.
     """
     with Stop() as stop:
         try:
@@ -184,12 +185,12 @@ def check_shares(selection: list[PlannedStage]) -> None:
 
 
 def by_order(selection: list[PlannedStage]) -> tuple[list[PlannedStage], list[PlannedStage]]:
-    """The packs, and the stages that come after them."""
+    """Divides stages into packs and all others."""
     return [p for p in selection if p.kind == "pack"], [p for p in selection if p.kind != "pack"]
 
 
 def report_done(selection: list[PlannedStage], display: "Display") -> None:
-    """Says of each stage that is done already that it is, and with which other versions, if so."""
+    """Prints a line for each stage that is done already, with the package versions that have changed since."""
     for p in selection:
         if p.done:
             record = artifact.read(p.folder) or {}
@@ -201,8 +202,8 @@ def report_done(selection: list[PlannedStage], display: "Display") -> None:
 
 
 def check_shards(stages: list[PlannedStage], selection: list[PlannedStage], display: "Display") -> None:
-    """Raises DataError where a probe that is to be done could not work on its shards, whatever is trained, and
-    ConfigError where a training could not; says what will be otherwise than its reader may think."""
+    """Checks the unfinished stages against their shards and prints the lines of `advice.stage`. Raises DataError where
+    a probe cannot run on its shards, ConfigError where a training cannot."""
     from pipeline import advice
 
     by_key = {p.key: p for p in stages}
@@ -220,8 +221,9 @@ def ending(settings: Stage, metrics: Any) -> str:
 
 
 class Schedule:
-    """The stages of one command, by key, that wait, run and have ended. ``later``: names of those that wait for all of
-    these. ``display``: where it is shown."""
+    """Runs the stages of one command in the order of their needs. ``waiting``, ``tasks`` and ``done`` hold those that
+    have not started, run on the cluster and are finished. ``later``: names of the stages that follow all of these, for
+    the line at a stop. ``display``: where progress is shown."""
 
     def __init__(
         self,
@@ -233,15 +235,15 @@ class Schedule:
     ):
         self.waiting = {p.key: plan.job(p, stages) for p in selection if not p.done}
         self.remote = {p.key for p in selection if p.place != "here"}
-        """Keys of those that a cluster runs."""
+        """Keys of the stages that the cluster runs."""
         self.done = {p.key for p in stages if p.done}
         self.stop, self.display, self.later = stop, display, list(later)
         self.tasks: dict[Any, Job] = {}
-        """What the cluster runs now, by its handle."""
+        """The jobs that run on the cluster now, by the cluster's handle."""
         self.codes: list[int] = []
 
     def run(self, here: Any, cluster: Any) -> int:
-        """Runs them all, and returns the exit code."""
+        """Runs all stages, and returns the exit code."""
         stopping = here.any_rank_stopping(self.stop)
         while True:
             halted = stopping() or bool(self.codes)
@@ -276,7 +278,7 @@ class Schedule:
             self.end(job, error)
 
     def wait(self, cluster: Any) -> None:
-        """Waits a little for a task to end; hands a signal on to those that run."""
+        """Waits half a second for a task to end. After a signal it asks the running tasks to stop."""
         if self.stop():
             for job in self.tasks.values():
                 with suppress(OSError):
@@ -286,7 +288,7 @@ class Schedule:
             self.end(self.tasks.pop(result[0]), result[1])
 
     def end(self, job: Job, result: Any) -> None:
-        """Shows what a stage returned, or the error that it ended with."""
+        """Records and shows a stage's metrics, or the error that it ended with."""
         self.display.remove(job.name)
         if isinstance(result, Exception):
             error = explain(job, result)
@@ -309,8 +311,8 @@ class Schedule:
         return 0
 
     def report_stop(self) -> None:
-        """Says before which stages the run stopped, and how long after the signal: a scheduler's grace has to hold
-        every save, on whatever machine, and the news of it."""
+        """Prints before which stages the run stopped, and the seconds since the signal, which must be less than the
+        scheduler's grace period before it kills."""
         seconds = time.monotonic() - self.stop.since
         names = [j.name for j in self.waiting.values()] + self.later
         facts: dict[str, Any] = {"seconds": round(seconds, 3)} if self.stop.requested else {}

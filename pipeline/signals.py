@@ -1,14 +1,14 @@
-"""Signals that ask this process to save and leave."""
+"""Signals that ask this process to save and stop."""
 
 import signal
 import time
 
 
 class Stop:
-    """Whether this process was asked to stop, and since when (``since``, by the monotonic clock).
+    """Whether this process was asked to stop, and since when (``since``, in seconds of the monotonic clock).
 
-    TERM, USR2, INT, or HUP of a terminal that closes set a flag and nothing else, so that a second one does not lose
-    the save; a third INT does not wait for it. What nohup ignores stays ignored.
+    SIGTERM, SIGUSR2, SIGINT and SIGHUP only set a flag, so that a second signal does not interrupt the save; the third
+    SIGINT raises KeyboardInterrupt. A SIGHUP that nohup ignores stays ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -33,6 +33,6 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Once asked, a further signal must not kill the process on its way to exit code 75.
+        # After a first signal, another must not kill the process before it exits with code 75.
         for number, before in self.before.items():
             signal.signal(number, signal.SIG_IGN if self.requested else before)

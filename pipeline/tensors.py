@@ -1,4 +1,4 @@
-"""Tensors to a file, without pickle, that others may read as any other file; and to a device."""
+"""Writes tensors to safetensors files, which need no pickle, and copies arrays to a device."""
 
 import os
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ os.umask(_HIDDEN)
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, from whatever device; tensors may share memory, as tied weights do, which the library
-    refuses. It also keeps its files to their owner: here the process's umask holds."""
+    """Writes a safetensors file of tensors on any device, which may share memory (tied weights). The file's mode is
+    that of the process's umask; the library would let only its owner read it."""
     save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path, metadata=metadata)
     path.chmod(0o666 & ~_HIDDEN)
 
 
 def send(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor of the numbers on a device, which a step does not wait for."""
+    """Copies an array to a device; for CUDA asynchronously, from pinned memory."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,7 +1,7 @@
-"""The processes a stage runs on: ranks, device, threads, and the few collectives whose gradients must be right.
+"""The processes that run a stage: rank, device, threads, and the collectives that the losses differentiate through.
 
-The only file that knows torch.distributed and Accelerate. With one process every collective is the identity, so the
-same code computes the same global loss on any number of ranks.
+Only this file uses torch.distributed and Accelerate. With one process every collective is the identity, so the same
+code computes the same global loss on any number of ranks.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        # Every rank's loss depends on these rows: their gradients add up (ranks' losses are averaged by DDP later).
+        # Every rank's loss depends on these rows, so their gradients are summed; DDP averages over ranks later.
         grad = grads[0].contiguous().clone()
         dist.all_reduce(grad)
         start = dist.get_rank() * ctx.rows
@@ -60,10 +60,10 @@ def _all_rows(x: Tensor) -> Tensor:
 
 
 def meet(backend: str, limit: float) -> None:
-    """Joins the processes that a launcher announced by RANK, WORLD_SIZE and MASTER_*.
+    """Joins the process group that a launcher announced by RANK, WORLD_SIZE and MASTER_*.
 
-    Raises ClusterError where they have not come together after ``limit`` seconds. From then on one may wait hours for
-    another: rank 0 does some stages alone.
+    Raises ClusterError where not all processes have joined after ``limit`` seconds. The timeout of collectives is 12
+    hours, since the other ranks wait while rank 0 runs some stages alone.
     """
     env = os.environ
     if dist.is_initialized() or launcher.size() == 1:
@@ -81,22 +81,23 @@ def meet(backend: str, limit: float) -> None:
 
 
 def keep_memory() -> None:
-    """Has the C library keep what a step frees for the next one, where it can be told to (glibc).
+    """Makes glibc's malloc keep the memory that a step frees, for the next step.
 
-    It otherwise maps each tensor of 32 MiB or more anew, and the kernel zeroes every page again: half of the time of
-    a batch norm or a ReLU of that size.
+    By default it maps every tensor of 32 MiB or more anew and the kernel zeroes its pages, which takes half of the
+    time of a batch norm or a ReLU of that size.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back from the end
+        mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
 
 
 class World:
-    """One process of a stage: its rank among ``size``, its device, and whether it was asked to stop.
+    """This process's rank among the ``size`` processes of a stage, its device, and the collectives between them.
 
-    ``threads``: intra-op threads of this process, applied before any operation. ``stop``: called once a step; true
-    when this process was asked to save and leave. Processes are those a launcher announced by RANK, WORLD_SIZE,
-    LOCAL_RANK and MASTER_*, or those of a process group that exists already (Ray Train); else this one alone.
+    ``threads``: intra-op threads, set before any operation. ``stop``: called once a step; true when this process was
+    asked to save and exit. The processes are those that a launcher announced by RANK, WORLD_SIZE, LOCAL_RANK and
+    MASTER_*, or those of a process group that exists already (Ray Train), or else this one alone. Raises ClusterError
+    where they do not come together.
     """
 
     def __init__(self, threads: int = 1, stop: Callable[[], bool] | None = None):
@@ -110,7 +111,7 @@ class World:
         meet("nccl" if cuda else "gloo", launcher.number("PIPELINE_JOIN_S", 300))
         self.accelerator = Accelerator(
             cpu=not cuda,
-            mixed_precision="no",  # autocast is the loop's: Accelerate's is fixed once a process
+            mixed_precision="no",  # the loop sets autocast; Accelerate's is fixed for a process
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         torch.set_num_threads(threads)  # Accelerate sets its own on CPU
@@ -119,7 +120,7 @@ class World:
         self.device = self.accelerator.device
         self.threads = threads
         self._stop = stop or (lambda: False)
-        # Nothing draws from these; a library that does anyway at least repeats itself.
+        # This package does not draw from these generators; a library that does then repeats its numbers.
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
@@ -128,9 +129,8 @@ class World:
     def single(
         cls, threads: int = 1, stop: Callable[[], bool] | None = None, device: str | torch.device | None = None
     ) -> "World":
-        """This process as a world of one, whatever a launcher announced: no collective waits for ranks that take no
-        part. With a ``device`` ("meta": shapes without numbers) it is that and nothing else: the process's threads
-        and seeds stay as they are."""
+        """A world of this process alone, whatever a launcher announced, so that no collective waits for other ranks.
+        With a ``device``, such as "meta" (shapes without values), the process's threads and seeds are not changed."""
         if device is None:
             world = cls(threads, stop)
         else:
@@ -144,17 +144,17 @@ class World:
         return self.rank == 0
 
     def fast_bf16(self) -> bool:
-        """Whether the device has arithmetic in bf16 (a CPU: AVX512-BF16 or AMX)."""
+        """Whether the device computes in bf16 natively; a CPU does with AVX512-BF16 or AMX."""
         if self.device.type != "cpu":
             return True
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over ranks, same shape; differentiable (its backward sums too)."""
+        """The sum over ranks, same shape. Differentiable: its backward sums the gradients over ranks."""
         return x if self.size == 1 else _Sum.apply(x)  # type: ignore[return-value]
 
     def gather(self, x: Tensor) -> Tensor:
-        """All ranks' rows in rank order: [n, ...] -> [size n, ...]; differentiable where x asks for it."""
+        """All ranks' rows in rank order: [n, ...] -> [size n, ...]. Differentiable if x requires grad."""
         if self.size == 1:
             return x
         return _Gather.apply(x) if x.requires_grad else _all_rows(x)  # type: ignore[return-value]
@@ -168,7 +168,8 @@ class World:
         return box[0]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns on rank 0, on every rank; an error for the user that it raises there, likewise."""
+        """Calls ``make`` on rank 0 and returns its result on every rank; an error for the user that it raises is
+        raised on every rank."""
         result: Any = None
         if self.main:
             try:
@@ -183,14 +184,14 @@ class World:
         return result
 
     def everyone(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
+        """The values of all ranks, in rank order, on every rank."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def stopping(self) -> bool:
-        """Whether any rank was asked to stop: the same answer on all, since all must save together."""
+        """Whether any rank was asked to stop. All ranks get the same answer, since all must save together."""
         stop = self._stop()
         if self.size == 1:
             return stop
@@ -203,10 +204,10 @@ class World:
             self.accelerator.wait_for_everyone()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module whose backward averages gradients over ranks (itself on one)."""
+        """The module in DDP, which averages gradients over ranks in backward; on one rank the module itself."""
         if self.size == 1:
             return model.to(self.device)
-        with warnings.catch_warnings():  # torch 2.15 announces another name for what there is no substitute for yet
+        with warnings.catch_warnings():  # torch 2.15 deprecates the option without a substitute
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return self.accelerator.prepare_model(model)
 

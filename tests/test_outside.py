@@ -126,7 +126,7 @@ def test_what_no_user_controls_is_ours(error, capsys):
     assert errors.explain(error) is None
     assert cli.exit_code(fail) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"a fault of ours, {type(error).__name__}")
+    assert last.startswith(f"a fault of this program, {type(error).__name__}")
 
 
 def test_a_connection_of_one_process_is_no_lost_rank():

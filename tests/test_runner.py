@@ -223,7 +223,7 @@ def test_a_fault_of_ours_is_one_line_and_a_log(place, stages, capsys):
     assert go() == 1
     told = capsys.readouterr().err
     folder = plan()["codes"].folder
-    assert told == f"codes: a fault of ours, ZeroDivisionError: nine (traceback in {folder}/error.log)\n"
+    assert told == f"codes: a fault of this program, ZeroDivisionError: nine (traceback in {folder}/error.log)\n"
     assert "in fail" in (folder / "error.log").read_text()
     assert "probe" not in stages.calls and not (folder / "artifact.json").exists()
     stages.acts.clear()  # corrected, the same command goes on in the same folder
