@@ -1,5 +1,5 @@
-"""The commands, a file each: ``main(words) -> exit code``. What they share: a command line whose mistakes are met like
-any other of the user's."""
+"""The commands, one file each, with ``main(words) -> exit code``; and their parser, which raises ConfigError for a
+mistake in the command line."""
 
 import argparse
 import difflib
@@ -12,26 +12,27 @@ from pipeline.errors import ConfigError
 
 
 def path(text: str) -> Path:
-    """A path as it was typed; `--out=~/x` reaches us unexpanded."""
+    """A path; "~" is expanded here, since the shell does not in `--out=~/x`."""
     return Path(os.path.expanduser(text))
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text}; expected a whole number of at least 1")
     return int(text)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is an exception like any other of the user's."""
+    """An argparse parser that raises ConfigError for a mistake."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.format_usage().strip()}")
 
 
 def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    """Options and positions in any order; an unknown option is met with the nearest right one."""
+    """Parses options and positional arguments in any order. Raises ConfigError, for an unknown option with the nearest
+    known one."""
     options, unknown = parser.parse_known_intermixed_args(words)
     for word in unknown:
         close = difflib.get_close_matches(word, parser._option_string_actions, 1)

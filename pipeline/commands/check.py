@@ -1,4 +1,4 @@
-"""pipeline check SHARDS: every byte against what was written down; all that is wrong, at once."""
+"""pipeline check SHARDS: compares every byte with the recorded checksums, and lists all damage."""
 
 from collections.abc import Sequence
 from pathlib import Path

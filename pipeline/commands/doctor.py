@@ -1,4 +1,4 @@
-"""pipeline doctor: what limits a config's trainings, or whether the machines of a run fit together."""
+"""pipeline doctor: measures what limits a config's trainings, or checks that the machines of a run fit together."""
 
 import argparse
 import os
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_trainings(path: str, overrides: Sequence[str]) -> int:
-    """Every pretraining stage of a config, one after another."""
+    """Examines every pretraining stage of a config, one after another."""
     from pipeline import config, plan
     from pipeline.settings.stages import Pretrain
 
@@ -85,7 +85,8 @@ def check_training(p: "PlannedStage", folder: Path, world: "World") -> None:
 
 
 def check_processes(root: Path) -> int:
-    """A table of the processes, or nodes, that a run would start on. Raises ClusterError where they do not fit."""
+    """Prints a table of the processes, or nodes, that a run would use. Raises ClusterError where they do not fit
+    together."""
     from pipeline import preflight, show
 
     processes = process_facts(root)
@@ -104,7 +105,7 @@ def check_processes(root: Path) -> int:
 
 
 def process_facts(root: Path) -> list[dict]:
-    """The facts of every rank of a launcher's world, or of every node of the Ray cluster, or of this process."""
+    """The facts of every rank that a launcher started, or of every node of the Ray cluster, or of this process."""
     from pipeline import preflight
 
     if launcher.size() > 1:

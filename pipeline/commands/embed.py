@@ -1,4 +1,4 @@
-"""pipeline embed ENCODER IMAGES OUT.parquet: features of any images."""
+"""pipeline embed ENCODER IMAGES OUT.parquet: writes an encoder's features of any images."""
 
 import json
 from collections.abc import Sequence

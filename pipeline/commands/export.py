@@ -1,4 +1,5 @@
-"""pipeline export ENCODER FOLDER: a trained backbone as timm, torchvision and the Hugging Face Hub take it."""
+"""pipeline export ENCODER FOLDER: writes a trained backbone in the formats that timm, torchvision and the Hugging Face
+Hub load."""
 
 from collections.abc import Sequence
 

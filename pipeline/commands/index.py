@@ -1,4 +1,4 @@
-"""pipeline index TARS --out FOLDER: tars that others wrote become a set that training reads."""
+"""pipeline index TARS --out FOLDER: indexes the tars of an existing WebDataset, so that stages can read them."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""pipeline parity CONFIG: the same training in one process and in several, tensor by tensor."""
+"""pipeline parity CONFIG: compares the same training in one process and in several, tensor by tensor."""
 
 import argparse
 import json
@@ -23,8 +23,8 @@ tensor that differs. Exit code 0 where all agree, 1 where not. Stages that it ne
 first."""
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-4, "bf16": 0.05}
 ADAM = 100.0
-"""Times that for weights, and what is made with them, where Adam divided each gradient, and its rounding, by the
-gradient's own size."""
+"""Factor on the tolerance for weights trained by Adam, and for what is computed from them: Adam divides a gradient,
+and its rounding error, by the gradient's size."""
 
 
 def parser() -> Parser:
@@ -62,7 +62,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def agree(p: Any, planned: list[Any], options: argparse.Namespace, overrides: list[str], folder: Path) -> bool:
-    """Whether a stage trained by one process and by each other count of them comes to the same; says of each."""
+    """Whether a stage has the same result with one process as with each other number of them. Prints a line for
+    each."""
     changes = overrides + short_run(p, options)
     tolerance = TOLERANCE[options.precision]
     weights = tolerance * (ADAM if p.settings.optimiser.kind == "adam" else 1)
@@ -78,7 +79,7 @@ def agree(p: Any, planned: list[Any], options: argparse.Namespace, overrides: li
 
 
 def short_run(p: Any, options: argparse.Namespace) -> list[str]:
-    """Overrides that keep every step of a short run."""
+    """Overrides for a short run that logs and keeps every step."""
     wanted = {
         "steps": options.steps,
         "log_steps": 1,
@@ -91,7 +92,8 @@ def short_run(p: Any, options: argparse.Namespace) -> list[str]:
 
 
 def trained(p: Any, planned: list[Any], path: str, changes: list[str], root: Path, count: int) -> Path:
-    """The stage's folder after a run of ``count`` processes under ``root``; what it needs is linked there."""
+    """Trains the stage with ``count`` processes under ``root``, where the stages that it needs are linked, and returns
+    its folder."""
     root.mkdir()
     for other in planned:
         if other.name in p.inputs:
@@ -105,7 +107,7 @@ def trained(p: Any, planned: list[Any], path: str, changes: list[str], root: Pat
 
 
 def command(path: str, words: list[str], count: int) -> None:
-    """`pipeline run` on ``count`` ranks of this machine; raises what the first that failed said."""
+    """Calls `pipeline run` on ``count`` ranks of this machine. Raises the error of the first rank that failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -129,9 +131,9 @@ def command(path: str, words: list[str], count: int) -> None:
 
 
 def first_difference(single: Path, several: Path, tolerance: float, weights: float | None = None) -> str | None:
-    """The first step and tensor in which two runs differ, and by how much; None where they agree. What is not a number
-    agrees with nothing, itself included, and no step compared is no agreement. ``weights``: the tolerance of what the
-    optimiser has made of its state, which is compared before (default: the same)."""
+    """A line about the first step and tensor in which two runs differ; None where they agree. NaN differs from
+    everything, itself included, and runs without a common step do not agree. The optimiser's state is compared to
+    ``tolerance``, then the weights to ``weights`` (default: the same)."""
     from pipeline.training import checkpoint
 
     runs = (single, several)
@@ -154,8 +156,8 @@ def first_difference(single: Path, several: Path, tolerance: float, weights: flo
 
 
 def difference(x: "Tensor", y: "Tensor", limit: float) -> str | None:
-    """How a tensor of several processes, ``y``, differs from the one process's ``x`` by more than ``limit`` of its
-    largest entry; whole numbers by anything at all. None where it does not."""
+    """A text on how ``y``, a tensor of several processes, differs from ``x``, that of one process; None where it does
+    not. Floats may differ by ``limit`` times the largest entry of x, integers not at all."""
     integer = not x.is_floating_point()
     x, y = x.double(), y.double()
     if x.shape != y.shape:

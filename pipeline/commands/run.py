@@ -1,4 +1,4 @@
-"""pipeline run CONFIG: every stage of a config, each once."""
+"""pipeline run CONFIG: runs every stage of a config, each once."""
 
 import argparse
 import os
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
 
 
 class Run:
-    """The stages that the words of a command line ask for, in every variant of its config."""
+    """The stages that a command line selects, in every variant of its config."""
 
     def __init__(self, options: argparse.Namespace):
         from pipeline import logs
@@ -80,7 +80,7 @@ class Run:
         self.logs = logs.Logs(Path(first.root), first.name)
 
     def plan(self) -> tuple[list["PlannedStage"], list["PlannedStage"]]:
-        """Plans, or plans anew, every stage; returns all of them, and those that are asked for."""
+        """Plans every stage, at a later call anew. Returns all stages, and the selected ones."""
         from pipeline import plan
 
         variants = {mark: plan.plan(cfg, self.here, self.fingerprints) for mark, cfg in self.configs.items()}
@@ -91,7 +91,7 @@ class Run:
         return self.stages, self.selection
 
     def execute(self) -> int:
-        """Runs what is not done, and returns the exit code."""
+        """Runs the unfinished stages, and returns the exit code."""
         from pipeline import display, runner
         from pipeline.placement import here
 
@@ -105,7 +105,7 @@ class Run:
                 cluster.close()
 
     def show_results(self) -> None:
-        """Tables of what the probes measured, if the terminal takes them, and how to see the rest."""
+        """Prints tables of the probes' results, and how to see the rest. Errors of standard output are ignored."""
         from pipeline import logs, show
 
         self.plan()
@@ -120,7 +120,7 @@ class Run:
 
 
 def load(path: str, overrides: Sequence[str]) -> dict[str, "Config"]:
-    """The config of each combination of the overrides' values, by what marks it."""
+    """The config of each combination of the overrides' values, by its label ("seed=0"). Raises ConfigError."""
     from pipeline import config
 
     configs = {}
@@ -135,7 +135,7 @@ def load(path: str, overrides: Sequence[str]) -> dict[str, "Config"]:
 
 
 def check_root(root: Path) -> None:
-    """Raises ConfigError where a run folder's name is one that TensorBoard cannot write to."""
+    """Raises ConfigError where the folder of runs has a name that TensorBoard cannot write to."""
     name = str(root.expanduser().resolve())
     if (text := lines.legible(name)) != name:
         raise ConfigError(f"root: {text} is no name in UTF-8: rename that folder, or name another by root=")
@@ -143,7 +143,7 @@ def check_root(root: Path) -> None:
 
 def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Every combination of the values that overrides list: "seed=0,1" -> {"seed=0": [...], "seed=1": [...]}. Commas
-    inside brackets and quotes belong to one value; where nothing is listed, one combination without a name."""
+    inside brackets and quotes do not separate values. Without a list there is one combination, labelled ""."""
     combinations: dict[str, list[str]] = {"": []}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -158,8 +158,8 @@ def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def split(value: str) -> list[str]:
-    """A value split at its commas, but for those inside brackets and quotes. A quote opens where a word begins: the
-    one in "it's" is a letter."""
+    """Splits a value at its commas, except inside brackets and quotes. A quote opens only at the start of a word, not
+    in "it's"."""
     parts, depth, quote, before = [""], 0, "", ""
     for letter in value:
         if letter == quote:
@@ -177,7 +177,7 @@ def split(value: str) -> list[str]:
 
 
 def open_cluster(selection: Sequence["PlannedStage"], quiet: bool) -> Any:
-    """Ray's cluster if a stage that is to be done runs there, and a line saying so."""
+    """Connects to the Ray cluster, and prints a line about it, if an unfinished stage runs there; else None."""
     if all(p.done or p.place == "here" for p in selection):
         return None
     from pipeline.placement.ray import Cluster

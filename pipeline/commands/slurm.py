@@ -1,4 +1,4 @@
-"""pipeline slurm CONFIG: the sbatch command of a config's run, printed or submitted."""
+"""pipeline slurm CONFIG: prints or submits the sbatch command that runs a config."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     options = parse(parser(), words)
     from pipeline import config
 
-    config.load(options.config, options.overrides)  # a mistake in the config is met here, not in the queue
+    config.load(options.config, options.overrides)  # a mistake in the config fails here, not in the queue
     command = sbatch(options)
     if not options.submit:
         print(shlex.join(command))
@@ -51,7 +51,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def sbatch(options) -> list[str]:
-    """The command's words: none of them reaches a shell."""
+    """The words of the sbatch command, which is run without a shell. Raises ConfigError for options that Slurm would
+    refuse."""
     numbers = {"--nodes": options.nodes, "--gpus": options.gpus, "--tasks": options.tasks, "--cpus": options.cpus}
     wrong = [f"{name} {value}" for name, value in numbers.items() if value < (name == "--nodes")]
     if wrong:

@@ -1,4 +1,4 @@
-"""pipeline submit CONFIG: a config's run as a Ray job, watched from here."""
+"""pipeline submit CONFIG: runs a config as a Ray job, and prints its log here."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError("pipeline submit: one of CONFIG, --attach JOB and --stop JOB is expected")
     if not options.address:
         raise ConfigError("pipeline submit: no cluster is named: give --address http://head:8265")
-    cfg = load(options) if options.config else None  # a mistake in the config is met here, before anything is sent
+    cfg = load(options) if options.config else None  # a mistake in the config fails here, before anything is sent
     from pipeline.placement import jobs
 
     with jobs.one_line(options.address):
@@ -51,10 +51,10 @@ def load(options):
 
 
 def begin(options, client, cfg) -> int:
-    """Submits the run, or finds the job that does it already, and follows it."""
+    """Submits the run, unless a job already does it, and follows the job."""
     from pipeline.placement import jobs
 
-    root = Path.cwd() / cfg.root  # a job's own folder vanishes with it
+    root = Path.cwd() / cfg.root  # the job's working directory is deleted with it
     path = Path(options.config).resolve()
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

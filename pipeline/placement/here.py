@@ -1,4 +1,4 @@
-"""What stages in the ranks of a world that accelerate launch, torchrun or srun started have to agree on."""
+"""Runs stages in this process, and keeps the ranks that accelerate launch, torchrun or srun started in agreement."""
 
 import os
 import sys
@@ -11,7 +11,8 @@ from pipeline.launcher import size
 
 
 def any_rank_stopping(stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether any rank was asked to stop: the same answer on all, since none may go on without the others."""
+    """A function that says whether any rank was asked to stop, with the same answer on all ranks, since none can
+    continue without the others."""
     if size() == 1:
         return stop
     from pipeline.world import World
@@ -20,7 +21,8 @@ def any_rank_stopping(stop: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def from_first_rank(make: Callable[[], Any]) -> Any:
-    """What ``make`` returns, or raises, on the first rank, on every rank. Others may not see yet what it reads."""
+    """Calls ``make`` on the first rank, and returns its result or raises its error on every rank: the others may not
+    see files yet that it reads."""
     if size() == 1:
         return make()
     from pipeline.world import World
@@ -29,8 +31,8 @@ def from_first_rank(make: Callable[[], Any]) -> Any:
 
 
 def leave(code: int) -> None:
-    """Ends this rank's part in a launcher's world: with the others where they end too, so that none takes down what
-    another still speaks to; without waiting where one failed, since it may be gone."""
+    """Leaves the process group. After success or a stop it first waits for the other ranks, which may still need this
+    one; after an error it ends the process at once, since other ranks may be gone."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -38,7 +40,7 @@ def leave(code: int) -> None:
     if code not in (0, Stopped.code):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # destructors of a group in disorder end the process by a signal, and with another code
+        os._exit(code)  # destructors of a broken group could end the process by a signal instead
     with suppress(RuntimeError):
         dist.barrier()
         dist.destroy_process_group()

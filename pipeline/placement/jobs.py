@@ -1,7 +1,7 @@
-"""Ray Jobs: a config sent to a cluster by its dashboard's address, watched, and stopped.
+"""Submits a config as a Ray job by the address of the cluster's dashboard, follows it, and stops it.
 
-Beside ray.py the only file that imports ray, and only its client. The exit code is the driver's own: `ray job submit`
-answers 1 whatever the driver said, so it is read through the SDK; of a stopped job from the last line of its log.
+Besides ray.py only this file imports ray, and only its job client. The exit code is the driver's own, read through the
+SDK, since `ray job submit` returns 1 for any failure; of a stopped job it is read from the last line of the log.
 """
 
 import asyncio
@@ -23,18 +23,19 @@ if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by ray when it is imported
 
 GRACE = 120
-"""Seconds that a stopped job may take to save before it is killed; Ray's own default is 3."""
+"""Seconds that a stopped job has to save before it is killed; Ray's default is 3."""
 SILENCE = 60
-"""Seconds without an answer after which a cluster counts as gone."""
+"""Seconds without an answer after which the cluster counts as lost."""
 KILLED = 137
 LEFT_OUT = [".git", ".venv", "/data", "/runs", "/tests", "/benchmarks", "uv.lock"]
-"""Of the project's folder, beside what .gitignore and .rayignore name."""
+"""Parts of the project's folder that are not uploaded, in addition to .gitignore and .rayignore."""
 
 
 def connect(address: str) -> Any:
-    """A client of the cluster whose dashboard has this address, such as http://head:8265.
+    """A job client of the cluster whose dashboard has this address, such as http://head:8265.
 
-    A cluster that asks for a token gets the one in RAY_AUTH_TOKEN, or in the file RAY_AUTH_TOKEN_PATH.
+    If the cluster requires a token, it is taken from RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH. Raises
+    ClusterError where the cluster does not answer.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -43,7 +44,7 @@ def connect(address: str) -> Any:
 
 @contextmanager
 def one_line(address: str) -> Iterator[None]:
-    """Turns whatever goes wrong with the cluster at an address into one line."""
+    """Turns errors of the connection to the cluster at an address into a ClusterError of one line."""
     from ray.exceptions import RayError
 
     try:
@@ -63,22 +64,21 @@ def unreachable(address: str, error: Exception) -> str:
 
 
 def run_name(config: str, cfg: Config) -> str:
-    """The name of a run of this config: the same for the same stages, seed and root."""
+    """The name of a run of this config, which is the same for the same stages, seed and root."""
     facts = json.dumps(cfg.model_dump(mode="json"), sort_keys=True).encode()
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(config).stem)
     return f"{stem}-{hashlib.sha256(facts).hexdigest()[:8]}"
 
 
 def running(client: Any, run: str) -> tuple[str | None, int]:
-    """The job of a run that has not ended, if there is one, and how many there have been."""
+    """The job of this run that has not ended, or None, and the number of jobs that this run has had."""
     ours = [j for j in client.list_jobs() if (j.submission_id or "").rpartition("-")[0] == run]
     return next((j.submission_id for j in ours if not j.status.is_terminal()), None), len(ours)
 
 
 def submit(client: Any, run: str, attempt: int, words: list[str], root: Path, python: str) -> str:
-    """Uploads this folder's code and starts ``jobs/run.py WORDS`` with it; returns the job's id.
-
-    The words reach the cluster's shell quoted, one by one.
+    """Uploads the code in the working directory, starts ``jobs/run.py WORDS`` on the cluster, and returns the job's
+    id. Each word is quoted for the cluster's shell. Raises ConfigError where the directory has no jobs/run.py.
     """
     if not Path("jobs/run.py").is_file():
         raise ConfigError(f"{Path.cwd()} has no jobs/run.py: run this from the project's folder, which is uploaded")
@@ -95,8 +95,8 @@ def submit(client: Any, run: str, attempt: int, words: list[str], root: Path, py
 
 
 def follow(client: Any, job: str, say: Callable[[str], None]) -> int:
-    """Says a job's log as it comes, until the job has ended; returns its exit code. A dropped connection is taken up
-    again where it broke."""
+    """Passes a job's log to ``say`` until the job has ended, and returns its exit code. A lost connection is opened
+    again and the log continued at the same position."""
     position, deadline = 0, time.monotonic() + SILENCE
     while True:
         try:
@@ -116,7 +116,8 @@ def follow(client: Any, job: str, say: Callable[[str], None]) -> int:
 
 
 async def tail(client: Any, job: str, position: int, say: Callable[[str], None]) -> str:
-    """The log from its beginning, as far as the connection lasts; what comes after ``position`` is said."""
+    """Reads the log from its beginning until the connection ends, and passes what follows ``position`` to ``say``.
+    Returns the log."""
     log = ""
     try:
         async for part in client.tail_job_logs(job):
@@ -130,7 +131,7 @@ async def tail(client: Any, job: str, position: int, say: Callable[[str], None])
 
 
 def exit_code(info: Any, log: str) -> int:
-    """The exit code of a job that has ended."""
+    """The exit code of a job that has ended. Raises ClusterError where the cluster lost the job."""
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is not None:
@@ -142,6 +143,6 @@ def exit_code(info: Any, log: str) -> int:
 
 
 def stop(client: Any, job: str) -> int:
-    """Asks a job to save and leave, waits until it has, and returns its exit code."""
+    """Asks a job to save and stop, waits until it has ended, and returns its exit code."""
     client.stop_job(job)
     return follow(client, job, lambda _: None)

@@ -1,7 +1,7 @@
-"""Stages as Ray tasks, and groups of Ray Train workers: the only file that imports ray.
+"""Runs stages as Ray tasks or on groups of Ray Train workers.
 
-The cluster is the one that RAY_ADDRESS names; where none is named, a local one starts with the run and ends with it.
-Bulky data goes through files: a task is given its settings and folders, and answers with its metrics.
+RAY_ADDRESS names the cluster; without it a local cluster starts with the run and ends with it. Data is passed through
+files: a task receives settings and folders, and returns metrics.
 """
 
 import logging
@@ -22,34 +22,35 @@ from pipeline.settings.stage import Place
 
 ENV = {  # read by ray when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker would start through `uv run` again
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a stage that asks no GPU sees none
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker would be started by `uv run` again
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a stage that asks for no GPU sees none
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # 60 by default: too short for a cold shared file system
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
-    "RAY_task_oom_retries": "2",  # endless by default
+    "RAY_task_oom_retries": "2",  # unlimited by default
 }
 for _name, _value in ENV.items():
     os.environ.setdefault(_name, _value)
 if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:
-    # For a cluster of our own, a token of its own: ray would else write one into the home folder, and with that
-    # change what clusters started there later expect.
+    # A local cluster gets a token of its own; otherwise ray would write one to the home folder, which clusters that
+    # are started later would then expect.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
-process.raise_limits()  # in a Ray worker, too, whose first file of ours this is
+process.raise_limits()  # here, since this is the first module that a Ray worker imports
 
 import ray  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-ATTEMPTS = 3  # of a task whose process died; of a group of workers, in a row without a new checkpoint
-STARTS = 3  # of a local cluster: ray gives its node 30 s, which a busy machine may not keep
-SOCKET = 107  # bytes in the name of a socket (unix(7))
+ATTEMPTS = 3  # of a task whose process dies; of a group of workers, in a row without a new checkpoint
+STARTS = 3  # attempts to start a local cluster: ray waits 30 s for its node, which a busy machine may exceed
+SOCKET = 107  # bytes that the path of a Unix socket may have (unix(7))
 ROOT = str(Path(__file__).parents[2])
 
 
 class Cluster:
-    """A connection to a Ray cluster. Install signal handlers after making one: ray replaces those it finds."""
+    """A connection to a Ray cluster. Install signal handlers after making one, since ray replaces them. Raises
+    ClusterError where the cluster does not answer."""
 
     def __init__(self) -> None:
         self.address = os.environ.get("RAY_ADDRESS")
@@ -60,7 +61,7 @@ class Cluster:
                 self._start()
         except PipelineError:
             raise
-        except Exception as error:  # ray raises bare ones, too
+        except Exception as error:  # ray raises plain Exceptions, too
             limit = None if self.address else errors.explain(error)
             if isinstance(limit, NoProgressError):  # a limit of this machine: other nodes would not help
                 raise limit from error
@@ -71,14 +72,14 @@ class Cluster:
             ) from error
 
     def _join(self, address: str) -> None:
-        # Inside a Ray job the package is in the job's own working directory, which its workers are given already.
+        # Inside a Ray job the package is in the job's working directory, which its workers have already.
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
         wait_for_nodes(int(launcher.number("PIPELINE_NODES", 1)), launcher.number("PIPELINE_JOIN_S", 300))
 
     def _start(self) -> None:
-        # By the environment and not by runtime_env, which would make the workers started ahead unusable.
+        # Set in the environment, not in runtime_env, which would make the workers that are started ahead unusable.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *(p for p in paths if p and p != ROOT)])
@@ -94,7 +95,7 @@ class Cluster:
             _warm.remote()
 
     def submit(self, job: Job) -> Any:
-        """Starts a stage; returns its handle. Raises ClusterError where the cluster can never hold it."""
+        """Starts a stage and returns its handle. Raises ClusterError where the cluster is too small for it."""
         place, threads = job.settings.place, job.settings.threads
         copies = (place.min_workers or place.workers) if place.on == "workers" else 1
         check_capacity(job.name, need(place, threads), copies)
@@ -105,10 +106,8 @@ class Cluster:
         ).remote(job)
 
     def wait(self, handles: list[Any], timeout: float | None = None) -> tuple[Any, Any] | None:
-        """The first handle that is done, with what its stage returned or the exception it ended with.
-
-        None where ``timeout`` seconds pass before.
-        """
+        """The first handle that is done, with the metrics that its stage returned or the exception that it raised.
+        None if none is done within ``timeout`` seconds."""
         done, _ = ray.wait(handles, num_returns=1, timeout=timeout)
         if not done:
             return None
@@ -126,7 +125,8 @@ class Cluster:
             return done[0], ClusterError(f"the Ray cluster lost the stage: {first_line(error)}; run the command again")
 
     def node_facts(self, root: Path) -> list[preflight.Facts]:
-        """`preflight.facts` of every node; a clock that was read between our question and its answer is right."""
+        """`preflight.facts` of every node. A clock that was read between this process's request and the reply has no
+        skew."""
         token, now = preflight.write_token(root), time.time()
         nodes = []
         for node in (n for n in ray.nodes() if n["Alive"]):
@@ -139,15 +139,15 @@ class Cluster:
         return nodes
 
     def close(self) -> None:
-        """Leaves the cluster; a local one ends."""
+        """Disconnects from the cluster; a local one ends."""
         ray.shutdown()
 
 
 def start_local(folder: str | None) -> None:
-    """Starts a cluster of our own on this machine."""
+    """Starts a local cluster. ``folder``: for its sockets (None: ray's usual one)."""
     usable = len(os.sched_getaffinity(0))
     ray.init(
-        "local",  # never "auto", which joins whatever cluster of whomever it finds
+        "local",  # not "auto", which would join any cluster on this machine, of any user
         num_cpus=usable if usable < (os.cpu_count() or 1) else None,
         include_dashboard=False,
         _temp_dir=folder,
@@ -157,8 +157,8 @@ def start_local(folder: str | None) -> None:
 
 
 def short_folder() -> str | None:
-    """A folder for the sockets of a cluster of our own, whose names the system holds to SOCKET bytes; None: ray's
-    usual one, which is short enough. Raises ConfigError where no short one can be written to."""
+    """A folder for the sockets of a local cluster, whose paths may have SOCKET bytes; None: ray's usual folder, which
+    is short enough. Raises ConfigError where there is no short folder that can be written to."""
     usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     if len(os.fsencode(usual)) <= SOCKET - len("/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"):
         return None
@@ -170,13 +170,12 @@ def short_folder() -> str | None:
 
 
 def need(place: Place, threads: int) -> dict[str, float]:
-    """What a task, or each worker, takes from a node: CPUs, GPUs, bytes."""
+    """The resources of a task, or of each worker: CPUs, GPUs, bytes of memory."""
     return {"CPU": threads, "GPU": place.gpus, "memory": int(place.memory_gb * 2**30)}
 
 
 def wait_for_nodes(nodes: int, limit: float) -> None:
-    """Waits until ``nodes`` are alive: a job's script starts the cluster and its driver at the same time.
-
+    """Waits until ``nodes`` nodes are alive, since a Slurm script starts the cluster and its driver at the same time.
     Raises ClusterError where they are not after ``limit`` seconds.
     """
     end = time.monotonic() + limit
@@ -190,8 +189,8 @@ def wait_for_nodes(nodes: int, limit: float) -> None:
 
 
 def check_capacity(name: str, ask: dict[str, float], copies: int) -> None:
-    """Raises ClusterError unless the nodes, were they empty, hold ``copies`` of ``ask``: ray would wait without
-    end."""
+    """Raises ClusterError unless the nodes, if nothing else ran on them, have room for ``copies`` of the resources
+    ``ask``. Ray itself would wait for ever."""
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     room = sum(min(int(node.get(k, 0) // v) for k, v in ask.items() if v) for node in nodes)
     if room < copies:
@@ -215,9 +214,9 @@ def checkpoints(job: Job) -> list[str]:
 
 
 def worker_loss(failures: list[Exception]) -> Exception:
-    """Of the errors of a group's workers, the one that says that a worker was lost: another group may do better.
+    """The error that says that a worker of a group was lost, after which a new group is started.
 
-    Raises the stage's own error, if there is one: another group would end with it, too.
+    Raises the stage's own error, if a worker has one: a new group would fail in the same way.
     """
     for failure in failures:
         if isinstance(failure, PipelineError):
@@ -225,21 +224,22 @@ def worker_loss(failures: list[Exception]) -> Exception:
     if losses := [f for f in failures if type(f).__module__.startswith("ray.")]:
         return getattr(losses[0], "health_check_failure", losses[0])
     if faults := [f for f in failures if not errors.peer_lost(f)]:
-        raise min(faults, key=lambda f: isinstance(f, RuntimeError))  # a rank's is often only the echo of another's
+        # A RuntimeError often only follows from another rank's error.
+        raise min(faults, key=lambda f: isinstance(f, RuntimeError))
     return failures[0]
 
 
 def no_signal() -> bool:
-    """No signal reaches a Ray worker: it is asked to stop by the job's stop file."""
+    """Never true: a Ray worker gets no signals, and is asked to stop by the job's stop file."""
     return False
 
 
 class Regroup:
-    """Whether this worker's group is to save and end, and a new group to go on.
+    """Says whether this worker's group should save and stop, so that a new group resumes.
 
-    It is when a machine of the group is about to be taken away, of which Ray Train notifies this process, and when a
-    group of fewer than ``workers`` could have one more. Ray's public form of the first waits for all workers each time
-    (ours agree by themselves), and its own way to the second ends them where they stand.
+    It should when Ray Train announces that a machine of the group will be taken away, and when a group of fewer than
+    ``workers`` could have one more. Ray's public function for the first waits for all workers at each call, though
+    these agree by themselves, and its elastic scaling ends workers without letting them save.
     """
 
     def __init__(self, job: Job):
@@ -261,7 +261,7 @@ class Regroup:
 
 
 def has_room(ask: dict[str, float]) -> bool:
-    """Whether a node that is to stay has this left."""
+    """Whether a node that is not about to be taken away has these resources free."""
     from ray._private.state import available_resources_per_node, state
 
     draining = state.get_draining_nodes()
@@ -271,7 +271,7 @@ def has_room(ask: dict[str, float]) -> bool:
 
 @ray.remote(num_cpus=1)
 def _warm() -> None:
-    """Imports what takes seconds, in each worker at the same time, before the first stage needs it."""
+    """Imports modules that take seconds, in all workers at the same time, before the first stage needs them."""
     import accelerate  # noqa: F401
     import torch  # noqa: F401
 
@@ -288,8 +288,8 @@ def _task(job: Job) -> Any:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _train(job: Job, env: dict[str, str]) -> Any:
-    """Runs a stage on a group of workers, and again on a new group where a process of it died, or where all of them
-    have saved because a machine goes away."""
+    """Runs a stage on a group of workers. If one of its processes dies, or all have saved because a machine will be
+    taken away or another is free, a new group resumes."""
     os.environ.update(env)
     records = Path(job.out).parent / ".ray"
     tries, last, how = 0, checkpoints(job), ""
@@ -306,8 +306,8 @@ def _train(job: Job, env: dict[str, str]) -> Any:
 
 
 def train_group(job: Job, records: Path) -> tuple[Any, Exception | None]:
-    """Runs a stage on one group of workers. Returns its result, or why another group is to go on: a worker was lost,
-    or (Stopped) all have saved. ``records``: a folder for Ray Train's own, none of which a stage needs."""
+    """Runs a stage on one group of workers. Returns its metrics and None, or None and the reason why a new group must
+    resume: the loss of a worker, or Stopped where all have saved. ``records``: a folder for Ray Train's own files."""
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -332,7 +332,7 @@ def trainer_settings(job: Job, records: Path) -> dict[str, Any]:
         "scaling_config": ScalingConfig(
             num_workers=(place.min_workers, place.workers) if place.min_workers else place.workers,
             use_gpu=place.gpus > 0,
-            elastic_resize_monitor_interval_s=math.inf,  # it would end the workers where they stand
+            elastic_resize_monitor_interval_s=math.inf,  # it would end the workers without a save
             resources_per_worker={k: v for k, v in need(place, job.settings.threads).items() if v},
         ),
         "run_config": RunConfig(

@@ -1,7 +1,7 @@
-"""Ranks that srun started, and the guard of a job that requeues itself.
+"""Ranks that srun started, and the check before a Slurm job requeues itself.
 
     export_ranks()                              SLURM_* -> RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
-    python -m pipeline.placement.slurm FOLDER   exit 0: requeue; 70: this job has stopped getting anywhere
+    python -m pipeline.placement.slurm FOLDER   exit 0: requeue; 70: the job no longer makes progress
 """
 
 import json
@@ -14,15 +14,15 @@ from pipeline import errors
 from pipeline.errors import NoProgressError
 
 IDLE = 2
-"""Attempts in a row that may end where the one before them ended; a node may be taken away before the first step."""
+"""Attempts in a row that may end without progress, since a node may be taken away before the first step."""
 ATTEMPTS = 100
 
 
 def export_ranks() -> None:
-    """Gives the ranks of an srun step of several tasks the names that every launcher's ranks go by.
+    """Sets the variables of torchrun (RANK, ...) from Slurm's, in the tasks of an srun step of several.
 
-    Leaves alone what another launcher has set, a step of one task, and the batch shell (which has SLURM_PROCID too,
-    but no step).
+    It changes nothing where another launcher has set them, in a step of one task, and in the batch shell (which has
+    SLURM_PROCID too, but no step).
     """
     env = os.environ
     size = int(env.get("SLURM_STEP_NUM_TASKS") or 1)
@@ -31,31 +31,32 @@ def export_ranks() -> None:
     env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], str(size)
     local = int(env["SLURM_LOCALID"])
     devices = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    env["LOCAL_RANK"] = str(local % len(devices) if devices else local)  # --gpus-per-task shows each task its own only
+    # With --gpus-per-task a task sees only its own GPUs.
+    env["LOCAL_RANK"] = str(local % len(devices) if devices else local)
     one_node = env.get("SLURM_STEP_NUM_NODES", "1") == "1"
     env.setdefault("MASTER_ADDR", "127.0.0.1" if one_node else first_host(env["SLURM_STEP_NODELIST"]))
     env.setdefault("MASTER_PORT", str(port(int(env["SLURM_JOB_ID"]))))
 
 
 def first_host(nodes: str) -> str:
-    """First name of a Slurm node list: "gpu[07-09,12],login1" -> "gpu07"."""
+    """The first name in a Slurm node list: "gpu[07-09,12],login1" -> "gpu07"."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).split(",")[0]
 
 
 def port(job: int) -> int:
-    """A port of the job's own, below those the kernel gives out."""
+    """A port that depends on the job's number, below the kernel's ephemeral ports."""
     return 20000 + job % 10000
 
 
 def progress(root: Path) -> list[str]:
-    """What has been made under a run folder: finished artifacts and each training's newest checkpoint."""
+    """The finished artifacts and each training's newest checkpoint in a folder of runs."""
     done = [str(p.relative_to(root)) for p in root.glob("*/artifact.json")]
     return sorted(done + [str(max(p.glob("[0-9]*"), default=p).relative_to(root)) for p in root.glob("*/checkpoints")])
 
 
 def guard_requeue(root: Path, job: str) -> None:
-    """Notes how far ``job`` came. Raises NoProgressError where it came no farther than before, IDLE times in a row,
-    or has been tried ATTEMPTS times."""
+    """Records the progress of a job's attempt. Raises NoProgressError where IDLE attempts in a row made none, or where
+    this was the last of ATTEMPTS."""
     note = root / f".slurm-{job}.json"
     before = json.loads(note.read_text()) if note.exists() else {"progress": None, "idle": 0, "attempts": 0}
     now = progress(root)
