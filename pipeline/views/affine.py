@@ -1,5 +1,5 @@
-"""Views of characters: rotation, shear, scale, shift and a smooth random bending in one resampling of the batch, then
-the width of strokes and the contrast."""
+"""Views of characters: rotation, shear, scale, shift and an elastic distortion in one resampling of the batch, then a
+change of stroke width and of contrast."""
 
 import math
 
@@ -13,12 +13,12 @@ from pipeline.settings.data import Characters
 
 
 def spread(u: np.ndarray, low: float, high: float) -> Tensor:
-    """Uniform numbers in [0, 1) -> in [low, high)."""
+    """Maps uniform numbers from [0, 1) to [low, high)."""
     return torch.from_numpy(low + (high - low) * u).float()
 
 
 def affine_matrices(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str) -> Tensor:
-    """Maps from positions in the view to positions in the image, both in [-1, 1] -> [B, 2, 3]."""
+    """Random affine matrices [B, 2, 3], which map a position in the view to one in the image, both in [-1, 1]."""
     u = keyed.uniform(6, seed, epoch, ids, view, "affine").T
     turn = spread(u[0], -1, 1) * math.radians(settings.rotation)
     shear = torch.tan(spread(u[1:3], -1, 1) * math.radians(settings.shear))
@@ -31,11 +31,12 @@ def affine_matrices(settings: Characters, seed: int, epoch: int, ids: np.ndarray
 
 
 def displacements(settings: Characters, seed: int, epoch: int, ids: np.ndarray, view: str, side: int) -> Tensor:
-    """Elastic displacements, the side being 2, [B, side, side, 2]: white noise smoothed by a Gaussian (Simard 2003).
+    """Elastic displacements [B, side, side, 2] in units of half the side: white noise smoothed by a Gaussian (Simard,
+    Steinkraus & Platt 2003).
 
-    The noise lies on a grid as wide as the Gaussian's deviation, which smooths it as it would any finer one; weights
-    of each pixel have norm 1, so that the root mean square along each axis is
-    ``settings.elastic`` pixels everywhere.
+    The noise has one value each standard deviation of the Gaussian, which is smooth enough not to show the grid. Each
+    pixel's weights have norm 1, so that the displacement along an axis has a root mean square of ``settings.elastic``
+    pixels everywhere.
     """
     sigma = settings.elastic_sigma
     nodes = torch.arange(-2 * sigma, side + 2 * sigma + 1, sigma)
@@ -65,8 +66,8 @@ def view(
 
 
 def stroke(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
-    """Each image [B, C, H, W] on its way to the largest of every 3x3 pixels, which widens strokes by a pixel on each
-    side, or to the least, which narrows them: a share of the way drawn from ± ``settings.stroke``."""
+    """Interpolates each image [B, C, H, W] towards its dilation, which widens strokes by a pixel on each side, or its
+    erosion, which narrows them (3x3 maximum and minimum); the weight is uniform in ± ``settings.stroke``."""
     share = spread(keyed.uniform(1, seed, epoch, ids, name, "stroke"), -1, 1).to(images.device) * settings.stroke
     share = share.view(-1, 1, 1, 1)
     wide, narrow = max_pool2d(images, 3, 1, 1), -max_pool2d(-images, 3, 1, 1)
@@ -74,7 +75,7 @@ def stroke(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.
 
 
 def contrast(images: Tensor, settings: Characters, seed: int, epoch: int, ids: np.ndarray, name: str) -> Tensor:
-    """Each image [B, ...] (or each of its P patches [B, P, ...]) times a factor of its own, kept in [0, 1]."""
+    """Multiplies each image [B, ...], or each of its patches [B, P, ...], by a random factor and clamps to [0, 1]."""
     lead = images.shape[1] if images.ndim == 5 else 1
     factor = spread(keyed.uniform(lead, seed, epoch, ids, name, "contrast"), *settings.contrast).to(images.device)
     shape = (len(images), lead, 1, 1, 1) if images.ndim == 5 else (len(images), 1, 1, 1)

@@ -1,4 +1,5 @@
-"""Random resized crops with a flip: boxes by torchvision's law from keyed numbers, pixels resampled with antialias."""
+"""Random resized crops with a flip: torchvision's distribution of boxes and its antialiased resampling, from keyed
+random numbers."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +13,16 @@ from pipeline import keyed
 from pipeline.jit import AVAILABLE, optional_jit
 
 TRIES = 10
-"""Boxes drawn before the central fallback."""
+"""Boxes that are tried before the central crop is taken."""
 SMALL = 64
-"""Side in pixels below which our own resampler beats torch's, whose call costs more than its work there."""
+"""Side in pixels below which `resample` is faster than torch, whose calls then cost more than the work in them."""
 
 
 @dataclass(frozen=True)
 class Params:
-    """The random numbers of a crop of each of B images, whatever their sizes: ``widths`` and ``heights`` of the
-    tries over the root of the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the room that is
-    left, [B, 2]; ``flips``, bool [B]."""
+    """The random numbers of one crop of each of B images of any size. ``widths`` and ``heights`` of the boxes to try,
+    as shares of the square root of the image's area, float64 [B, TRIES]; ``corners`` (y, x) as shares of the range
+    where the box fits, [B, 2]; ``flips``: whether it is mirrored, bool [B]."""
 
     widths: np.ndarray
     heights: np.ndarray
@@ -30,15 +31,15 @@ class Params:
     ratio: tuple[float, float]
 
     def box(self, i: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the i-th crop in an image of that size."""
+        """The top, left, height and width of the i-th crop in an image of height x width pixels."""
         return box(self.widths[i], self.heights[i], self.corners[i], height, width, *self.ratio)
 
     def crop(self, image: Tensor, i: int, out: Tensor) -> None:
-        """Writes the i-th crop of an image, uint8 [C, H, W], resampled with antialias, mirrored or not, into ``out``,
-        uint8 [S, S, C].
+        """Writes the i-th crop of an image, uint8 [C, H, W], resampled and perhaps mirrored, into ``out``, uint8
+        [S, S, C].
 
-        Both resamplers give torchvision's pixels to the bit: linear weights of 16 bits over the source pixels that a
-        target pixel covers, along rows first.
+        Both resamplers give torchvision's pixels to the bit: bilinear with antialias, with integer weights, first
+        along rows.
         """
         _, height, width = image.shape
         y, x, h, w = self.box(i, height, width)
@@ -51,9 +52,8 @@ class Params:
         out.permute(2, 0, 1).copy_(crop.flip(-1) if flip else crop)
 
     def crop_rows(self, images: Tensor, rows: np.ndarray, out: Tensor) -> None:
-        """`crop` of the images [n, H, W, C] at ``rows`` [B], where it is `fast`, into ``out``, uint8 [B, S, S, C].
-
-        One call without the GIL, which the training's thread takes for each of a step's operations."""
+        """Writes the crops of the images at ``rows`` [B] of uint8 [n, H, W, C] into ``out``, uint8 [B, S, S, C], where
+        their sizes are `fast`. This is one call without the GIL, which the training's thread needs meanwhile."""
         _crop_rows(
             images.numpy(), rows, self.widths, self.heights, self.corners, self.flips, *self.ratio, out.numpy()
         )
@@ -68,8 +68,9 @@ def draw(
     ratio: tuple[float, float],
     flip: float,
 ) -> Params:
-    """As torchvision's RandomResizedCrop: up to ten times an area U(scale) of the image and a ratio of width to height
-    log-uniform in ``ratio``; then a position, and a flip of that probability."""
+    """Draws as torchvision's RandomResizedCrop does: up to ten boxes with an area uniform in ``scale`` times the
+    image's and a ratio of width to height log-uniform in ``ratio``, then a position; and a flip with probability
+    ``flip``."""
     u = keyed.uniform(2 * TRIES + 3, seed, epoch, ids, view, "crop")
     area = scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -79,7 +80,8 @@ def draw(
 
 @optional_jit
 def box(widths, heights, corner, height, width, narrowest, broadest):
-    """The first try that fits inside the image; else the largest central box of a ratio in the range."""
+    """The first box that fits in the image, else the largest central box whose ratio is in the range -> (top, left,
+    height, width)."""
     root = math.sqrt(height * width)
     for k in range(len(widths)):
         w, h = int(np.rint(root * widths[k])), int(np.rint(root * heights[k]))
@@ -94,14 +96,15 @@ def box(widths, heights, corner, height, width, narrowest, broadest):
 
 
 def fast(size: Sequence[int], side: int) -> bool:
-    """Whether crops of ``size`` pixels at most, to ``side``, are resampled by our own code."""
+    """Whether `resample` makes crops of at most ``size`` pixels for views of ``side`` pixels; otherwise torch does."""
     return AVAILABLE and side < SMALL and max(size) < 8 * SMALL
 
 
 @optional_jit
 def kernel(size, side):
-    """Along one axis, from ``size`` pixels to ``side``: first source pixel and count of each target pixel, and their
-    weights as integers of ``bits`` binary digits -> int64 [side], [side], int32 [side, most], bits."""
+    """The antialiased bilinear weights of a resampling from ``size`` to ``side`` pixels along one axis: for each
+    target pixel the first source pixel and their count, int64 [side] each; the weights times 2^bits, int32 [side,
+    largest count]; and bits."""
     scale = size / side
     support, inverse = max(scale, 1.0), 1 / scale if scale >= 1 else 1.0
     most = 2 * math.ceil(support) + 1
@@ -131,7 +134,7 @@ def kernel(size, side):
 
 @optional_jit
 def resample(part, flip, out):
-    """part uint8 [h, w, C] -> out uint8 [S, S, C], antialiased and linear, mirrored or not."""
+    """Resamples part, uint8 [h, w, C], into out, uint8 [S, S, C], bilinear with antialias, and mirrors it if asked."""
     height, width, channels = part.shape
     side = out.shape[0]
     first, count, weights, bits = kernel(width, side)
@@ -161,7 +164,7 @@ def resample(part, flip, out):
 @optional_jit
 def _crop_rows(images, rows, widths, heights, corners, flips, narrowest, broadest, out):
     height, width = images.shape[1:3]
-    crop = np.empty(out.shape[1:], np.uint8)  # contiguous, as one of several crops of an image is not
+    crop = np.empty(out.shape[1:], np.uint8)  # contiguous, which a slice of ``out`` need not be
     for i in range(len(rows)):
         y, x, h, w = box(widths[i], heights[i], corners[i], height, width, narrowest, broadest)
         resample(images[rows[i]][y : y + h, x : x + w], flips[i], crop)

@@ -1,4 +1,5 @@
-"""Image files to pixels, strictly: what cannot be read whole raises, in the words that the log of bad samples gets."""
+"""Decodes image files strictly: a file that cannot be read completely raises ValueError, whose text is logged with the
+sample."""
 
 import io
 import warnings
@@ -11,13 +12,13 @@ from torch import Tensor
 
 try:
     import simplejpeg
-except ImportError:  # Pillow then decodes, to the same pixels; but it lets a scan with flipped bits pass
+except ImportError:  # Pillow then decodes to the same pixels, but accepts a scan with flipped bits
     simplejpeg: Any = None
 
 MOST_PIXELS = 178_956_970
-"""As Pillow's own guard against decompression bombs doubled: larger headers are refused before any decoding."""
+"""The number of pixels above which Pillow raises DecompressionBombError; the header is checked before decoding."""
 LEAST_SIDE = 8
-"""Pixels. A narrower image is a broken thumbnail or a tracking pixel, and no view can be cut from it."""
+"""Pixels of the shortest side allowed; a smaller image is a broken thumbnail or a tracking pixel."""
 
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -29,18 +30,18 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
     8: lambda x: x.swapaxes(0, 1)[::-1],
 }
-"""What makes an image upright, by its EXIF orientation (1: as it lies)."""
+"""The function that makes an image upright, by its EXIF orientation (1: it is upright)."""
 ORIENTATION = 0x0112
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO, UNSIGNED = 258, 262, 339, 0, 1
-"""Tags of a TIFF, and what they may say (TIFF 6.0)."""
+"""Tags of a TIFF file, and two of their values (TIFF 6.0)."""
 
 
 class TooSmall(ValueError):
-    """An image with a side under LEAST_SIDE."""
+    """A side of the image is shorter than LEAST_SIDE."""
 
 
 class Scratch:
-    """Memory for decoded pixels that one thread uses again and again: fresh memory costs a page fault each 4 KB."""
+    """A buffer for decoded pixels that one thread reuses, since new memory costs a page fault for each 4 KB."""
 
     def __init__(self) -> None:
         self.pixels = np.empty(0, np.uint8)
@@ -54,13 +55,13 @@ class Scratch:
 def decode(
     data: bytes | memoryview, channels: int, scratch: Scratch | None = None, exif_orientation: bool = True
 ) -> Tensor:
-    """The bytes of an image file of any format that Pillow reads -> uint8 [channels, H, W], channels 1 or 3, in memory
-    as [H, W, channels]. Of several frames the first.
+    """Decodes an image file of any format that Pillow reads -> uint8 [channels, H, W], with 1 or 3 channels, which are
+    last in memory. Of several frames it takes the first.
 
-    Sixteen bits are scaled by 1/257. Numbers of 32 bits have no white of their own: as ImageJ shows them, the least
-    finite one is black and the greatest white; where all are equal the image is refused. Transparency is laid on
-    white. With ``exif_orientation`` the image is turned as its EXIF data say, whatever its format. Where ``scratch``
-    is given the pixels may lie in it, until its next use. Raises ValueError, whatever a decoder raised.
+    Values of 16 bits are divided by 257. Values of 32 bits have no defined white: as in ImageJ, the smallest finite
+    one becomes black and the largest white; an image where all are equal is refused. Transparent pixels are put on
+    white. With ``exif_orientation`` the image is turned upright by its EXIF data. The pixels may be in ``scratch``,
+    until its next use. Raises ValueError for any fault of the file.
     """
     if not len(data):
         raise ValueError("no bytes")
@@ -76,7 +77,7 @@ def decode(
         raise
     except MemoryError as error:
         raise ValueError("not enough memory to decode it") from error
-    except Exception as error:  # on damage decoders raise RuntimeError, SyntaxError, struct.error, KeyError, ...
+    except Exception as error:  # decoders raise RuntimeError, SyntaxError, struct.error, KeyError, ... on damage
         raise ValueError((str(error).splitlines() or [""])[0] or type(error).__name__) from error
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     if exif_orientation and turn in TURNS:
@@ -85,31 +86,31 @@ def decode(
 
 
 def jpeg_orientation(data: bytes | memoryview) -> int:
-    """The orientation that a JPEG's header names; 1 where it names none."""
+    """The EXIF orientation in a JPEG's header; 1 where there is none."""
     from PIL import Image
 
     content = bytes(data)
-    scan = content.find(b"\xff\xda")  # of what comes before it: a thumbnail's scan, too, only EXIF data hold
+    scan = content.find(b"\xff\xda")  # a thumbnail's scan comes first only where there are EXIF data
     if not any(name in content[: None if scan < 0 else scan] for name in (b"Exif\0\0", b"tiff:Orientation")):
-        return 1  # most have neither: opening them with Pillow costs a tenth of decoding them
+        return 1  # most files have neither, and opening one with Pillow takes a tenth of the time of decoding it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return pop_orientation(Image.open(io.BytesIO(content)))
-    except Exception:  # simplejpeg has decoded it: a header that Pillow cannot read says nothing
+    except Exception:  # simplejpeg has decoded the image; a header that Pillow cannot read is ignored
         return 1
 
 
 def pop_orientation(image: Any) -> int:
-    """The orientation of a Pillow image, taken out of it."""
+    """The EXIF orientation of a Pillow image, which is removed from it."""
     try:
         return int(image.getexif().pop(ORIENTATION, 1))
-    except Exception:  # damaged EXIF data beside sound pixels
+    except Exception:  # the EXIF data are damaged, the pixels need not be
         return 1
 
 
 def check(height: int, width: int) -> None:
-    """Raises ValueError for sizes that are not worth decoding, or would take all memory."""
+    """Raises TooSmall for an image with too short a side, ValueError for one with too many pixels."""
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels are too many")
     if min(width, height) < LEAST_SIDE:
@@ -117,11 +118,12 @@ def check(height: int, width: int) -> None:
 
 
 def jpeg(data: bytes | memoryview, channels: int, scratch: Scratch | None) -> np.ndarray | None:
-    """uint8 [H, W, channels]; None for the kinds that are left to Pillow: four colours, and colour to be greyed."""
+    """Decodes a JPEG with simplejpeg -> uint8 [H, W, channels]. None for those that Pillow decodes: CMYK, and colour
+    that is to become grey."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return None  # a header it does not know; Pillow says what is wrong, if anything is
+        return None  # simplejpeg does not know the header; Pillow reads the file, or says what is wrong
     if space not in (("Gray",) if channels == 1 else ("Gray", "YCbCr", "RGB")):
         return None
     check(int(height), int(width))
@@ -130,7 +132,7 @@ def jpeg(data: bytes | memoryview, channels: int, scratch: Scratch | None) -> np
 
 
 def open_image(data: bytes | memoryview) -> tuple[Any, int]:
-    """A Pillow image, its pixels loaded as they lie, and its EXIF orientation."""
+    """A Pillow image whose pixels are loaded but not turned, and its EXIF orientation."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -139,17 +141,17 @@ def open_image(data: bytes | memoryview) -> tuple[Any, int]:
             image = Image.open(io.BytesIO(data))
             check(image.height, image.width)
             scale_transparency(image, data)
-            turn = pop_orientation(image) if image.format == "TIFF" else 0  # which Pillow turns while it loads
+            turn = pop_orientation(image) if image.format == "TIFF" else 0  # Pillow turns a TIFF when it loads it
             image.load()
-            turn = turn or pop_orientation(image)  # of a PNG this would load it, and hide its damage, if asked before
+            turn = turn or pop_orientation(image)  # before load() this would load a PNG, and hide damage
     except UnidentifiedImageError as error:
         raise ValueError("not an image") from error
     return image, turn
 
 
 def scale_transparency(image: Any, data: bytes | memoryview) -> None:
-    """The transparent value of a PNG of 2, 4 or three times 16 bits on the scale of the eight into which Pillow makes
-    its pixels."""
+    """Converts the transparent value of a PNG of fewer than 8 bits, or of RGB of 16 bits, to the 8 bits of the pixels
+    that Pillow makes of it."""
     clear = image.info.get("transparency")
     if image.format == "PNG" and clear is not None:
         depth = data[24]
@@ -160,7 +162,7 @@ def scale_transparency(image: Any, data: bytes | memoryview) -> None:
 
 
 def to_eight_bits(image: Any, mode: str) -> Any:
-    """A Pillow image of any mode -> L or RGB of eight bits."""
+    """Converts a Pillow image of any mode to ``mode``, L or RGB. Transparent pixels become white."""
     from PIL import Image
 
     clear = image.info.get("transparency")
@@ -179,16 +181,17 @@ def to_eight_bits(image: Any, mode: str) -> Any:
 
 
 def numbers(image: Any) -> np.ndarray:
-    """The values of a grey image of 16 or 32 bits, [H, W], as its file means them."""
+    """The values of a grey image of 16 or 32 bits, [H, W], in the type that its file has."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED and tags.get(BITS, (0,))[0] == 32:
-        return values.view(np.uint32)  # Pillow has no such mode, and reads them as signed
+        return values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits, and reads them as signed
     return values
 
 
 def levels(values: np.ndarray, image: Any) -> np.ndarray:
-    """Those values as uint8 [H, W]."""
+    """Scales the values of a grey image of 16 or 32 bits to uint8 [H, W], as `decode` describes. Raises ValueError
+    where no scale is known."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.round(values.clip(0, 65535) / 257)
     else:

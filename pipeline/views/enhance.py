@@ -1,4 +1,4 @@
-"""Operations on images of bytes, to the bit as Pillow does them: what PIRL's views put between jitter and grey."""
+"""Pillow's operations on uint8 images, equal to the bit: those that PIRL's views have between jitter and grey."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distortion:
-    """Parameters of N images: ``bits`` int64 [N] that posterising leaves (8: all), ``sharpness`` float32 [N] (1: as it
-    is), ``threshold`` int64 [N] from which values are inverted (256: none), ``stretch`` bool [N], autocontrast."""
+    """Parameters of N images: ``bits`` that posterise keeps, int64 [N] (8: all); ``sharpness``, float32 [N] (1:
+    unchanged); ``threshold`` from which solarise inverts values, int64 [N] (256: none); ``stretch``: whether
+    autocontrast is applied, bool [N]."""
 
     bits: np.ndarray
     sharpness: np.ndarray
@@ -20,8 +21,8 @@ class Distortion:
 
 
 def draw(u: np.ndarray, p: float) -> Distortion:
-    """vissl's ImgPilRandomPhotometric, made for PIRL (arXiv 1912.01991), from uniform numbers [N, 4]: all four
-    operations with probability p, else none."""
+    """Draws the parameters of vissl's ImgPilRandomPhotometric, used by PIRL (arXiv 1912.01991), from uniform numbers
+    [N, 4]: all four operations with probability p, else none."""
     changed = u[:, 0] < p
     return Distortion(
         np.where(changed, 4 + (5 * u[:, 1]).astype(np.int64), 8),
@@ -32,7 +33,7 @@ def draw(u: np.ndarray, p: float) -> Distortion:
 
 
 def distort(images: Tensor, draws: Distortion) -> Tensor:
-    """uint8 [N, C, H, W] -> the same, posterised, sharpened, solarised, its contrast stretched."""
+    """Posterises, sharpens and solarises images and stretches their contrast: uint8 [N, C, H, W] -> same shape."""
 
     def each(numbers: np.ndarray) -> Any:
         return torch.from_numpy(numbers).to(images.device).view(-1, 1, 1, 1)
@@ -44,8 +45,8 @@ def distort(images: Tensor, draws: Distortion) -> Tensor:
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the image smoothed by 3x3 pixels of which the middle one counts five times, or towards it; the border
-    is not smoothed. ``factor``: float32 [N, 1, 1, 1], 1: as it is."""
+    """Extrapolates from a smoothed image (3x3 kernel, centre weight 5) through the image by ``factor``, float32
+    [N, 1, 1, 1]: 0 is smoothed, 1 unchanged. Border pixels are not smoothed. As Pillow's ImageEnhance.Sharpness."""
     wide, smooth = x.int(), x.int()
     height, width = x.shape[2] - 2, x.shape[3] - 2
     if height > 0 and width > 0:
@@ -61,10 +62,10 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def autocontrast(x: Tensor) -> Tensor:
-    """Each channel's least value becomes 0, its largest 255, what lies between in proportion, rounded down."""
+    """Scales each channel linearly so that its smallest value becomes 0 and its largest 255, rounded down."""
     flat = x.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
-    scale = torch.full_like(low, 255) / (high - low)  # 255 / x would be a reciprocal's multiple, which rounds twice
+    scale = torch.full_like(low, 255) / (high - low)  # 255 / x would multiply by a reciprocal and round twice
     levels = torch.arange(256, device=x.device, dtype=torch.float64)
     table = (levels * scale - low * scale).clamp(0, 255)
     table = torch.where(high > low, table, levels).to(torch.uint8)
@@ -72,7 +73,7 @@ def autocontrast(x: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> [N, 1, H, W]."""
+    """Luma as Pillow rounds it: uint8 [N, C, H, W] -> [N, 1, H, W]."""
     if x.shape[1] == 1:
         return x
     r, g, b = x.int().unbind(1)

@@ -1,4 +1,5 @@
-"""PIRL's nine patches (arXiv 1912.01991): a crop, a grid of cells, a jittered patch of each cell, shuffled."""
+"""PIRL's jigsaw patches (arXiv 1912.01991): a crop is divided into a grid of cells, each cell gives a patch at a
+random position, and the patches are shuffled."""
 
 from dataclasses import dataclass
 
@@ -13,19 +14,19 @@ from pipeline.views import crops
 
 
 def orders(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
-    """The order in which each sample's patches are shown: a uniform permutation a row -> int64 [B, count]."""
+    """The order of each sample's patches, a uniform permutation in each row -> int64 [B, count]."""
     return keyed.uniform(count, seed, epoch, ids, "patches", "order").argsort(1)
 
 
 def corners(seed: int, epoch: int, ids: np.ndarray, cells: int, cell: int, patch: int) -> np.ndarray:
-    """Upper left corner (y, x) of every patch, row by row, jittered in its cell -> int64 [B, cells^2, 2]."""
+    """The upper left corner (y, x) of every patch, random in its cell; cells row by row -> int64 [B, cells^2, 2]."""
     u = keyed.uniform(2 * cells * cells, seed, epoch, ids, "patches", "jitter").reshape(len(ids), -1, 2)
     y, x = np.divmod(np.arange(cells * cells), cells)
     return np.stack([y, x], 1) * cell + (u * (cell - patch + 1)).astype(np.int64)
 
 
 def cut(crop: Tensor, at: np.ndarray, order: np.ndarray, patch: int) -> Tensor:
-    """Patches of crops [B, C, S, S] at corners [B, P, 2], in the order given -> [B, P, C, patch, patch]."""
+    """The patches of crops [B, C, S, S] at corners [B, P, 2], in ``order`` [B, P] -> [B, P, C, patch, patch]."""
     at = np.take_along_axis(at, order[..., None], 1)
     corner = torch.from_numpy(at).to(crop.device)
     run = torch.arange(patch, device=crop.device)
@@ -37,8 +38,9 @@ def cut(crop: Tensor, at: np.ndarray, order: np.ndarray, patch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Params:
-    """Where the patches of B natural images come from: ``within``, a crop whose ``side`` is a whole number of cells;
-    in it ``corners`` [B, P, 2]; the ``order`` in which they are shown and which of those are mirrored, [B, P]."""
+    """The random numbers of the patches of B natural images. ``within``: the crop that they lie in, of ``side``
+    pixels, a whole number of cells; ``corners``: of the patches in it, [B, P, 2]; ``order``: of the patches, [B, P];
+    ``flips``: which of them, in that order, are mirrored, [B, P]."""
 
     within: crops.Params
     corners: np.ndarray
@@ -60,7 +62,7 @@ class Params:
 def draw(
     seed: int, epoch: int, ids: np.ndarray, settings: Jigsaw, side: int, ratio: tuple[float, float], flip: float
 ) -> Params:
-    """Random patches beside views of ``side`` pixels; ``flip`` is the probability with which each is mirrored."""
+    """Draws the patches that go with views of ``side`` pixels. ``flip``: the probability that a patch is mirrored."""
     cells, (cell, patch) = settings.cells, settings.geometry(side)
     return Params(
         crops.draw(seed, epoch, ids, "patches", settings.scale, ratio, 0),
@@ -72,8 +74,8 @@ def draw(
 
 
 def patches(images: Tensor, settings: Jigsaw, side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:
-    """Random patches of small images, uint8 [B, C, H, W], beside views of ``side`` pixels -> float32 [B, P, C, patch,
-    patch] in [0, 1], none mirrored."""
+    """The random patches of small images, uint8 [B, C, H, W], that go with views of ``side`` pixels -> float32
+    [B, P, C, patch, patch] in [0, 1]. None is mirrored."""
     cells, (cell, patch) = settings.cells, settings.geometry(side)
     crop = enlarge(images, settings.scale, cells * cell, seed, epoch, ids)
     at = corners(seed, epoch, ids, cells, cell, patch)
@@ -81,8 +83,8 @@ def patches(images: Tensor, settings: Jigsaw, side: int, seed: int, epoch: int, 
 
 
 def enlarge(images: Tensor, scale: tuple[float, float], side: int, seed: int, epoch: int, ids: np.ndarray) -> Tensor:
-    """A random square crop of ``scale`` of the area, resampled to ``side``: uint8 [B, C, H, W] -> [B, C, side, side]
-    in [0, 1]. For small images, which it enlarges."""
+    """A random square crop with an area uniform in ``scale`` times the image's, enlarged to ``side`` pixels (bilinear
+    without antialias): uint8 [B, C, H, W] -> float32 [B, C, side, side] in [0, 1]."""
     u = torch.from_numpy(keyed.uniform(3, seed, epoch, ids, "patches", "crop")).float().to(images.device)
     extent = (scale[0] + (scale[1] - scale[0]) * u[:, 0]).sqrt()
     run = (torch.arange(side, device=images.device) + 0.5) * (2 / side) - 1

@@ -1,8 +1,7 @@
-"""Colour jitter, grey, blur and solarisation of a whole batch at once, each image with parameters of its own.
+"""Colour jitter, greyscale, blur and solarisation of a batch, with separate parameters for each image.
 
-The operations are torchvision's v2 on float images in [0, 1] (Pillow's, on bytes, are in `enhance`); what is drawn is
-a function of (seed, epoch, id, view, operation). The four operations of the jitter come in an order drawn for each
-image.
+The operations are those of torchvision's v2 on float images in [0, 1] (Pillow's, on uint8, are in `enhance`). The
+random numbers are a function of (seed, epoch, id, view, operation), and so is the order of the four jitter operations.
 """
 
 from collections.abc import Callable
@@ -20,17 +19,17 @@ from pipeline.settings.data import Crops
 from pipeline.views import enhance, photometrics_jit
 
 FAINT = 1e-5
-"""Share of a blur's weight that may be left out: a four-hundredth of a grey level."""
+"""Share of a blur kernel's weight that may be left out, which changes a pixel by 1/400 of a grey level at most."""
 GREY = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601-2 as torchvision rounds it)."""
+"""Weights of red, green and blue in grey (ITU-R 601-2, rounded as in torchvision)."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Parameters of N images: ``factors`` float32 [N, 4] of brightness, contrast, saturation (1: as it is) and hue
-    (turns); ``order`` int64 [N, 4], which of the four comes first, second, ..., -1: none; ``sigma`` float64 [N] of the
-    blur in pixels, 0: none; ``grey`` and ``solarise`` bool [N]. ``distortion`` stands between jitter and grey, if
-    there is one; ``grey_first``: grey stands before the jitter."""
+    """Parameters of N images. ``factors``, float32 [N, 4]: of brightness, contrast and saturation (1: unchanged), and
+    the hue's rotation in turns; ``order``, int64 [N, 4]: which of these four comes first, second, ... (-1: none);
+    ``grey`` and ``solarise``, bool [N]; ``sigma``, float64 [N]: of the blur in pixels (0: none). ``distortion``, if
+    not None, comes between jitter and grey. ``grey_first``: grey comes before the jitter."""
 
     factors: np.ndarray
     order: np.ndarray
@@ -42,7 +41,7 @@ class Draws:
 
 
 def draw(settings: Crops, *parts: Any) -> Draws:
-    """The parameters of every image that the key names (see `keyed.key`), flattened to one axis."""
+    """Draws the parameters of every element of the key (see `keyed.key`), flattened to one axis."""
     base = keyed.key(*parts)
 
     def numbers(count: int, op: str) -> np.ndarray:
@@ -68,15 +67,14 @@ def draw(settings: Crops, *parts: Any) -> Draws:
 
 
 def radius(settings: Crops, side: int) -> int:
-    """Pixels to either side of the blur's centre: half of ``blur_kernel`` of the side, at least 1."""
+    """The radius of the blur kernel in pixels: half of ``blur_kernel`` times the image's side, at least 1."""
     return min(max(1, int(settings.blur_kernel * side / 2)), side - 1)
 
 
 def blur_kernels(sigma: np.ndarray, reach: int) -> np.ndarray:
-    """Gaussian weights at offsets 0 .. reach, both sides summing to 1 -> float32 [N, reach + 1].
+    """Gaussian weights at offsets 0 to ``reach``, of which both sides together sum to 1 -> float32 [N, reach + 1].
 
-    Where sigma is 0: 1, 0, ... Outer weights that are together less than FAINT, far below a grey level, are 0, and
-    cost nothing.
+    Where sigma is 0 they are 1, 0, 0, ... Outer weights that sum to less than FAINT are set to 0, to save time.
     """
     away = np.arange(reach + 1) / np.where(sigma > 0, sigma, 1e-3)[:, None]
     weights = np.exp(-0.5 * away**2) * np.where(np.arange(reach + 1) > 0, 2, 1)
@@ -88,8 +86,9 @@ def blur_kernels(sigma: np.ndarray, reach: int) -> np.ndarray:
 
 
 def finish(images: Tensor, draws: Draws, reach: int, image: Image, out: Tensor | None = None) -> Tensor:
-    """uint8 [N, C, H, W], C of 1 or 3 -> float32: jittered, greyed, blurred within ``reach`` pixels, solarised, and
-    normalised. On a CPU row by row (`photometrics_jit`), into ``out`` if that is given; else with whole batches."""
+    """Applies all operations and normalises: uint8 [N, C, H, W], C of 1 or 3 -> float32, same shape. ``reach``: the
+    blur's radius in pixels. ``out``: where the result is written, if given. On a CPU with numba it works row by row
+    (`photometrics_jit`), otherwise on the whole batch."""
     images, draws = apply_bytes(images, draws)
     weights = blur_kernels(draws.sigma, reach)
     if images.device.type == "cpu" and AVAILABLE:
@@ -106,7 +105,8 @@ def finish(images: Tensor, draws: Draws, reach: int, image: Image, out: Tensor |
 
 
 def apply_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-    """The operations that are Pillow's, and those before them; with what is left to draw. The rest is as it was."""
+    """Applies the operations that work on uint8 images (`enhance`) and those before them. Returns the images, and the
+    parameters of the operations that remain; without such operations both are unchanged."""
     none = np.zeros(len(images), bool)
     if draws.grey_first:
         images = change_rows(images.clone(), draws.grey, lambda part, _: enhance.grey(part).expand_as(part))
@@ -122,8 +122,8 @@ def apply_bytes(images: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
 
 
 def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:
-    """All but the normalisation, by whole batches: uint8 [N, C, H, W] -> float32 in [0, 1]. With one channel,
-    saturation, hue and grey do nothing. ``weights``: of the blur, from `blur_kernels`."""
+    """Applies all operations but the normalisation to a batch: uint8 [N, C, H, W] -> float32 in [0, 1]. Saturation,
+    hue and grey do not change images of one channel. ``weights``: of the blur, from `blur_kernels`."""
     x = images.float() / 255
     factors = torch.from_numpy(draws.factors).to(x.device)
     for turn in range(4):
@@ -138,7 +138,7 @@ def apply(images: Tensor, draws: Draws, weights: np.ndarray) -> Tensor:
 
 
 def change_rows(x: Tensor, changed: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """x with change(its rows, their numbers) in place of the chosen rows."""
+    """x with the rows where ``changed`` is true replaced by change(rows, their indices)."""
     if not changed.any():
         return x
     rows = torch.from_numpy(np.flatnonzero(changed)).to(x.device, non_blocking=True)
@@ -146,7 +146,7 @@ def change_rows(x: Tensor, changed: np.ndarray, change: Callable[[Tensor, Tensor
 
 
 def grey(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, 1, H, W]."""
+    """Luma by the weights GREY: [N, C, H, W] -> [N, 1, H, W]."""
     if x.shape[1] == 1:
         return x
     return GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
@@ -157,7 +157,7 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean of the image's grey, or towards it."""
+    """Scales the difference to the mean of the image's luma by ``factor``."""
     level = grey(x).mean((1, 2, 3), keepdim=True)
     return (level + factor * (x - level)).clamp_(0, 1)
 
@@ -170,7 +170,7 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns the hue, keeping the largest channel (value) and the range of the channels (chroma).
+    """Rotates the hue and keeps the value v (largest channel) and the chroma c (range of the channels), as in HSV.
 
     With h in sixths of a turn, channel n of (5, 3, 1) is v - c clamp(min(k, 4 - k), 0, 1), k = (n + h) mod 6.
     """
@@ -189,12 +189,13 @@ OPERATIONS = (brightness, contrast, saturation, hue)
 
 
 def blur(x: Tensor, weights: Tensor) -> Tensor:
-    """Gaussian blur of each image with weights of its own, [N, reach + 1], the border reflected.
+    """Gaussian blur of each image with its own weights, [N, reach + 1], and reflected borders.
 
-    Two products with a banded matrix an image; its mirrored border is the sum of the kernel's two mirror images.
+    Each image is multiplied by a banded matrix from both sides; the kernel's reflections at the borders are added in
+    the matrix.
     """
     reach = weights.shape[1] - 1
-    weights = torch.nn.functional.pad(weights, (0, 1))  # the last is nothing's
+    weights = torch.nn.functional.pad(weights, (0, 1))  # the last weight, 0, is for all larger offsets
 
     def matrix(side: int) -> Tensor:
         to, at, last = torch.arange(side, device=x.device)[:, None], torch.arange(side, device=x.device), side - 1
@@ -208,5 +209,5 @@ def blur(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def solarise(x: Tensor) -> Tensor:
-    """Values from one half on are inverted."""
+    """Inverts values of 0.5 and more."""
     return torch.where(x >= 0.5, 1 - x, x)

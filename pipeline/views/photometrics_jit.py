@@ -1,7 +1,8 @@
-"""The photometric operations on CPUs, a row of an image at a time: in the first-level cache, as machine code.
+"""The photometric operations for CPUs, compiled by numba, one row of an image at a time so that it stays in the
+first-level cache.
 
-The arithmetic is that of `photometrics.apply`, in float32 and in the same order on every CPU; the two differ by the
-rounding of a mean and of a sum of the blur.
+The arithmetic is that of `photometrics.apply`, in float32 and in the same order on every CPU. The results of the two
+differ by the rounding of the mean for contrast and of the sums in the blur.
 """
 
 import numpy as np
@@ -17,14 +18,15 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
 
 @optional_jit
 def finish(images, factors, order, grey, kernels, solarise, mean, scale, out):
-    """Images uint8 [N, H, W, C] -> out float32 [N, C, H, W], (value - mean) scale of each channel.
+    """Applies all operations to images, uint8 [N, H, W, C], and writes (value - mean) scale, by channel, to ``out``,
+    float32 [N, C, H, W].
 
-    The rest are N images' `photometrics.Draws`, with ``kernels`` for the blur's sigma: weights at offsets 0, 1, ...
+    The other arguments are fields of `photometrics.Draws`; ``kernels``: the blur's weights at offsets 0, 1, ...
     """
     n, height, width, channels = images.shape
     line = np.empty((channels, width), np.float32)
     pad = kernels.shape[1] - 1
-    padded = np.zeros(channels * (width + 2 * pad), np.float32)  # a row of all channels, room at both ends of each
+    padded = np.zeros(channels * (width + 2 * pad), np.float32)  # a row of all channels, padded at both ends of each
     rows = np.empty((height, len(padded) - 2 * pad), np.float32)
     sums = np.empty(width, np.float32)
     for i in range(n):
@@ -53,7 +55,7 @@ def finish(images, factors, order, grey, kernels, solarise, mean, scale, out):
 
 @optional_jit
 def mean_grey(image, order, factors, count, line, sums):
-    """What contrast goes around: the mean of the image's grey after the operations before it."""
+    """The mean luma that the contrast operation keeps: that of the image after the operations before it."""
     sums[:] = ZERO
     for y in range(image.shape[0]):
         load(image[y], line)
@@ -67,7 +69,7 @@ def mean_grey(image, order, factors, count, line, sums):
 
 @optional_jit
 def load(pixels, line):
-    """uint8 [W, C] -> float32 [C, W] in [0, 1]."""
+    """Converts a row: uint8 [W, C] -> float32 [C, W] in [0, 1]."""
     if line.shape[0] == 3:
         flat, r, g, b = pixels.reshape(-1), line[0], line[1], line[2]
         for x in range(len(r)):
@@ -81,7 +83,7 @@ def load(pixels, line):
 
 @optional_jit
 def jitter(line, order, factors, level, count):
-    """The operations that come first, ``count`` of them, in their order, on one row."""
+    """Applies the first ``count`` of the jitter's operations to a row, in their order."""
     for turn in range(count):
         op = order[turn]
         if op == BRIGHTNESS:
@@ -124,7 +126,8 @@ def saturation(r, g, b, factor):
 
 @optional_jit
 def channel(v, c, h):
-    """A channel, of value v and chroma c, whose weight falls from 1 to 0 between one and two sixths of a turn."""
+    """One channel of a colour with value v and chroma c. ``h``: the hue, in sixths of a turn from the hue opposite to
+    the channel's, where the channel is v - c."""
     h = abs(h - SIX * np.floor(h * SIXTH + HALF))
     return v - c * clamp(TWO - h)
 
@@ -165,8 +168,8 @@ def add_grey(line, sums):
 
 @optional_jit
 def blur_row(line, kernel, reach, padded, out):
-    """One row, float32 [C, W], its ends reflected into ``padded``, blurred -> out, where each channel starts as far
-    behind the one before as in ``padded``."""
+    """Blurs one row, float32 [C, W], into ``out``. ``padded`` is a buffer for the row with reflected ends; channels
+    start at the same distances from each other in both."""
     width, pad, size = line.shape[1], len(kernel) - 1, len(out)
     for c in range(line.shape[0]):
         at = c * (width + 2 * pad) + pad
@@ -187,7 +190,7 @@ def blur_row(line, kernel, reach, padded, out):
 
 @optional_jit
 def blur_column(rows, y, kernel, reach, padded):
-    """Row y of rows [H, W] blurred along H, its ends reflected -> the first W of ``padded``."""
+    """Writes row y of rows [H, W], blurred along H with reflected borders, to the first W entries of ``padded``."""
     last, out = rows.shape[0] - 1, padded[: rows.shape[1]]
     scale_into(rows[y], out, kernel[0])
     for k in range(1, reach, 2):
@@ -218,14 +221,14 @@ def add_pair(a, b, weight, out):
 
 @optional_jit
 def add_two_pairs(a, b, weight, c, d, other, out):
-    """Two pairs in one pass over the sum."""
+    """Adds two pairs in one pass over ``out``."""
     for x in range(len(out)):
         out[x] += weight * (a[x] + b[x]) + other * (c[x] + d[x])
 
 
 @optional_jit
 def store(line, solarise, mean, scale, out, y):
-    """A row, normalised -> row y of out [C, H, W]."""
+    """Writes a row, solarised if asked and normalised, to row y of out [C, H, W]."""
     for c in range(line.shape[0]):
         row, to, m, s = line[c], out[c, y], mean[c], scale[c]
         if solarise:

@@ -1,8 +1,9 @@
-"""View transforms: what a sample becomes for an objective, the image itself, random views, or a view and patches.
+"""View transforms: they turn a sample into the input of an objective, which is the image itself, random views, or a
+view and jigsaw patches.
 
-A transform works in two steps. ``crop`` sees one decoded image and writes its crops, uint8, on a CPU thread; ``views``
-sees many samples' crops on the device and makes the views. Every random number is a function of (seed, epoch, id,
-view, operation), and of nothing else.
+A transform works in two steps. ``crop`` writes the crops of one decoded image, uint8, in a CPU thread; ``views``
+computes the views of many samples from their crops, on the device. Every random number is a function of (seed, epoch,
+id, view, operation) alone.
 """
 
 from abc import ABC, abstractmethod
@@ -22,32 +23,34 @@ from pipeline.views import affine, crops, jigsaw, photometrics
 Tensors = tuple[Tensor, ...]
 Shapes = tuple[tuple[int, ...], ...]
 VIEWS = ("one", "two")
-"""What the random numbers of the first and of the second view are keyed by."""
+"""The key parts of the random numbers of the first and of the second view."""
 
 
 @dataclass(frozen=True)
 class ViewTransform(ABC):
-    """``image``: what views are made of and normalised by."""
+    """Turns images into views. ``image``: the images' channels, side and statistics; ``seed``: of the random
+    numbers."""
 
     image: Image
     seed: int
 
     @property
     def crop_shapes(self) -> Shapes:
-        """Shapes of a sample's crops, with the channels last."""
+        """The shapes of a sample's crops, with the channels last."""
         return ((self.image.side, self.image.side, self.image.channels),)
 
     @property
     @abstractmethod
     def view_shapes(self) -> Shapes:
-        """Shapes of a sample's views."""
+        """The shapes of a sample's views."""
 
     def params(self, epoch: int, ids: np.ndarray) -> Any:
-        """The random numbers by which `crop` crops these samples."""
+        """The random numbers that `crop` needs for these samples."""
         return None
 
     def crop(self, image: Tensor, params: Any, i: int, out: Tensors) -> None:
-        """Writes the crops of one decoded image, uint8 [C, H, W], the i-th of ``params``: uint8 of `crop_shapes`."""
+        """Writes the crops of one decoded image, uint8 [C, H, W], to ``out``, uint8 of `crop_shapes`, by the i-th of
+        ``params``. Raises ConfigError where the image's size does not fit."""
         if image.shape[1:] != (self.image.side, self.image.side):
             raise ConfigError(
                 f"an image of {image.shape[2]} x {image.shape[1]} pixels where {self.image.side} x "
@@ -56,28 +59,29 @@ class ViewTransform(ABC):
         out[0].copy_(image.permute(1, 2, 0))
 
     def crop_rows(self, images: Tensor, rows: np.ndarray, params: Any, out: Tensors) -> None:
-        """Writes the crops [B, ...] of the images at ``rows``, int64 [B], of uint8 [n, H, W, C]."""
+        """Writes the crops of the images at ``rows``, int64 [B], of uint8 [n, H, W, C] to ``out``, uint8 [B, ...]."""
         for i, row in enumerate(rows.tolist()):
             self.crop(images[row].permute(2, 0, 1), params, i, tuple(o[i] for o in out))
 
     @abstractmethod
     def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
-        """The views of samples [B], float32 [B, ...], of their crops, uint8 [B, ...]; in ``out``, if that is given."""
+        """The views of samples, float32 [B, ...] each, from their crops, uint8 [B, ...] each. ``ids``: [B]; ``out``:
+        where the views are written, if given."""
 
 
 def channels_first(images: Tensor) -> Tensor:
-    """[..., H, W, C] -> [..., C, H, W]."""
+    """Moves the channels: [..., H, W, C] -> [..., C, H, W]."""
     return images.movedim(-1, -3).contiguous()
 
 
 def copied(views: Tensors, out: Tensors | None) -> Tensors:
-    """The views, in ``out`` if that is given."""
+    """The views, copied to ``out`` if it is given."""
     return views if out is None else tuple(o.copy_(v) for o, v in zip(out, views, strict=True))
 
 
 @dataclass(frozen=True)
 class ImageTransform(ViewTransform):
-    """The image itself, in [0, 1]."""
+    """One view, which is the image itself in [0, 1]."""
 
     @property
     def view_shapes(self) -> Shapes:
@@ -89,7 +93,7 @@ class ImageTransform(ViewTransform):
 
 @dataclass(frozen=True)
 class RandomTransform(ViewTransform):
-    """Random views, as many as ``settings``; with a ``jigsaw``, its patches in the place of the second."""
+    """Random views, one for each of ``settings``; with ``jigsaw``, the second is replaced by its patches."""
 
     settings: tuple[Any, ...]
     jigsaw: Jigsaw | None
@@ -99,7 +103,7 @@ class RandomTransform(ViewTransform):
         return tuple(self.patch_shape if self.patched(i) else self.image.shape for i in range(len(self.settings)))
 
     def patched(self, i: int) -> bool:
-        """Whether the i-th view is the jigsaw's patches."""
+        """Whether the i-th view is jigsaw patches."""
         return i == 1 and self.jigsaw is not None
 
     @property
@@ -111,7 +115,7 @@ class RandomTransform(ViewTransform):
 
 @dataclass(frozen=True)
 class AffineTransform(RandomTransform):
-    """Views of characters."""
+    """Views of characters: affine and elastic transforms of the image (`affine`)."""
 
     settings: tuple[Characters, ...]
 
@@ -121,7 +125,8 @@ class AffineTransform(RandomTransform):
         return copied(tuple(self.image.normalise(view) for view in made), out)
 
     def view(self, i: int, images: Tensor, epoch: int, ids: np.ndarray) -> Tensor:
-        """The i-th view of each image, uint8 [B, C, S, S] -> float32 [B, C, S, S], or its patches, in [0, 1]."""
+        """The i-th view of each image, in [0, 1]: uint8 [B, C, S, S] -> float32 [B, C, S, S], or its patches
+        [B, P, C, patch, patch]."""
         key = (self.settings[i], self.seed, epoch, ids)
         if self.jigsaw is not None and self.patched(i):
             patches = jigsaw.patches(images, self.jigsaw, self.image.side, self.seed, epoch, ids)
@@ -131,8 +136,8 @@ class AffineTransform(RandomTransform):
 
 @dataclass(frozen=True)
 class CropTransform(RandomTransform):
-    """Views of natural images: crops of the original, each with colours of its own. Small crops, if there are any,
-    come last, in the colours of the first view."""
+    """Views of natural images: random crops of the original, each with its own photometric operations. Small crops, if
+    there are any, come last, with the photometric settings of the first view."""
 
     settings: tuple[Crops, ...]
 
@@ -151,7 +156,7 @@ class CropTransform(RandomTransform):
         return tuple((*shape[:-3], *shape[-2:], shape[-3]) for shape in self.view_shapes)
 
     def params(self, epoch: int, ids: np.ndarray) -> list[crops.Params | jigsaw.Params]:
-        """Of each view, then of each small crop."""
+        """The random numbers of each view, then of each small crop."""
         drawn = [self.view_params(i, epoch, ids) for i in range(len(self.settings))]
         if self.small is None:
             return drawn
@@ -177,7 +182,8 @@ class CropTransform(RandomTransform):
             each.crop_rows(images, rows, room)
 
     def each(self, out: Tensors, axis: int) -> Tensors:
-        """What is written by each of `params`: the small crops, one tensor along ``axis``, are apart."""
+        """The tensor that each of `params` writes to: those of the views, then the small crops, which ``out`` has in
+        one tensor along ``axis``."""
         count = len(self.settings)
         return *out[:count], *(one for small in out[count:] for one in small.unbind(axis))
 
@@ -187,7 +193,7 @@ class CropTransform(RandomTransform):
         return tuple(self.colour(crop, i, self.key(i, epoch, ids), room) for i, (crop, room) in each)
 
     def key(self, i: int, epoch: int, ids: np.ndarray) -> tuple:
-        """What the colours of the i-th view are drawn by: each patch and each small crop has its own."""
+        """The key of the i-th view's photometric operations; each patch and each small crop has its own."""
         if self.jigsaw is not None and self.patched(i):
             return self.seed, epoch, ids[:, None], "patch", np.arange(self.jigsaw.cells**2)
         if self.small is not None and i == len(self.settings):
@@ -195,7 +201,8 @@ class CropTransform(RandomTransform):
         return self.seed, epoch, ids, VIEWS[i]
 
     def colour(self, crop: Tensor, i: int, key: tuple, out: Tensor | None) -> Tensor:
-        """uint8 [B, S, S, C] or [B, P, S, S, C] -> normalised float32 with the channels before S."""
+        """Applies the i-th view's photometric operations and normalises: uint8 [B, S, S, C] or [B, P, S, S, C] ->
+        float32 [B, C, S, S] or [B, P, C, S, S]."""
         settings = self.settings[i] if i < len(self.settings) else self.settings[0]
         views = crop.movedim(-1, -3)
         images, side = views.flatten(0, -4), views.shape[-1]
@@ -205,8 +212,7 @@ class CropTransform(RandomTransform):
 
 
 def build(inputs: Inputs, views: Sequence[Views], image: Image, seed: int) -> ViewTransform:
-    """The transform that makes of a sample what an objective is given. ``views``: what each view is drawn from, or
-    one that is all views'."""
+    """The transform for an objective's ``inputs``. ``views``: the settings of each view, or one for all views."""
     if inputs.views == 0:
         return ImageTransform(image, seed)
     each: Any = tuple(views) * inputs.views if len(views) == 1 else tuple(views)
