@@ -1,17 +1,21 @@
 """The command line.
 
     pipeline run CONFIG [stage.key=value ...] [--only STAGE ...] [--dry-run] [--here]
-    pipeline show [ROOT]                                            every run: how it differs, what it has come to
-    pipeline index TARS [--test TARS] [--out FOLDER]
-    pipeline check SHARDS [--quarantine] [--bad-samples FILE ...]
-    pipeline parity CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
-    pipeline embed ENCODER IMAGES OUT.parquet
-    pipeline export ENCODER FOLDER
-    pipeline submit CONFIG --address URL [stage.key=value ...]      as a Ray job
-    pipeline slurm CONFIG --nodes N --gpus G [--submit]             the sbatch command
+    pipeline settings [KIND]                                        every setting, with default and meaning
     pipeline doctor CONFIG [stage.key=value ...]                    what limits its trainings, and what to change
     pipeline doctor --cluster [RUNS]                                whether the machines fit together
-    pipeline settings [KIND]                                        every setting, with default and meaning
+
+    pipeline show [ROOT]                                            every run: how it differs, what it has come to
+    pipeline diff A B                                               what two runs differ in, and by how much
+    pipeline clean CONFIG ... [--remove]                            what no config named needs, with sizes
+    pipeline embed ENCODER IMAGES OUT.parquet                       features of any images
+    pipeline export ENCODER FOLDER                                  a ResNet or ViT for timm; ONNX
+
+    pipeline check SHARDS [--quarantine] [--bad-samples FILE ...]   every fault of shards, or of a folder of images
+    pipeline index TARS [--test TARS] [--out FOLDER]                tars of others as shards
+    pipeline parity CONFIG [stage.key=value ...] [--processes N ...] [--steps N] [--precision fp64]
+    pipeline submit CONFIG --address URL [stage.key=value ...]      as a Ray job
+    pipeline slurm CONFIG --nodes N --gpus G [--submit]             the sbatch command
 
 Exit codes: 0 done, 1 a fault of this program, 2 usage or config, 65 data, 69 the cluster did not form,
 70 no progress, 75 saved after a signal: run the same command again.
@@ -27,7 +31,10 @@ from pipeline import errors, launcher
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
-COMMANDS = ("run", "show", "index", "check", "parity", "embed", "export", "submit", "slurm", "doctor", "settings")
+COMMANDS = (
+    *("run", "settings", "doctor", "show", "diff", "clean", "embed", "export"),
+    *("check", "index", "parity", "submit", "slurm"),
+)
 """The modules of pipeline.commands, each imported when its command is called."""
 
 

@@ -75,7 +75,7 @@ def test_every_line_is_an_object_for_machines(place):
     [
         (["rnu"], 'unknown command "rnu"; did you mean "run"?'),
         (["shwo"], 'did you mean "show"?'),
-        (["frobnicate"], "expected one of run, show"),
+        (["frobnicate"], "expected one of run, settings"),
         (["run"], "the following arguments are required: CONFIG"),
         (["run", "c.yaml", "--dryrun"], 'unknown option "--dryrun"; did you mean "--dry-run"?'),
         (["run", "c.yaml", "--onyl", "moco"], 'did you mean "--only"?'),

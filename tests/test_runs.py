@@ -5,7 +5,9 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline import artifact, cli, progress, runs
 from pipeline.settings.stages import Codes, Pack, Pretrain, Probe, Stage
@@ -118,3 +120,105 @@ def test_a_run_is_found_by_the_beginning_of_its_name(root):
         runs.find("moco", root)
     with pytest.raises(runs.ConfigError, match=f'no such run in .*did you mean "{out.name}"'):
         runs.find(out.name.replace("moco", "mocc"), root)
+
+
+# ---------------------------------------------------------------------------------------------------------------- diff
+def probed(root: Path, right: int, seed: int, draws: list[list[str]]) -> Path:
+    """The probe of a training, whose encoder takes the first ``right`` of 40 test images for what they are."""
+    settings = Probe(data="shards", encoders=("moco",), draws=len(draws))
+    trained = moco(root, seed, optimiser={"lr": 0.01 * right})
+    rows = {"moco": ROW | {"linear_few": right / 40}}
+    out = make(root, "probe", settings, {"rows": rows}, KEYS | {"moco": key(trained)})
+    (out / "results.json").write_text(json.dumps({"protocol": {"data": "x"}, "label_draws": draws}))
+    (out / "predicted").mkdir()
+    table = np.zeros((len(draws), 40), np.int32)
+    table[:, right:] = 1
+    few = {"linear_few": table, "linear_top1": table[0], "knn_top1": table[0]}
+    save_file(few | {"labels": np.zeros(40, np.int32)}, out / "predicted/moco.safetensors")
+    return out
+
+
+def test_two_probes_are_compared_image_by_image(root, capsys):
+    one, two = probed(root, 20, 0, [["a"], ["b"]]), probed(root, 30, 0, [["a"], ["b"]])
+    assert cli.main(["diff", one.name, two.name]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "moco.optimiser.lr │ 0.2 │ 0.3" in told and "50.00 % │ 75.00 % │ +25.00 [" in told
+    assert "95 % interval over label draws and test images" in told
+
+
+def test_probes_of_other_label_draws_have_no_interval(root, capsys):
+    one, two = probed(root, 20, 0, [["a"], ["b"]]), probed(root, 30, 1, [["a"], ["c"]])
+    assert cli.main(["diff", one.name, two.name, "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert "+25.00 " in told and "[" not in told and "without interval: they saw other images or label draws" in told
+
+
+def test_two_trainings_are_compared_by_settings_and_numbers(root, capsys, monkeypatch):
+    monkeypatch.setenv("PIPELINE_LOG", "")
+    one, two = moco(root), moco(root, net={"kind": "resnet18"})
+    assert cli.main(["diff", str(one), str(two), "--json"]) == 0
+    tables = {row["text"]: row["rows"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert ["net.kind", "cnn", "resnet18"] in tables["settings"]
+    assert ["learn/loss", 3.02, 3.02, 0.0] in tables["numbers"] and "inputs" not in tables
+
+
+# --------------------------------------------------------------------------------------------------------------- clean
+@pytest.fixture
+def packed(root, capsys) -> Path:
+    """A config whose images are packed, and a run, a page and an unfinished start that it does not need."""
+    Path("c.yaml").write_text("stages:\n  shards: {kind: pack}\n  moco: {kind: pretrain, data: shards}\n")
+    assert cli.main(["run", "c.yaml", "--here", "--only", "shards"]) == 0
+    spare = moco(root)
+    make(root, "old", Pack(), None)
+    page = root / "pages/c-01234567"
+    page.mkdir(parents=True)
+    (page / "moco").symlink_to(spare)
+    (root / "photos").mkdir()  # foreign
+    (root / "notes-0123456x").mkdir()
+    capsys.readouterr()
+    return root
+
+
+def left(root: Path) -> set[str]:
+    return {path.name.partition("-")[0] for path in [*root.iterdir(), *root.glob("pages/*")]}
+
+
+def test_what_no_config_needs_is_listed_and_removed_when_told(packed, capsys):
+    before = left(packed)
+    assert cli.main(["clean", "c.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert left(packed) == before and "nothing is removed" in told
+    assert [line.split()[0].partition("-")[0] for line in told.splitlines() if "-" in line[:12]] == [
+        "moco", "old", "pages/c",
+    ]  # fmt: skip
+    assert cli.main(["clean", "c.yaml", "--remove"]) == 0
+    assert left(packed) == {"shards", "pages", "photos", "notes"}
+    assert cli.main(["clean", "c.yaml"]) == 0 and "everything is needed" in capsys.readouterr().out
+
+
+def test_a_run_at_work_stays(packed):
+    (out,) = packed.glob("old-*")
+    (out / artifact.LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert cli.main(["clean", "c.yaml", "--remove"]) == 0 and out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["c.yaml", "seed=9"], "its other runs are known once the images are packed, shards in runs"),
+        (["c.yaml", "--root", "elsewhere"], "elsewhere"),
+        (["seed=9"], "no config is named"),
+    ],
+)
+def test_clean_refuses_what_it_cannot_know(packed, words, answer, capsys):
+    before = left(packed)
+    assert cli.main(["clean", *words, "--remove"]) == 2
+    assert answer in capsys.readouterr().err and left(packed) == before
+
+
+def test_a_folder_that_holds_no_runs_is_refused(root, capsys):
+    Path("p.yaml").write_text("root: photos\nstages:\n  shards: {kind: pack}\n")
+    Path("photos/a-01234567").mkdir(parents=True)
+    assert cli.main(["clean", "p.yaml", "--remove"]) == 2
+    assert "photos: no folder of runs of this program" in capsys.readouterr().err
+    assert Path("photos/a-01234567").exists()
