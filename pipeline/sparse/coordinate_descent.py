@@ -1,4 +1,4 @@
-"""The kernel of the sparse codes on CPUs: coordinate descent on working sets, compiled by numba at its first call."""
+"""Solves the lasso on CPUs by coordinate descent on working sets, compiled by numba at the first call."""
 
 import numpy as np
 
@@ -6,22 +6,22 @@ from pipeline.jit import jit
 
 BLOCK = 8  # signals whose correlations are computed together
 FIRST = 8  # coordinates of the first working set
-LOOSE = 0.1  # of the gap over all coordinates: the set's own need not be much smaller while it still grows
-SWEEPS = 4  # between two looks at the working set's own gap
-PAYS = 6  # a jump to the support's minimiser takes the time of size / PAYS sweeps
-RIDGE = 1e-10  # on the diagonal of the support's system, whose entries are 1
-STALLS = 20  # times an unchanged working set is solved ten times better: past that, rounding is what is left
+LOOSE = 0.1  # goal for the working set's gap, as a share of the gap over all coordinates, while the set still grows
+SWEEPS = 4  # between two computations of the working set's gap
+PAYS = 6  # `_jump` takes the time of size / PAYS sweeps
+RIDGE = 1e-10  # added to the diagonal of the support's Gram matrix, whose entries are 1
+STALLS = 20  # times that an unchanged working set is solved to a tenth of the gap; after that rounding limits it
 
 
 @jit()
 def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, violation_out, iterations_out):
-    """Codes of the signals ``start`` to ``stop`` of y [N, p], written to the four outputs.
+    """Computes the codes of the signals ``start`` to ``stop`` - 1 of y [N, p] and writes them to the four outputs.
 
-    Per signal: (1) c = q - G z over all k, in float64, and from it the gap (the certificate is of the code as it is
-    returned, rounded to the output's dtype); (2) the coordinates that breach |c_j| <= penalty most join the working
-    set; (3) sweeps z_j <- soft_threshold(c_j + G_jj z_j, penalty) / G_jj over the set alone, on its own copy of G,
-    until the set's own gap is small enough; and again from (1). Of a signal that is not finite, or whose square or
-    correlations are not, code, gap and violation are NaN: nothing is certified of it.
+    For each signal it repeats three steps: (1) compute c = q - G z over all k, in float64, and the gap from it, for
+    the code as rounded to the output's dtype; (2) add to the working set the coordinates that violate |c_j| <= penalty
+    most; (3) sweep z_j <- soft_threshold(c_j + G_jj z_j, penalty) / G_jj over the set, with its own copy of G, until
+    the set's gap is small enough. Where a signal, its square or its correlations are not finite, code, gap and
+    violation are NaN.
     """
     k = d.shape[1]
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
@@ -77,14 +77,14 @@ def _square(y, q):
 
 @jit(inline="always")
 def _round(z_out, size, z):
-    """The code as the output's dtype holds it."""
+    """Rounds the code to the output's dtype."""
     for a in range(size):
         z[a] = z_out.dtype.type(z[a])
 
 
 @jit()
 def _certify(size, members, z, q, gram, yy, penalty, c):
-    """c = q - G z over all coordinates; its largest absolute value and the gap."""
+    """Computes c = q - G z over all coordinates. Returns ||c||_inf and the gap."""
     c[:] = q
     l1, qz, cz, cmax = 0.0, 0.0, 0.0, 0.0
     for a in range(size):
@@ -104,8 +104,8 @@ def _certify(size, members, z, q, gram, yy, penalty, c):
 
 @jit()
 def _join(size, q, c, cmax, penalty, marked, breaching, members, z, qs):
-    """The worst offenders join the working set, from the upper half of the breach down, at most as many as are in;
-    returns its new size."""
+    """Adds to the working set the coordinates with the largest |c_j| above the penalty, at most as many as it has (or
+    FIRST), and returns its new size."""
     count = 0
     for j in range(len(c)):
         if abs(c[j]) > penalty and not marked[j]:
@@ -126,7 +126,7 @@ def _join(size, q, c, cmax, penalty, marked, breaching, members, z, qs):
 
 @jit()
 def _wider(sub, size, cap):
-    """The working set's Gram matrix [size, size] in an array of ``cap`` rows."""
+    """Copies the working set's Gram matrix [size, size] to a larger array [cap, cap]."""
     wider = np.empty((cap, cap))
     wider[:size, :size] = sub[:size, :size]
     return wider
@@ -134,7 +134,7 @@ def _wider(sub, size, cap):
 
 @jit()
 def _extend(before, size, members, gram, sub):
-    """The rows and columns of the members from ``before`` on."""
+    """Fills the rows and columns of the working set's Gram matrix from ``before`` on."""
     for a in range(before, size):
         row = gram[members[a]]
         for b in range(size):
@@ -144,8 +144,8 @@ def _extend(before, size, members, gram, sub):
 
 @jit()
 def _violation(size, members, z, c, penalty):
-    """By how much the optimality conditions are breached at most: |c| <= penalty, and c = penalty sign(z) where z is
-    not 0."""
+    """The largest violation of the optimality conditions: |c| <= penalty, and c = penalty sign(z) where z is not
+    0."""
     worst = 0.0
     for j in range(len(c)):
         worst = max(worst, abs(c[j]) - penalty)
@@ -159,8 +159,8 @@ def _violation(size, members, z, c, penalty):
 
 @jit()
 def _correlate(y, d, q):
-    """q = D'y of a few signals, four rows of D at a time: they stay in the cache for all, and each signal's sums are
-    in one order, whatever its company."""
+    """Computes q = D'y of a few signals, four rows of D at a time, which then stay in the cache for all of them. The
+    order of a signal's sums does not depend on the other signals."""
     p, k = d.shape
     q[:] = 0.0
     for i in range(0, p - 3, 4):
@@ -180,18 +180,19 @@ def _correlate(y, d, q):
 
 @jit(inline="always")
 def _gap(yr, rr, cmax, l1, penalty):
-    """Duality gap from y'r, r'r, ||c||_inf and ||z||_1: the dual point is the best feasible multiple of r."""
+    """The duality gap from y'r, r'r, ||c||_inf and ||z||_1, where the dual point is the best feasible multiple of
+    r."""
     if rr <= 0.0 or cmax == 0.0:
         return penalty * l1
     bound = penalty / cmax
     s = min(max(yr / rr, -bound), bound)
     gap = 0.5 * rr + penalty * l1 - s * yr + 0.5 * s * s * rr
-    return 0.0 if gap < 0.0 else gap  # max would take NaN for 0
+    return 0.0 if gap < 0.0 else gap  # max(0.0, gap) would turn NaN into 0
 
 
 @jit()
 def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
-    """Solves the working set to a gap of its own of at most ``goal``; returns the sweeps taken."""
+    """Solves the lasso on the working set until its gap is at most ``goal``. Returns the number of sweeps."""
     done, since = 0, 0
     live, step, factor = np.empty(size, np.int64), np.empty(size), np.empty((size, size))
     while done < max(1, limit):
@@ -205,7 +206,7 @@ def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
                 return done
         if _set_gap(size, z, c, q, yy, penalty) <= goal:
             break
-        # A jump costs as much as a sixth of the support in sweeps: it waits that long, and until signs settle.
+        # A jump takes as long as size / PAYS sweeps, so it comes after as many, and when the signs no longer change.
         if settled and since * PAYS > size:
             _jump(size, sub, z, c, penalty, live, step, factor)
             since = 0
@@ -214,7 +215,7 @@ def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
 
 @jit()
 def _sweep(size, sub, z, c, penalty):
-    """Each coordinate to its minimiser in turn; whether any moved, and whether any sign turned."""
+    """Moves each coordinate to its minimiser in turn. Returns whether any moved, and whether any sign changed."""
     moved, turned = False, False
     for a in range(size):
         g, old = sub[a, a], z[a]
@@ -247,11 +248,12 @@ def _set_gap(size, z, c, q, yy, penalty):
 
 @jit()
 def _jump(size, sub, z, c, penalty, live, step, factor):
-    """Straight to the minimiser of all that are not 0, their signs held, or to the first that reaches 0 on the way.
+    """Moves the nonzero coordinates S towards their joint minimiser for fixed signs, until the first reaches 0.
 
-    Sweeps crawl where atoms are correlated; there the support is a small linear system (feature-sign search, Lee et
-    al. 2006): (G_SS + RIDGE) step = c_S - penalty sign(z_S), by elimination. It never costs: with the signs held P is
-    a parabola on the way. Dependent atoms have no minimiser; the ridge sends them far, and one to 0.
+    Sweeps converge slowly where atoms are correlated; feature-sign search (Lee et al. 2006) instead solves
+    (G_SS + RIDGE) step = c_S - penalty sign(z_S), here by elimination. P does not rise on the way, since it is a
+    convex parabola for fixed signs. Linearly dependent atoms have no unique minimiser; with the ridge the step is
+    long, and one of them reaches 0.
     """
     m = 0
     for a in range(size):

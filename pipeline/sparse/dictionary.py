@@ -1,7 +1,7 @@
-"""Online dictionary learning (Mairal, Bach, Ponce & Sapiro 2010, algorithms 1 and 2) from sums over signals.
+"""Online dictionary learning (Mairal, Bach, Ponce & Sapiro 2010, algorithms 1 and 2).
 
-After each batch of codes z: A <- beta A + sum z z' / n, B <- beta B + sum y z' / n, then one sweep over the atoms,
-each moved to its minimiser of 1/2 tr(D'D A) - tr(D'B) with the others held, and scaled to norm 1.
+After each batch of n signals y with codes z: A <- beta A + sum z z' / n, B <- beta B + sum y z' / n, then one sweep of
+block coordinate descent on 1/2 tr(D'D A) - tr(D'B) over the atoms, each scaled to norm 1.
 """
 
 from dataclasses import dataclass, fields
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from pipeline import keyed
 
-WINDOW = 10  # batches over which an atom must be used to stay
-RARE = 50  # an atom used less than 1 / RARE as often as the even share of 1 / k of the signals is dead
+WINDOW = 10  # batches over which the use of atoms is counted
+RARE = 50  # an atom is dead, and replaced, if it was used less than 1 / RARE as often as 1 / k of the signals
 
 
 @dataclass
 class Dictionary:
-    """An optimum in the making; all tensors in float64, on the CPU, and all of its state.
+    """The state of dictionary learning; float tensors are float64, all on the CPU.
 
-    ``atoms`` [p, k] with unit columns; ``a`` [k, k], ``b`` [p, k]: the discounted sums; ``used`` [k]: times each atom
-    was used in this window; ``seen``: signals (0-d int64); ``batches`` (0-d int64); ``replaced`` (0-d int64).
+    ``atoms`` [p, k] with unit columns; ``a`` [k, k], ``b`` [p, k]: the discounted sums A and B; ``used`` [k]: times
+    that each atom was used in this window; ``seen``, ``batches`` and ``replaced``: signals and batches so far, and
+    atoms replaced (0-d int64).
     """
 
     atoms: Tensor
@@ -33,17 +34,18 @@ class Dictionary:
     replaced: Tensor
 
     def state(self) -> dict[str, Tensor]:
-        """Its tensors by name: `Dictionary(**state)` is the same one."""
+        """The tensors by name, from which `Dictionary(**state)` restores it."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
-    """Atoms are signals [N, p], drawn by key, each to norm 1; noise where too few are not 0."""
+    """Initialises the atoms with random signals of [N, p], scaled to norm 1, and with noise where fewer than ``atoms``
+    signals are nonzero."""
     p = signals.shape[1]
     alive = signals[signals.norm(dim=1) > 0].double()
     drawn = alive[torch.from_numpy(keyed.permute(np.arange(min(atoms, len(alive))), len(alive), seed, "atoms"))]
     noise = torch.from_numpy(keyed.normal(p, seed, "atoms", np.arange(atoms - len(drawn))))
-    d = torch.cat([drawn, noise]).T.contiguous()  # as a checkpoint gives it back: sums are in the order of memory
+    d = torch.cat([drawn, noise]).T.contiguous()  # a checkpoint's layout: the order of sums depends on it
     zero = torch.zeros((), dtype=torch.int64)
     return Dictionary(
         atoms=d / d.norm(dim=0),
@@ -57,17 +59,15 @@ def begin(signals: Tensor, atoms: int, seed: int) -> Dictionary:
 
 
 def discount(seen: int, batch: int) -> float:
-    """Beta for the batch after ``seen`` signals (Mairal et al., sec. 3.4.3): (theta + 1 - n) / (theta + 1), where
-
-    theta = t n in the first n batches and n^2 + t - n afterwards: early sums, of poor codes, fade.
-    """
+    """Beta for the t-th batch of n signals (Mairal et al., sec. 3.4.3): (theta + 1 - n) / (theta + 1), with theta =
+    t n for t < n and n^2 + t - n afterwards. It discounts the poor codes of early batches."""
     t = seen // batch + 1
     theta = t * batch if t < batch else batch**2 + t - batch
     return (theta + 1 - batch) / (theta + 1)
 
 
 def update(now: Dictionary, signals: Tensor, z: Tensor) -> None:
-    """Takes in one batch, signals [n, p] with codes z [n, k], and moves the atoms. In place."""
+    """Adds one batch, signals [n, p] with codes z [n, k], to the sums and updates the atoms, in place."""
     y, z = signals.double(), z.double()
     n = len(y)
     beta = discount(int(now.seen), n)
@@ -87,7 +87,7 @@ def update(now: Dictionary, signals: Tensor, z: Tensor) -> None:
 def sweep(atoms: Tensor, a: Tensor, b: Tensor) -> None:
     """One pass of block coordinate descent over the columns: u = d_j + (b_j - D a_j) / a_jj, d_j = u / ||u||.
 
-    Atoms of no weight stay where they are. In place.
+    Atoms with a_jj = 0 are not changed. In place.
     """
     rows, weights, goals = atoms.T.contiguous().numpy(), a.numpy(), b.T.contiguous().numpy()
     for j, weight in enumerate(weights.diagonal().tolist()):
@@ -101,7 +101,7 @@ def sweep(atoms: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def replace(now: Dictionary, dead: Tensor, y: Tensor, z: Tensor) -> None:
-    """Dead atoms become what the batch's worst-reconstructed signals lack, the worst first; their sums are cleared."""
+    """Replaces the atoms ``dead`` by the largest residuals y - D z of the batch, and sets their sums to 0."""
     residual = y - z @ now.atoms.T
     lack = residual.norm(dim=1)
     worst = lack.argsort(descending=True, stable=True)[: int(dead.sum())]

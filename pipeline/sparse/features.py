@@ -1,4 +1,5 @@
-"""Features from sparse codes (Coates & Ng 2011): patches, contrast, whitening, codes, signs apart, sums over cells."""
+"""Image features from sparse codes (Coates & Ng 2011): contrast-normalised patches are whitened and encoded, positive
+and negative parts of the codes separated, and summed over the cells of a grid."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,35 +12,36 @@ from pipeline.settings.sparse import Coding
 from pipeline.sparse import solvers
 from pipeline.sparse.lista import LISTA
 
-CACHED, HELD = 1 << 21, 1 << 25  # numbers of one map at a time: what a CPU's cache holds, and what memory does
+CACHED, HELD = 1 << 21, 1 << 25  # values of code maps computed at a time, to fit in a CPU's cache, and in memory
 
 
 def normalise(patches: Tensor, contrast: float) -> Tensor:
-    """Patches [N, p] of pixels in [0, 1] -> (x - mean) / sqrt(variance + contrast / 255^2), each with its own mean and
-    variance, the latter over p - 1."""
+    """Contrast normalisation of patches [N, p] with pixels in [0, 1]: (x - mean) / sqrt(variance + contrast / 255^2),
+    with each patch's own mean and unbiased variance."""
     variance, mean = torch.var_mean(patches, 1, keepdim=True)
     return (patches - mean) / (variance + contrast / 255**2).sqrt()
 
 
 def unit(signals: Tensor) -> tuple[Tensor, Tensor]:
-    """Signals [N, p] to norm 1, and their norms [N, 1]; zeros stay."""
+    """Signals [N, p] scaled to norm 1, and their norms [N, 1]. Zero signals stay zero."""
     norm = signals.norm(dim=1, keepdim=True)
     return signals / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm
 
 
 class Whitening(NamedTuple):
-    """Signals are centred by ``mean`` [p] and turned by ``zca`` [p, p]."""
+    """ZCA whitening: subtracts ``mean`` [p] and multiplies by ``zca`` [p, p]."""
 
     mean: Tensor
     zca: Tensor
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """Signals [N, p], whitened and scaled to norm 1."""
+        """Whitens signals [N, p] and scales them to norm 1."""
         return unit((signals - self.mean.to(signals)) @ self.zca.to(signals))[0]
 
 
 def whitening(signals: Tensor, ridge: float) -> Whitening:
-    """Mean [p] and ZCA matrix V (L + ridge)^-1/2 V' [p, p] of signals [N, p], in float64."""
+    """The mean [p] of signals [N, p] and their ZCA matrix V (L + ridge)^-1/2 V' [p, p], with the covariance V L V', in
+    float64."""
     x = signals.double()
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / max(1, len(x) - 1))
@@ -47,10 +49,10 @@ def whitening(signals: Tensor, ridge: float) -> Whitening:
 
 
 class Coder(nn.Module):
-    """Signals -> codes of the whitened signals, by one of three encoders of one dictionary.
+    """Encodes whitened signals x with a dictionary, in one of three ways.
 
     threshold: soft_threshold(D'x, alpha), of Coates & Ng; lasso: the exact code of x / ||x||, times ||x||; lista: a
-    trained network's guess at that. ``mean`` [p], ``zca`` [p, p], ``dictionary`` [p, k].
+    trained network's prediction of that. ``mean`` [p], ``zca`` [p, p], ``dictionary`` [p, k].
     """
 
     mean: Tensor
@@ -69,12 +71,12 @@ class Coder(nn.Module):
         return (signals - self.mean) @ self.zca
 
     def filters(self) -> tuple[Tensor, Tensor]:
-        """Whitening folded into the atoms: D'(W (x - mean)) = F'x - bias; F [p, k], bias [k]."""
+        """The filters F [p, k] and bias [k] that combine whitening and dictionary: D'(W (x - mean)) = F'x - bias."""
         folded = self.zca @ self.dictionary
         return folded, self.mean @ folded
 
     def forward(self, signals: Tensor) -> Tensor:
-        """Signals [N, p], not whitened -> codes [N, k]."""
+        """Whitens and encodes signals [N, p] -> codes [N, k]."""
         settings = self.settings
         if settings.features == "threshold":
             folded, bias = self.filters()
@@ -86,18 +88,18 @@ class Coder(nn.Module):
 
 
 def split(codes: Tensor) -> Tensor:
-    """Signs apart: [..., k] -> [..., 2k], max(z, 0) and max(-z, 0)."""
+    """Separates positive and negative parts: [..., k] -> [..., 2k], max(z, 0) and max(-z, 0)."""
     return torch.cat([codes.clamp_min(0), (-codes).clamp_min(0)], -1)
 
 
 def patches(images: Tensor, side: int, pad: int, contrast: float) -> Tensor:
-    """All patches of images [B, C, H, W] in [0, 1], contrast normalised -> [B positions, C side^2], row by row."""
+    """All contrast-normalised patches of images [B, C, H, W] in [0, 1], row by row -> [B x positions, C side^2]."""
     return normalise(F.unfold(images, side, padding=pad).transpose(1, 2).flatten(0, 1), contrast)
 
 
 class SparseFeatures(nn.Module):
-    """Images [B, C, H, W] in [0, 1] -> features [B, 2 atoms pool^2]: codes of all patches, signs apart, summed over
-    pool x pool cells."""
+    """Images [B, C, H, W] in [0, 1] -> features [B, 2 atoms pool^2]: positive and negative parts of the codes of all
+    patches, each summed over pool x pool cells."""
 
     def __init__(self, coder: Coder):
         super().__init__()
@@ -115,29 +117,29 @@ class SparseFeatures(nn.Module):
         return torch.stack([self._pooled(maps.clamp_min(0)), self._pooled((-maps).clamp_min(0))], 1).flatten(1)
 
     def _pooled(self, maps: Tensor) -> Tensor:
-        """[B, k, h, w] -> sums over cells [B, k, pool, pool]; a cell's edges at the nearest whole position."""
+        """Sums maps over cells: [B, k, h, w] -> [B, k, pool, pool]. Edges of cells are rounded to whole positions."""
         rows, columns = (_edges(side, self.settings.pool) for side in maps.shape[-2:])
         strips = [maps[..., a:b, :].sum(-2) for a, b in rows]
         return torch.stack([torch.stack([s[..., a:b].sum(-1) for a, b in columns], -1) for s in strips], -2)
 
     def _codes(self, images: Tensor) -> Tensor:
-        """Codes of every patch, as maps [B, k, h, w]."""
+        """The codes of every patch, as maps [B, k, h, w]."""
         size, pad = self.settings.patch, self.settings.pad
         height, width = (side + 2 * pad - size + 1 for side in images.shape[-2:])
         z = self.coder(patches(images, size, pad, self.settings.contrast))
         return z.view(len(images), height, width, -1).permute(0, 3, 1, 2)
 
     def _responses(self, images: Tensor) -> Tensor:
-        """The same for thresholds without making patches: one convolution, since normalising a patch is affine.
+        """F'x of every contrast-normalised patch x, as maps [B, k, h, w], by one convolution instead of patches.
 
-        F'((x - m 1) / s) = (F - mean F)'x / s with the patch's own mean m and deviation s.
+        F'((x - m 1) / s) = (F - mean F)'x / s, with the patch's own mean m and deviation s.
         """
         size, pad = self.settings.patch, self.settings.pad
         images = F.pad(images, (pad, pad, pad, pad))
         folded, bias = self.coder.filters()
         channels, p = images.shape[1], len(folded)
         kernels = (folded - folded.mean(0)).T.reshape(-1, channels, size, size)
-        # Centred per image first: the variance below is a difference of two sums, and small ones must survive it.
+        # Each image is centred first: the variance is a difference of two sums, whose rounding could exceed it.
         images = images - images.mean((1, 2, 3), keepdim=True)
         box = images.new_ones(1, channels, size, size) / p
         mean = F.conv2d(images, box)
@@ -151,9 +153,9 @@ def _edges(side: int, cells: int) -> list[tuple[int, int]]:
 
 
 class CodedFeatures(nn.Module):
-    """Images [B, C, H, W] in [0, 1] -> codes of another encoder's features, signs apart [B, 2 atoms].
+    """Images [B, C, H, W] in [0, 1] -> the codes of an encoder's features, positive and negative parts [B, 2 atoms].
 
-    ``encoder`` takes pixels of 0 to 255, as exported encoders do."""
+    ``encoder`` takes pixels from 0 to 255, as exported encoders do."""
 
     def __init__(self, encoder: nn.Module, coder: Coder):
         super().__init__()
@@ -165,5 +167,5 @@ class CodedFeatures(nn.Module):
 
 
 def blank(settings: Coding, size: int) -> Coder:
-    """A coder of signals of ``size`` numbers whose tensors are yet to be loaded."""
+    """A coder of signals of dimension ``size`` with uninitialised tensors, for loading weights into."""
     return Coder(settings, torch.zeros(size), torch.eye(size), torch.eye(size, settings.atoms))

@@ -1,4 +1,4 @@
-"""LISTA: a network shaped like a few steps of ISTA, trained to predict the sparse code (Gregor & LeCun, ICML 2010)."""
+"""LISTA: a few steps of ISTA as a network, trained to predict the sparse code (Gregor & LeCun, ICML 2010)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,12 @@ from pipeline.sparse.solvers import soft_threshold
 
 
 class LISTA(nn.Module):
-    """z <- soft_threshold(We y + S z, theta) from z = 0; at first exactly ISTA on 1/2 ||y - D z||^2 + penalty ||z||_1.
+    """Layers z <- soft_threshold(We y + S z, theta) from z = 0, initialised as ISTA on 1/2 ||y - D z||^2 +
+    penalty ||z||_1.
 
-    We = D'/L, S = I - D'D/L, theta = penalty/L, with L the largest eigenvalue of D'D. ``dictionary``: [p, k] with the
-    atoms as columns. Untied: each layer has its own We, S and theta; tied: all share one. theta stays positive as a
-    softplus. The first layer has no S, since z is 0 there.
+    That is We = D'/L, S = I - D'D/L, theta = penalty/L, with L the largest eigenvalue of D'D. ``dictionary``: [p, k],
+    atoms as columns. ``tied``: all layers share We, S and theta. theta is a softplus, so that it stays positive. The
+    first layer has no S, since z is 0 there.
     """
 
     dictionary: Tensor
@@ -43,6 +44,6 @@ class LISTA(nn.Module):
         return z
 
     def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
-        """1/2 ||y - D z||^2 + penalty ||z||_1 of each signal -> [B]."""
+        """The energy 1/2 ||y - D z||^2 + penalty ||z||_1 of each signal [B, p] and code [B, k] -> [B]."""
         error = signals - codes @ self.dictionary.T
         return 0.5 * error.square().sum(1) + self.penalty * codes.abs().sum(1)

@@ -1,12 +1,11 @@
-"""The lasso, solved and certified: P(z) = 1/2 ||y - D z||^2 + penalty ||z||_1 for each signal y.
+"""Solvers of the lasso, min over z of P(z) = 1/2 ||y - D z||^2 + penalty ||z||_1 for each signal y, with duality gaps.
 
 Notation: D [p, k] has unit columns, G = D'D, q = D'y, c = D'(y - D z) = q - G z. A code is optimal where c_j = penalty
-sign(z_j) on its support and |c_j| <= penalty off it. The duality gap bounds how far P(z) is from its minimum; a code
-counts as solved once its gap is at most tolerance ||y||^2. Where a signal or the dictionary is not finite, code, gap
-and violation are NaN: no solver certifies them.
+sign(z_j) on its support and |c_j| <= penalty off it. The duality gap bounds P(z) - min P; a code counts as solved if
+its gap is at most tolerance ||y||^2. Where a signal or the dictionary is not finite, code, gap and violation are NaN.
 
-Three solvers: ISTA and FISTA (Beck & Teboulle 2009) on batches, for GPUs and as references, and coordinate descent on
-working sets, one signal at a time, for CPUs: what it returns for a signal depends on that signal alone, to the bit.
+ISTA and FISTA (Beck & Teboulle 2009) work on batches, for GPUs and as references. Coordinate descent on working sets
+takes one signal at a time, for CPUs; a signal's code does not depend, to the bit, on the signals around it.
 """
 
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ from torch import Tensor
 
 TOLERANCE = 1e-4
 LIMIT = 10000  # steps or sweeps a signal
-MARGIN = 0.95  # a gap is estimated in the signals' precision while iterating, and certified in float64 at the end
+MARGIN = 0.95  # on the tolerance while iterating in the signals' precision; the final gap is computed in float64
 
 
 class Codes(NamedTuple):
-    """``z`` [N, k] in the signals' dtype; ``gap`` [N] float64: P(z) - min P is at most this; ``violation`` [N]
-    float64: largest breach of the conditions of optimality; ``iterations`` [N] int64: steps, or sweeps over a working
-    set."""
+    """``z``: codes [N, k] in the signals' dtype; ``gap``: duality gap, an upper bound on P(z) - min P, float64 [N];
+    ``violation``: the largest violation of the optimality conditions, float64 [N]; ``iterations``: steps, or sweeps
+    over a working set, int64 [N]."""
 
     z: Tensor
     gap: Tensor
@@ -35,16 +34,15 @@ class Codes(NamedTuple):
 
 
 def half(lecture: float) -> float:
-    """The penalty of the energy with 1/2 that has the same codes as the lecture's ||y - D z||^2 + lecture ||z||_1.
-
-    The lecture's energy is then twice P.
+    """The penalty for which P has the same minimiser as ||y - D z||^2 + lecture ||z||_1, the energy without 1/2 of
+    LeCun's lectures, which is then 2 P.
     """
     return lecture / 2
 
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
-    """sign(x) max(|x| - threshold, 0), the proximal operator of threshold ||x||_1; for all but the compiled kernel, in
-    whose sweep it is three scalar branches."""
+    """sign(x) max(|x| - threshold, 0), the proximal operator of threshold ||x||_1. The compiled coordinate descent has
+    its own scalar form."""
     return x.sign() * torch.relu(x.abs() - threshold)
 
 
@@ -54,27 +52,28 @@ def energy(signals: Tensor, dictionary: Tensor, z: Tensor, penalty: float) -> Te
 
 
 def largest_penalty(signals: Tensor, dictionary: Tensor) -> Tensor:
-    """||D'y||_inf of each signal [N]: at this penalty and above its code is 0."""
+    """||D'y||_inf of each signal [N], the smallest penalty for which its code is 0."""
     return (signals @ dictionary).abs().amax(1)
 
 
 def curvature(dictionary: Tensor) -> Tensor:
-    """Largest eigenvalue of D'D, 0-d: the inverse of the step size. Exact, since too small a value diverges."""
+    """The largest eigenvalue of D'D, 0-d, whose inverse is the step size. It is exact, since ISTA may diverge with a
+    smaller value."""
     rows = dictionary if dictionary.shape[0] < dictionary.shape[1] else dictionary.T
     return torch.linalg.eigvalsh((rows @ rows.T).double())[-1].to(dictionary.dtype)
 
 
 def certify(signals: Tensor, dictionary: Tensor, z: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Duality gap and violation of any codes, from scratch in float64 -> ([N], [N])."""
+    """The duality gap and the violation of any codes, computed in float64 -> ([N], [N])."""
     y, d, z = signals.double(), dictionary.double(), z.double()
     q = y @ d
     return _certificate(y.square().sum(1), q, (y - z @ d.T) @ d, z, penalty)
 
 
 def _certificate(yy: Tensor, q: Tensor, c: Tensor, z: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Gap and violation from c = q - G z, without a residual: y'r = y'y - q'z and r'r = y'r - c'z.
+    """Gap and violation from c = q - G z, without the residual r: y'r = y'y - q'z and r'r = y'r - c'z.
 
-    The dual point is the multiple s r of the residual that is feasible, |D'(s r)| <= penalty, and best.
+    The dual point is the best multiple s r of the residual that is feasible, |D'(s r)| <= penalty.
     """
     yr = yy - (q * z).sum(1)
     rr = (yr - (c * z).sum(1)).clamp_min(0)
@@ -97,17 +96,17 @@ class Iterate(NamedTuple):
 
 
 def begin(q: Tensor) -> Iterate:
-    """From z = 0, where c = q."""
+    """The first iterate, z = 0, where c = q."""
     zero = torch.zeros_like(q)
     return Iterate(zero, q, zero, q, torch.ones_like(q[:, :1]))
 
 
 def advance(at: Iterate, gram: Tensor, q: Tensor, penalty: float, step: Tensor, momentum: bool) -> Iterate:
-    """One step of ISTA, or of FISTA with ``momentum``: one product with G, whose result also certifies.
+    """One step of ISTA, or of FISTA with ``momentum``, with one product with G, from which the gap is computed, too.
 
     z+ = soft_threshold(x + step D'(y - D x), step penalty); t+ = (1 + sqrt(1 + 4 t^2)) / 2;
     x+ = z+ + (t - 1) / t+ (z+ - z).
-    A signal whose step turned against its momentum starts it anew (O'Donoghue & Candes 2015, gradient test).
+    The momentum of a signal restarts where its step is against it (O'Donoghue & Candes 2015, gradient scheme).
     """
     z = soft_threshold(at.x + step * at.cx, step * penalty)
     c = q - z @ gram
@@ -117,7 +116,7 @@ def advance(at: Iterate, gram: Tensor, q: Tensor, penalty: float, step: Tensor, 
     t = torch.where(back, 1.0, at.t)
     after = 0.5 * (1 + torch.sqrt(1 + 4 * t.square()))
     weight = (t - 1) / after
-    # c is affine in z, so that of x needs no product of its own.
+    # c is affine in z, so that c at x needs no other product.
     return Iterate(z, c, z + weight * (z - at.z), c + weight * (c - at.c), after)
 
 
@@ -157,7 +156,7 @@ def _descent(
         at = advance(at, gram, q[rows], penalty, step, momentum)
     gap, violation = certify(signals, dictionary, z, penalty)
     missed = gap > tolerance * signals.double().square().sum(1)
-    if missed.any() and signals.dtype != torch.float64:  # rounding hid the gap: these few again, in float64
+    if missed.any() and signals.dtype != torch.float64:  # rounding limits the gap: solve these again in float64
         again = _descent(signals[missed].double(), dictionary.double(), penalty, tolerance, limit, momentum)
         z[missed], iterations[missed] = again.z.to(z), iterations[missed] + again.iterations
         gap, violation = certify(signals, dictionary, z, penalty)
@@ -169,37 +168,36 @@ def _descent(
 def ista(
     signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
-    """Codes of signals [N, p] by iterated shrinkage; at most ``limit`` steps a signal."""
+    """Codes of signals [N, p] by ISTA, at most ``limit`` steps for each signal."""
     return _descent(signals, dictionary, penalty, tolerance, limit, momentum=False)
 
 
 def fista(
     signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
-    """The same with momentum, restarted signal by signal."""
+    """Codes of signals [N, p] by FISTA, with restarts of each signal's momentum."""
     return _descent(signals, dictionary, penalty, tolerance, limit, momentum=True)
 
 
 def encode(
     signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
-    """Codes of signals [N, p], solved to a gap of tolerance ||y||^2 and certified in float64.
+    """Codes of signals [N, p], solved to a gap of tolerance ||y||^2, which is computed in float64.
 
-    On a CPU by coordinate descent (numba, on torch's number of threads); on a GPU, and where numba is not installed,
-    by FISTA.
+    On a CPU it uses coordinate descent (numba, with torch's number of threads); on a GPU, and without numba, FISTA.
     """
     if signals.device.type != "cpu" or find_spec("numba") is None:
         return fista(signals, dictionary, penalty, tolerance, limit)
     return descend(signals, dictionary, penalty, tolerance, limit)
 
 
-CHUNK = 256  # signals handed to a thread at a time
+CHUNK = 256  # signals of one task of a thread
 
 
 def descend(
     signals: Tensor, dictionary: Tensor, penalty: float, tolerance: float = TOLERANCE, limit: int = LIMIT
 ) -> Codes:
-    """Coordinate descent on working sets, each signal by itself; at most ``limit`` sweeps a signal."""
+    """Codes of signals [N, p] by coordinate descent on working sets, at most ``limit`` sweeps for each signal."""
     n, k = len(signals), dictionary.shape[1]
     d = dictionary.double()
     gram, d = (d.T @ d).numpy(), d.contiguous().numpy()
@@ -213,7 +211,7 @@ def descend(
     threads = min(torch.get_num_threads(), len(starts))
     if threads <= 1:
         solve(0, n, *outputs)
-    else:  # the kernel gives the interpreter's lock away, so plain threads do
+    else:  # the kernel releases the GIL, so threads run in parallel
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda a: solve(a, min(n, a + CHUNK), *outputs), starts))
     return Codes(z, gap, violation, iterations)

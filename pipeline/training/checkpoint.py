@@ -1,7 +1,7 @@
-"""Checkpoints: tensors in safetensors, the rest in JSON, whole or not at all, and the newest undamaged one found.
+"""Writes checkpoints atomically, tensors as safetensors and the rest as JSON, and finds the newest undamaged one.
 
-A checkpoint is a folder `checkpoints/<step>/` that was written under another name, synced and renamed; `state.json`
-carries the digest of the tensors' file and of itself. No pickle.
+A checkpoint is a folder `checkpoints/<step>/`, written under another name, synced and renamed. `state.json` contains
+digests of the tensors' file and of itself. Nothing is pickled.
 """
 
 import hashlib
@@ -30,20 +30,20 @@ def _digest(path: Path) -> str:
 
 
 def _state_digest(state: dict[str, Any]) -> str:
-    """Digest of a state, its own left out."""
+    """The digest of a state without its own entry."""
     text = json.dumps({k: v for k, v in state.items() if k != "own"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """Writes `folder`/<step> and drops all but the newest ``keep``. The caller sees it whole or not at all."""
+    """Writes the checkpoint `folder`/<step> atomically, removes all but the newest ``keep``, and returns its path."""
     final, part = folder / f"{step:08d}", folder / f".{step:08d}.part"
-    for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
+    for left in folder.glob(".*.part"):  # left by a process that was killed while writing
         shutil.rmtree(left)
     part.mkdir(parents=True)
     write(tensors, part / TENSORS)
     body = {**state, "step": step, "sha256": _digest(part / TENSORS)}
-    body["own"] = _state_digest(json.loads(json.dumps(body)))  # as it will be read
+    body["own"] = _state_digest(json.loads(json.dumps(body)))  # the digest of what a reader will parse
     write_json(part / STATE, body)
     for name in (TENSORS, "."):
         sync(part / name)
@@ -56,12 +56,12 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, damaged ones among them, in order."""
+    """The steps of the checkpoints in a folder in rising order, damaged ones included."""
     return sorted(int(p.name) for p in folder.glob("[0-9]" * 8)) if folder.is_dir() else []
 
 
 def read(path: Path) -> Checkpoint:
-    """Tensors and state of one checkpoint. Raises ValueError where it is not what was written."""
+    """The tensors and state of a checkpoint. Raises ValueError where a file is missing or a digest is wrong."""
     try:
         state = json.loads((path / STATE).read_text())
         tensors_match, state_matches = _digest(path / TENSORS) == state["sha256"], _state_digest(state) == state["own"]
@@ -73,7 +73,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named and passed over."""
+    """The newest undamaged checkpoint, or None. A line is printed for each damaged one that is skipped."""
     for step in reversed(steps(folder)):
         try:
             return read(folder / f"{step:08d}")
@@ -83,7 +83,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors, and its scalars for JSON."""
+    """An optimiser's state, as named tensors and as scalars for JSON."""
     state = optimiser.state_dict()
     tensors, scalars = {}, {}
     for index, values in state["state"].items():
@@ -96,14 +96,14 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    """The inverse of `pack_optimiser`, onto an optimiser over the same parameters in the same order."""
+    """Loads the state from `pack_optimiser` into an optimiser of the same parameters in the same order."""
     state: dict[int, dict[str, Any]] = {}
     named = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
     for name, value in {**named, **scalars}.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    for parameter, values in optimiser.state.items():  # in the parameter's own memory layout, as they were
+    for parameter, values in optimiser.state.items():  # in the parameter's memory layout, as before
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[name] = sharded.shard_like(parameter, value)

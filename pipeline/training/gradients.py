@@ -1,4 +1,4 @@
-"""The gradient of the global batch's loss from several micro-batches, in one pass or two; and its norm."""
+"""Computes the gradient of the global batch's loss from several micro-batches, in one pass or two; and clips it."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +13,8 @@ from pipeline.training import sharded
 
 
 def one_pass(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
-    """Adds each micro-batch's gradient in turn: the losses average where they do not couple samples."""
+    """Accumulates the micro-batches' gradients, for losses that do not couple samples: the global loss is their
+    mean."""
     results = []
     for i, batch in enumerate(batches):
         with unsynced(model, i < len(batches) - 1):
@@ -23,9 +24,10 @@ def one_pass(model: nn.Module, objective: Objective, batches: list[Batch]) -> St
 
 
 def two_passes(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
-    """Where samples are coupled (GradCache, arXiv 2101.06983): embeds all without gradient, scores once, then embeds
-    each micro-batch again and pushes the cached gradient through it."""
-    with untracked(objective):  # the second pass moves the running statistics, once
+    """Accumulates gradients for losses that couple samples (GradCache, arXiv 2101.06983): it embeds all micro-batches
+    without gradient, computes the loss and its gradient by the embeddings, then embeds each micro-batch again and
+    backpropagates that gradient."""
+    with untracked(objective):  # running statistics are updated in the second pass only
         parts = [model(batch, "embed") for batch in batches]
     rows = tuple(torch.cat(column).requires_grad_() for column in zip(*parts, strict=True))
     result = objective.score(rows, replace(batches[0], views=(), ids=torch.cat([b.ids for b in batches])))
@@ -42,13 +44,14 @@ def two_passes(model: nn.Module, objective: Objective, batches: list[Batch]) -> 
 
 
 def detached(step: Step) -> Step:
-    """The step without its graph, and without a copy of its energies."""
+    """The step with detached tensors, which are not copied."""
     scalars = {k: v.detach() for k, v in step.scalars.items()}
     return replace(step, loss=step.loss.detach(), low=step.low.detach(), high=step.high.detach(), scalars=scalars)
 
 
 def mean(steps: list[Step]) -> Step:
-    """One step of its micro-batches': the mean loss and scalars; energies and pending rows in order; detached."""
+    """Merges the micro-batches' steps into one, detached: means of the losses and scalars; energies and pending rows
+    concatenated."""
     return Step(
         loss=torch.stack([s.loss.detach() for s in steps]).mean(),
         low=torch.cat([s.low.detach() for s in steps]),
@@ -60,12 +63,12 @@ def mean(steps: list[Step]) -> Step:
 
 
 def unsynced(model: nn.Module, quiet: bool) -> Any:
-    """DDP's no_sync, for all but the last micro-batch."""
+    """DDP's no_sync if ``quiet``, which is so for all micro-batches but the last."""
     return model.no_sync() if quiet and hasattr(model, "no_sync") else nullcontext()  # type: ignore[operator]
 
 
 def clip(objective: nn.Module, limit: float) -> Tensor:
-    """Scales the gradient down to the norm ``limit`` if that is above 0 -> its norm before, over all ranks, 0-d."""
+    """Clips the gradient to the norm ``limit`` (0: not at all). Returns its norm before, over all ranks, 0-d."""
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     if limit:

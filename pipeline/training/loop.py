@@ -1,6 +1,6 @@
-"""The one training loop: fetch, forward and backward, clip, step, commit, schedule, log, save.
+"""The training loop of every objective: fetch, schedule, forward and backward, clip, step, commit, log, save.
 
-It knows no objective and no data set; every trained stage runs through `train`.
+Nothing in it depends on an objective or a data set; every stage that trains calls `train`.
 """
 
 import time
@@ -24,7 +24,7 @@ from pipeline.world import World
 
 
 class MicroBatch(Protocol):
-    """This rank's share of a micro-batch: float views [B, ...] and dense sample ids, int64 [B]."""
+    """This rank's share of a micro-batch: views, float [B, ...] each, and sample ids from 0 on, int64 [B]."""
 
     @property
     def views(self) -> tuple[Tensor, ...]: ...
@@ -33,8 +33,8 @@ class MicroBatch(Protocol):
 
 
 class Loader(Protocol):
-    """Batches from any step on, the same for any number of ranks and threads. ``seconds``: spent so far, by stage;
-    ``bad``: samples that could not be read so far."""
+    """Yields batches from any step on, the same for any number of ranks and threads. ``seconds``: spent so far in each
+    of its stages; ``bad``: samples so far that could not be read."""
 
     steps_per_epoch: int
     seconds: dict[str, float]
@@ -58,12 +58,12 @@ def train(
     sheets: Callable[[MicroBatch], Mapping[str, Picture]] | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Trains ``objective`` for ``total`` steps, going on from the newest checkpoint under ``out`` if there is one.
+    """Trains ``objective`` for ``total`` steps, from the newest checkpoint under ``out`` if there is one.
 
-    On rank 0 ``export(weights, folder)`` writes each snapshot's model and the last one, ``sheets`` makes pictures of
-    the first step's micro-batch, by tag, and ``evaluate`` scalars of the encoder at every checkpoint.
-    Returns the last logged scalars. Raises Stopped once saved after a signal, NoProgressError at a loss or gradient
-    that is not finite, at a collapse, and where ranks have come apart (the last good checkpoint stays).
+    On rank 0 ``export(weights, folder)`` writes the model at each snapshot and at the end, ``sheets`` draws the first
+    step's micro-batch, pictures by tag, and ``evaluate`` returns scalars of the encoder at every checkpoint. Returns
+    the last logged scalars. After a signal it saves and raises Stopped. Raises NoProgressError at a loss or gradient
+    that is not finite, at a collapse, and where ranks have different weights; the last good checkpoint is kept.
     """
     now = state.begin(objective, settings, out / "checkpoints", world)
     board = Board(out if world.main else None, now.step)
@@ -128,8 +128,8 @@ def train(
 
 
 def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> Step:
-    """Adds the gradient of the mean loss over the whole global batch; returns the step, detached. ``model`` is the
-    objective itself, or what averages its gradients over ranks."""
+    """Accumulates the gradient of the mean loss over the global batch; returns the step, detached. ``model``: the
+    objective, or the DDP module around it."""
     if len(batches) > 1:
         several = gradients.two_passes if objective.coupled else gradients.one_pass
         return several(model, objective, batches)
@@ -139,7 +139,7 @@ def backward(model: nn.Module, objective: Objective, batches: list[Batch]) -> St
 
 
 def announce(objective: Objective, settings: Training, board: Board, step: int, world: World) -> None:
-    """Says what a reader of the settings may not expect, and logs what earlier starts cost."""
+    """Prints the lines of `monitor.caveats`, and logs the cost of restarts."""
     if world.main:
         for line in monitor.caveats(objective, settings, world):
             say(line)
@@ -148,8 +148,8 @@ def announce(objective: Objective, settings: Training, board: Board, step: int, 
 
 
 def stopped(save: Callable[[int], None], step: int, total: int, board: Board) -> Stopped:
-    """Saves, logs how long it took (it has to be less than the grace between a scheduler's signal and its kill) and
-    closes the board -> what is to be raised."""
+    """Saves, logs the seconds that took, which must be fewer than the scheduler's grace period, and closes the board.
+    Returns the exception to raise."""
     begun = time.perf_counter()
     save(step)
     seconds = time.perf_counter() - begun
@@ -161,24 +161,24 @@ def stopped(save: Callable[[int], None], step: int, total: int, board: Board) ->
 
 
 def batch(micro: MicroBatch, settings: Training, step: int, epoch: int, seed: int, progress: float) -> Batch:
-    """A micro-batch in the precision of the settings."""
+    """The objective's batch from a micro-batch, with views in the precision of the settings."""
     dtype = torch.float64 if settings.precision == "fp64" else torch.float32
     return Batch(tuple(view.to(dtype) for view in micro.views), micro.ids, step, epoch, seed, progress, dtype)
 
 
 def precision(settings: Training, world: World) -> torch.autocast:
-    """The context of a forward pass; for CUDA graphs also the mark that a step begins."""
+    """The autocast context of a step; for CUDA graphs it also marks the step's beginning."""
     if settings.compile == "graphs":
         torch.compiler.cudagraph_mark_step_begin()
     return torch.autocast(world.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def evaluation(now: state.State, evaluate: Callable[[nn.Module], dict[str, float]], world: World) -> dict[str, float]:
-    """Scalars of the encoder as it would be exported, on rank 0. Called on all ranks together."""
+    """Evaluates the encoder as it would be exported; scalars on rank 0, {} on others. All ranks call it together."""
     with now.encoder() as encoder:
         return evaluate(encoder) if world.main else {}
 
 
 def snapshot_steps(total: int, count: int) -> set[int]:
-    """``count`` steps evenly spaced before the end."""
+    """``count`` evenly spaced steps before the last one."""
     return {round(total * i / (count + 1)) for i in range(1, count + 1)} - {0}

@@ -1,4 +1,4 @@
-"""What is read of a training: its scalars, whether they are finite, ranks alike, embeddings spread, and its speed."""
+"""Monitors a training: scalars of each step, values that are not finite, ranks that differ, collapse, and speed."""
 
 import math
 import time
@@ -20,11 +20,11 @@ from pipeline.world import World
 if TYPE_CHECKING:
     from pipeline.training.loop import Loader
 
-PICTURED = 1 << 16  # negatives' energies in a histogram
+PICTURED = 1 << 16  # energies of negatives that a histogram shows at most
 
 
 def caveats(objective: Objective, settings: Training, world: World) -> Iterator[str]:
-    """Lines to be said before the first step: settings that do not do what a reader may expect of them."""
+    """Lines to print before the first step, about settings that have no effect here or another than expected."""
     norms = sum(isinstance(part, norm.BatchNorm) for part in objective.modules())
     if settings.accumulate > 1 and norms:
         yield (
@@ -39,7 +39,8 @@ def caveats(objective: Objective, settings: Training, world: World) -> Iterator[
 
 
 def compare_ranks(objective: Objective, step: int, world: World) -> None:
-    """Raises NoProgressError, on all ranks, where weights or memory that all should hold alike differ in a bit."""
+    """Raises NoProgressError, on all ranks, where a parameter or buffer that should be the same on all differs in a
+    bit."""
     replicated = {name: x for name, x in objective.replicated().items() if not sharded.is_sharded(x)}
     if world.size == 1 or not replicated:
         return
@@ -56,7 +57,7 @@ def compare_ranks(objective: Objective, step: int, world: World) -> None:
 
 
 def checksum(x: Tensor) -> Tensor:
-    """A sum over the bits of x, each word weighted by its position: int64, 0-d."""
+    """A checksum of the bits of x, whose words are weighted by their position: int64, 0-d."""
     words = x.contiguous().view(-1).view(torch.uint8)
     width = next(w for w in (8, 4, 2, 1) if words.numel() % w == 0)
     numbers = words.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[width]).to(torch.int64)
@@ -66,10 +67,10 @@ def checksum(x: Tensor) -> Tensor:
 def step_scalars(
     objective: Objective, result: Step, batch: Batch, norm: Tensor, lr: float, world: World
 ) -> dict[str, float]:
-    """What is logged of a step, averaged over ranks; the only place where a step waits for its device."""
+    """The scalars logged for a step, averaged over ranks. Only here the host waits for the device."""
     values = {"learn/loss": result.loss, "energy/low": result.low.mean()}
     if result.high.numel():
-        finite = torch.isfinite(result.high)  # each row's mean is over the negatives that it has
+        finite = torch.isfinite(result.high)  # entries that are not finite are no negatives of their row
         means = torch.where(finite, result.high, 0).sum(1) / finite.sum(1).clamp(min=1)
         values["energy/high"] = means.mean()
         values["energy/gap"] = values["energy/high"] - values["energy/low"]
@@ -80,7 +81,7 @@ def step_scalars(
 
 
 def histograms(board: Board, step: int, result: Step) -> None:
-    """Energies of positives and of some negatives, one over the other on the board."""
+    """Writes histograms of the energies of positives and of some negatives."""
     board.histogram("energy/low", step, result.low.float().cpu().numpy())
     if result.high.numel():
         some = result.high[:, :: max(1, result.high.numel() // PICTURED)].float().cpu()
@@ -88,9 +89,8 @@ def histograms(board: Board, step: int, result: Step) -> None:
 
 
 class CollapseAlarm:
-    """Reads what is logged; where a sign of the objective's own (`Objective.collapse_signs`) has stayed for as long as
-    it has to, names it. Nothing is read in the first PATIENCE_STEPS steps, in warm-up, nor in the epochs whose
-    energies tell nothing yet."""
+    """Detects collapse: a sign of it (`Objective.collapse_signs`) has lasted for its patience in steps. The first
+    PATIENCE_STEPS steps, the warm-up and the objective's `monitor_warmup_epochs` are not monitored."""
 
     def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
         self.objective, self.name, self.do = objective, type(objective).__name__, settings.collapse
@@ -100,11 +100,12 @@ class CollapseAlarm:
 
     @property
     def calm(self) -> bool:
-        """Whether the last reading was healthy."""
+        """Whether the last scalars had no sign of collapse."""
         return not self.since
 
     def note(self, step: int, scalars: dict[str, float]) -> None:
-        """Reads the scalars logged of a step. Raises NoProgressError at a collapse, or prints a line."""
+        """Examines the scalars logged for a step. At a collapse it raises NoProgressError or, if so set, prints a
+        line."""
         if self.do == "ignore" or step < self.from_step:
             return
         signs = self.objective.collapse_signs(scalars)
@@ -122,8 +123,8 @@ class CollapseAlarm:
 
 
 class FiniteCheck:
-    """Notes each step's loss and gradient norm, 0-d, and names the first that was not finite when it is asked, so that
-    a step neither waits nor computes for it."""
+    """Finds the first step whose loss or gradient norm is not finite. `note` only keeps the 0-d tensors, so that a
+    step does not wait for the device; `check` examines them."""
 
     def __init__(self, name: str):
         self.name = name
@@ -133,7 +134,7 @@ class FiniteCheck:
         self.notes.append((step, loss, norm))
 
     def check(self) -> None:
-        """Raises NoProgressError for what was noted since the last check."""
+        """Raises NoProgressError for the first value since the last check that is not finite."""
         if not self.notes:
             return
         steps, *columns = zip(*self.notes, strict=True)
@@ -149,8 +150,8 @@ class FiniteCheck:
 
 
 def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
-    """What the starts before this one cost, as far as they logged: how often the training was started again, and over
-    all of it the steps that were computed twice and the seconds they took. Empty at the first start."""
+    """The cost of restarts, from the logs of earlier processes: the number of restarts, the steps that were computed
+    twice in all, and the seconds these took. Empty if the training was not restarted."""
     rows, dropped = board.before
     if not rows and not dropped:
         return {}
@@ -166,16 +167,17 @@ def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
 
 
 class Throughput:
-    """Images a second since the last reading, and seconds a step that the loader's stages took or made it wait."""
+    """Measures speed between two calls of `read`: images per second, and seconds per step of the loader's stages and
+    of the wait for it."""
 
     def __init__(self, loader: "Loader", batch: int, model: torch.nn.Module, world: World):
         self.loader, self.batch, self.model, self.world = loader, batch, model, world
         self.seconds, self.step, self.time = dict(loader.seconds), None, time.perf_counter()
         self.images_per_s: float | None = None
-        """Since the reading before; None until there have been two."""
+        """Between the last two calls of `read`; None until there were two."""
 
     def read(self, step: int) -> dict[str, float]:
-        """Called on all ranks together."""
+        """The scalars of speed. All ranks call it together."""
         now, seconds = time.perf_counter(), dict(self.loader.seconds)
         steps = step - self.step if self.step is not None else 0
         rates = {f"speed/{k}": (v - self.seconds.get(k, 0.0)) / max(1, steps) for k, v in seconds.items()}
@@ -189,7 +191,7 @@ class Throughput:
         return rates
 
     def slowest(self, own: dict[str, float]) -> dict[str, float]:
-        """The largest of each time over ranks, and the rank that has it: all ranks go at the pace of the slowest."""
+        """The largest of each time over ranks and the rank that has it, since all ranks wait for the slowest."""
         table = self.world.gather(torch.tensor([[*own.values()]], dtype=torch.float64, device=self.world.device))
         rates = {}
         for name, column in zip(own, table.T.tolist(), strict=True):
@@ -198,8 +200,8 @@ class Throughput:
         return rates
 
     def compute_seconds(self) -> dict[str, float]:
-        """Seconds a step of this rank's own forward and backward pass without the waiting for others, by DDP's clocks:
-        a mean of the first steps and of some since. Empty where weights are sharded."""
+        """Seconds per step of this rank's forward and backward pass without waiting for others, a mean over the steps
+        that DDP's logger samples. Empty where weights are sharded."""
         if not hasattr(self.model, "_get_ddp_logging_data"):
             return {}
         clocks = self.model._get_ddp_logging_data()  # type: ignore[operator]

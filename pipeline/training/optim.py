@@ -1,4 +1,4 @@
-"""Optimisers over named parameters, and the learning rate as a function of the step alone."""
+"""Builds optimisers over an objective's parameter groups, and sets the learning rate as a function of the step."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ from pipeline.training import sharded
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates (You, Gitman & Ginsburg, arXiv 1708.03888), in the form that MoCo v3's code gave them.
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg, arXiv 1708.03888), as in the code of MoCo v3.
 
     d = g + weight_decay w; d *= trust_coefficient |w| / |d| where both are above 0; v <- momentum v + d;
     w <- w - lr v. Groups with ``adapt`` false (biases and norms) take d = g.
@@ -45,12 +45,12 @@ class LARS(torch.optim.Optimizer):
 
 
 def build(objective: Objective, settings: Training) -> torch.optim.Optimizer:
-    """SGD, LARS or AdamW over the objective's parameter groups; biases and norms (one dimension or less) are not
-    decayed if so set, and never under LARS."""
+    """SGD, LARS or AdamW over the objective's parameter groups. Biases and norms (parameters of at most one dimension)
+    have no weight decay if so set, and never under LARS."""
     kind, lr = settings.optimiser, settings.peak_lr()
     groups = [half for group in checked_groups(objective) for half in split(group, kind) if half["params"]]
     first = groups[0]["params"][0]
-    fused = first.is_cuda and not sharded.is_sharded(first)  # on a CPU it gains nothing, and torch has none for shards
+    fused = first.is_cuda and not sharded.is_sharded(first)  # no faster on a CPU, and not supported for shards
     if isinstance(kind, LARSSettings):
         return eager(LARS)(groups, lr, kind.momentum, kind.trust_coefficient)
     if isinstance(kind, SGD):
@@ -59,7 +59,7 @@ def build(objective: Objective, settings: Training) -> torch.optim.Optimizer:
 
 
 def checked_groups(objective: Objective) -> list[ParameterGroup]:
-    """The objective's parameter groups. Raises ValueError where one that trains is not in exactly one of them."""
+    """The objective's parameter groups. Raises ValueError where a trained parameter is not in exactly one of them."""
     groups = objective.parameter_groups()
     counts = Counter(id(p) for group in groups for p in group.params)
     wrong = [name for name, p in objective.named_parameters() if counts[id(p)] != p.requires_grad]
@@ -72,7 +72,7 @@ def checked_groups(objective: Objective) -> list[ParameterGroup]:
 
 
 def split(group: ParameterGroup, kind: Optimiser) -> list[dict[str, Any]]:
-    """A group as two of torch's: what is decayed, and the biases and norms if those are not."""
+    """Splits a group into torch's groups: parameters with weight decay and, where they have none, biases and norms."""
     lars = isinstance(kind, LARSSettings)
     spare = lars or not kind.decay_norms
     decay = kind.weight_decay if group.weight_decay is None else group.weight_decay
@@ -85,8 +85,8 @@ def split(group: ParameterGroup, kind: Optimiser) -> list[dict[str, Any]]:
 
 
 def eager(kind: Any) -> Any:
-    """The same optimiser without torch's marks for its compiler around the methods: they import the whole compiler,
-    which takes as long as torch itself, in every process that trains."""
+    """The optimiser's class without torch.compile's decorators on its methods, which import the whole compiler: that
+    takes as long as importing torch, in every process that trains."""
     marked = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in marked}
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
@@ -95,7 +95,7 @@ def eager(kind: Any) -> Any:
 def set_rate(
     optimiser: torch.optim.Optimizer, settings: Training, step: int, total: int, steps_per_epoch: int
 ) -> float:
-    """Gives every group its learning rate of a step; returns the one that they are scaled from."""
+    """Sets every group's learning rate for a step. Returns the rate before the groups' scale factors."""
     lr = rate(settings, step, total, steps_per_epoch)
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
@@ -103,7 +103,8 @@ def set_rate(
 
 
 def drop_frozen(optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Drops the gradients of the groups that are frozen in a step: neither weights nor moments move by them."""
+    """Removes the gradients of the groups that are frozen at a step, so that the optimiser changes neither their
+    weights nor their moments."""
     for group in optimiser.param_groups:
         if step < group["frozen_steps"]:
             for p in group["params"]:
@@ -111,8 +112,8 @@ def drop_frozen(optimiser: torch.optim.Optimizer, step: int) -> None:
 
 
 def rate(settings: Training, step: int, total: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step: linear warm-up, then constant, held and then a cosine (arXiv 1608.03983) or a line, or
-    drops to a tenth."""
+    """The learning rate of a step: linear warm-up, then constant; or constant for a share of the steps, then a cosine
+    (arXiv 1608.03983) or linear decay; or drops to a tenth."""
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     peak = settings.peak_lr()
     if step < warmup:

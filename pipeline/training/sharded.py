@@ -1,7 +1,7 @@
-"""Weights, gradients and the optimiser's state in shards over the ranks, by torch's FSDP (arXiv 2304.11277).
+"""Shards weights, gradients and the optimiser's state over the ranks by torch's FSDP2 (arXiv 2304.11277).
 
-A network's blocks are gathered one at a time, when they are used. Whatever leaves the ranks (a checkpoint, an encoder,
-a scalar) is a full tensor first, so that nothing written depends on how many ranks there were.
+The blocks of a network are gathered one at a time when they are used. Checkpoints, encoders and scalars are made from
+full tensors, so that they do not depend on the number of ranks.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from pipeline.world import World
 
 
 def shard_modules(modules: Iterable[nn.Module], world: World) -> None:
-    """Leaves each rank its shard of every weight of the modules, block by block; gradients come out averaged."""
+    """Shards every weight of the modules over the ranks, block by block. Backward then averages the gradients."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -37,13 +37,12 @@ def is_sharded(x: object) -> bool:
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """A sharded tensor gathered from all ranks, which call it together; any other as it is."""
+    """Gathers a sharded tensor from all ranks, which call it together; returns any other tensor unchanged."""
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[operator]
 
 
 def shard_like(example: Tensor, x: Tensor) -> Tensor:
-    """The full tensor x in the layout of ``example``: this rank's shard where that is sharded, and in its memory
-    format."""
+    """Converts the full tensor x to the layout of ``example``: sharded as that is, and in its memory format."""
     if not is_sharded(example):
         return torch.empty_like(example).copy_(x)
     from torch.distributed.tensor import distribute_tensor
@@ -52,8 +51,8 @@ def shard_like(example: Tensor, x: Tensor) -> Tensor:
 
 
 def unsharded_copy(skeleton: nn.Module, module: nn.Module) -> nn.Module:
-    """A copy of a sharded module with full tensors, which all ranks make together. ``skeleton``: the module on the
-    meta device, as it was before it was sharded."""
+    """A copy of a sharded module with full tensors; all ranks call it together. ``skeleton``: a copy of the module on
+    the meta device, from before it was sharded."""
     copy = deepcopy(skeleton)
     copy.load_state_dict({name: full_tensor(x) for name, x in module.state_dict().items()}, assign=True)
     return copy

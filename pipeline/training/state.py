@@ -1,4 +1,4 @@
-"""What a training is between two steps: objective, moving average and optimiser, from checkpoints and to them."""
+"""The state of a training between two steps (objective, average of the weights, optimiser), and its checkpoints."""
 
 import os
 import shutil
@@ -23,9 +23,9 @@ from pipeline.world import World
 
 @dataclass(frozen=True)
 class State:
-    """``model``: what is called in training, the objective itself or, on several ranks, what averages its gradients.
-    ``average``: of its trained parameters, where one is asked for. ``skeleton``: the encoder on the meta device, where
-    weights are sharded. ``step``: steps done when this process started; ``folder``: of its checkpoints."""
+    """The state of a training. ``model``: the objective or, on several ranks, the DDP module around it. ``average``:
+    of the trained parameters, if the settings ask for one. ``skeleton``: a copy of the encoder on the meta device,
+    where weights are sharded. ``step``: steps done before this process started; ``folder``: of the checkpoints."""
 
     objective: Objective
     model: nn.Module
@@ -36,30 +36,30 @@ class State:
     folder: Path
 
     def update_average(self, settings: Training, step: int, total: int) -> None:
-        """Takes the weights after ``step`` into the average: exponentially, or each of the last share of steps alike;
-        before that share the average is the weights."""
+        """Updates the average with the weights after ``step``: an exponential moving average, or the mean over the
+        last share of the steps (until then, the weights)."""
         if self.average is not None:
             count = step + 1 - round((1 - settings.average) * total)
             self.average.update(settings.ema or 1 - 1 / max(1, count))
 
     @contextmanager
     def encoder(self) -> Iterator[nn.Module]:
-        """Inside, the encoder with averages for its weights, where there are some, and with full tensors. Called on
-        all ranks together."""
+        """Yields the encoder with full tensors and, if there is an average, with averaged weights inside the block.
+        All ranks call it together."""
         with self.average.swapped() if self.average else nullcontext():
             encoder = self.objective.encoder
             yield sharded.unsharded_copy(self.skeleton, encoder) if self.skeleton else encoder
 
     def weights(self) -> dict[str, Tensor]:
-        """What a finished model is written with, as full tensors. Called on all ranks together."""
+        """The weights to write to a model, averaged if there is an average, as full tensors. All ranks call it
+        together."""
         weights = models.state(self.objective)
         if self.average is not None:
             weights |= {k: x for k, x in self.average.tensors.items() if k in weights}
         return {name: sharded.full_tensor(x) for name, x in weights.items()}
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All full tensors that the rest of the training depends on, and the optimiser's numbers. Called on all ranks
-        together."""
+        """The tensors of a checkpoint, as full tensors, and the optimiser's scalars. All ranks call it together."""
         tensors = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
@@ -68,8 +68,8 @@ class State:
 
 
 def begin(objective: Objective, settings: Training, folder: Path, world: World) -> State:
-    """The objective on its device and in its precision, as the newest checkpoint in ``folder`` has it, if there is
-    one; sharded or wrapped for several ranks, with its average and its optimiser."""
+    """Moves the objective to its device and precision, restores the newest checkpoint in ``folder`` if there is one,
+    shards or wraps the objective for several ranks, and builds its average and optimiser."""
     objective.to(world.device)
     if settings.precision == "fp64":
         objective.double()
@@ -97,13 +97,13 @@ def begin(objective: Objective, settings: Training, folder: Path, world: World) 
 
 
 def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix, by their names without it."""
+    """The tensors whose names begin with a prefix, by their names without it."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) -> None:
-    """Has each network compiled to machine code at its first call; "graphs": on CUDA its kernels are also started by
-    one call. Names and weights stay as they are."""
+    """Makes torch.compile compile each network at its first call; "graphs": with CUDA graphs. Names and weights do not
+    change. Raises ConfigError where there is no C++ compiler."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ConfigError("compile: true needs a C++ compiler, g++ or what CXX names: install one, or leave it out")
     for part in objective.children():
@@ -111,8 +111,8 @@ def compile_networks(objective: nn.Module, how: Literal[True, "graphs"] = True) 
 
 
 def save(state: State, step: int, settings: Training, seed: int, world: World, prune: bool = True) -> None:
-    """Writes a checkpoint after ``step`` steps; with ``prune`` only the settings' number of them is kept. Called on
-    all ranks together; none goes on before it is written."""
+    """Writes a checkpoint after ``step`` steps. ``prune``: only the newest ``settings.keep`` are kept. All ranks call
+    it together, and none returns before it is written."""
     tensors, numbers = state.tensors()
     if world.main:
         record = {
