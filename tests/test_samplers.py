@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline import keyed
-from pipeline.samplers import ais, gibbs
+from pipeline.samplers import ais, diagnostics, gibbs
 
 
 def test_fused_draws_are_the_keyed_ones():
@@ -117,3 +117,26 @@ def test_weights_of_one_chain_do_not_depend_on_the_others():
     rbm = machine(14, 10)
     path = ais.Path.of_temperatures(rbm, rbm.base(), 20)
     assert (ais.forward(path, 8, 0).log_weights[:5] - ais.forward(path, 5, 0).log_weights).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
+def test_chains_are_judged_as_theory_says(phi):
+    """Of an autoregression x' = phi x + noise, n draws are worth n (1 - phi) / (1 + phi)."""
+    noise = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0)).double()
+    values = [noise[0] / (1 - phi**2) ** 0.5]
+    for row in noise[1:]:
+        values.append(phi * values[-1] + row)
+    chains = torch.stack(values)
+    assert diagnostics.effective_size(chains) == pytest.approx(40_000 * (1 - phi) / (1 + phi), rel=0.1)
+    assert diagnostics.rhat(chains) < 1.02
+    assert diagnostics.rhat(chains.exp()) == pytest.approx(diagnostics.rhat(chains), abs=5e-3)  # ranks
+    assert diagnostics.rhat(chains + torch.linspace(0, 5, 20)) > 1.1
+    assert diagnostics.rhat(chains * torch.linspace(0.2, 2, 20)) > 1.1
+    assert diagnostics.rhat(chains + torch.linspace(0, 6, 2000)[:, None]) > 1.1
+
+
+def test_diagnostics_are_those_of_arviz():
+    """Values of arviz-stats 0.8 (methods rank and bulk). Its size adds half of one more autocorrelation."""
+    chains = torch.from_numpy(keyed.normal(6, 0, "chains", np.arange(101))).cumsum(0)
+    assert diagnostics.rhat(chains) == pytest.approx(2.2964794557416504, rel=1e-9)
+    assert diagnostics.effective_size(chains) == pytest.approx(8.10, rel=0.1)

@@ -16,6 +16,7 @@ from torch.nn.functional import linear, softplus
 from pipeline import keyed
 from pipeline.image import Image
 from pipeline.nets import seeded, trunks
+from pipeline.samplers import ais, gibbs
 from pipeline.settings import nets as settings
 from pipeline.tensors import send
 
@@ -197,13 +198,17 @@ class RBM(EnergyNet):
         """States or means of pixels [B, D] -> probabilities of the hidden units, [B, H]."""
         return torch.sigmoid(self.activations(v))
 
+    def log_odds(self, v: Tensor) -> Tensor:
+        """The same as `activations`, of states of zeros and ones alone, in less time."""
+        return gibbs.product(v, self.weight, self.hidden_bias - self.visible_offset @ self.weight)
+
     def field(self, h: Tensor) -> Tensor:
         """Hidden states [B, H] -> b + W (h - m), [B, D]: log-odds of the pixels."""
         return linear(h - self.hidden_offset, self.weight, self.visible_bias)
 
     def energy(self, v: Tensor) -> Tensor:
         """Free energies - log sum_h exp(-E(v, h)) of states [B, D] -> [B]."""
-        a = self.activations(v)
+        a = self.log_odds(v)
         return -(v - self.visible_offset) @ self.visible_bias - (softplus(a) - a * self.hidden_offset).sum(1)
 
     def hidden_energy(self, h: Tensor) -> Tensor:
@@ -231,9 +236,14 @@ class RBM(EnergyNet):
     def gibbs(self, v: Tensor, keys: np.ndarray) -> Tensor:
         """One sweep of states [B, D]: the hidden units given the pixels, then the pixels given the hidden units; the
         numbers drawn for a row are those of its key, uint64 [B]: first H for the hidden units, then D."""
-        draws = uniforms(keys, self.features + self.visible, v)
-        h = (draws[:, : self.features] < self.hidden(v)).to(v.dtype)
-        return (draws[:, self.features :] < torch.sigmoid(self.field(h))).to(v.dtype)
+        h = gibbs.bernoulli(self.log_odds(v).sigmoid(), keys).to(v.dtype)
+        return gibbs.bernoulli(self.field(h).sigmoid(), keys, skip=self.features).to(v.dtype)
+
+    @torch.no_grad()
+    def uncentred(self) -> ais.RBM:
+        """The same density by parameters without offsets."""
+        visible_bias = self.visible_bias - self.weight @ self.hidden_offset
+        return ais.RBM(self.weight.detach(), visible_bias, self.hidden_bias - self.visible_offset @ self.weight)
 
     @torch.no_grad()
     def recentre(self, hidden: Tensor) -> None:

@@ -4,7 +4,6 @@ Only where all states can be gone through is the gradient of the likelihood know
 raise the energies of chains' ends, of noise or of an image's neighbours in place of the model's own samples.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pipeline.nets import energies
 from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import full, full_precision
 from pipeline.objectives.memory import Particles
+from pipeline.samplers import gibbs
 from pipeline.settings import objectives as kinds
 
 STEEP = 100.0
@@ -61,7 +61,7 @@ class Density(Objective):
         if not self.net.centred:
             return {}
         with torch.no_grad(), full_precision(x):
-            return {"hidden": self.world.gather(self.net.hidden(x).mean(0, keepdim=True))}
+            return {"hidden": self.world.gather(self.net.log_odds(x).sigmoid().mean(0, keepdim=True))}
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -77,11 +77,11 @@ def binarise(batch: Batch, how: str) -> Tensor:
     """A batch's images in [0, 1] as binary states [B, D]; a pixel that is no number stays one."""
     grey = batch.views[0].flatten(1)
     if how == "threshold":
-        draws: Any = 0.5
+        states = grey > 0.5
     else:
-        batch = replace(batch, epoch=0) if how == "static" else batch
-        draws = batch.uniform("binarise", grey.shape[1])
-    return (grey > draws).to(grey.dtype) + 0 * grey
+        epoch = 0 if how == "static" else batch.epoch
+        states = gibbs.bernoulli(grey, keyed.key(batch.seed, epoch, batch.ids.cpu().numpy(), "binarise"))
+    return states.to(grey.dtype) + 0 * grey
 
 
 class MaximumLikelihood(Density):

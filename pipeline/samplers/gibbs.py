@@ -7,6 +7,7 @@ States are uint8. A unit is one where its number is below its probability. The n
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline import jit, keyed
 
@@ -68,7 +69,9 @@ def bernoulli(probability: Tensor, keys: np.ndarray, skip: int = 0) -> Tensor:
         numbers = uniform(keys, skip + probability.shape[1], probability.device)
         return (numbers[:, skip:] < probability).to(torch.uint8)
     states = torch.empty(probability.shape, dtype=torch.uint8)
-    _draw(probability.detach().contiguous().numpy(), keys, np.uint64(skip), states.numpy())
+    chances = probability.detach().contiguous()
+    chances = chances if chances.dtype == torch.float64 else chances.float()  # half precision is unknown to numpy
+    _draw(chances.numpy(), keys, np.uint64(skip), states.numpy())
     return states
 
 
@@ -89,13 +92,32 @@ def _shift(x: Tensor, count: int) -> Tensor:
 
 
 def product(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """bias + states @ weight for states uint8 [N, D] of zeros and ones, weight [D, H], bias [H] -> [N, H].
+    """bias + states @ weight for states [N, D] of zeros and ones, weight [D, H], bias [H] -> [N, H].
 
     On CPUs the weight's rows of the ones are added up: where one unit in seven is on, as in MNIST, in half the time of
     the matrix product, and to the same bits whatever other rows there are.
     """
-    if not fused(weight) or torch.is_autocast_enabled("cpu"):
+    if not fused(weight) or states.requires_grad or torch.is_autocast_enabled("cpu"):
         return torch.addmm(bias, states.to(weight.dtype), weight)
+    return _Product.apply(states.to(torch.uint8), weight, bias)  # type: ignore[return-value]
+
+
+class _Product(torch.autograd.Function):
+    """The sum of rows, and as its gradient by the weight the transposed states' sum of the output's gradients."""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias):
+        ctx.save_for_backward(states)
+        return _sums(states, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        (grad,), (states,) = grads, ctx.saved_tensors
+        return None, _sums(states.T.contiguous(), grad, grad.new_zeros(grad.shape[1])), grad.sum(0)
+
+
+def _sums(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(len(states), weight.shape[1], dtype=weight.dtype)
     arrays = (x.detach().contiguous().numpy() for x in (states, weight, bias))
     _sum_rows(*arrays, out.numpy())
