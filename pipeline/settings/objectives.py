@@ -54,8 +54,8 @@ class Objective(Settings):
     """Whether a trained one draws pictures (`generate`)."""
     shards: ClassVar[bool] = True
     """Whether its weights may be sharded: all of them lie in networks that are called as wholes."""
-    numbers: ClassVar[dict[str, str]] = {"learn/loss": "loss"}
-    """The scalars that say how a training has ended, each with the word for it."""
+    numbers: ClassVar[dict[str, str]] = {"learn/loss": "loss", "collapse/directions": "directions"}
+    """The scalars that say how a training has ended, each with the word for it; those that it has not are left out."""
     training_defaults: ClassVar[dict[str, Any]] = {}
     """What a stage that trains it is given where nothing else is said."""
 
@@ -74,15 +74,10 @@ class Head(Settings):
     (MoCo v3); scaled: after the last too, there with a scale and without a shift (SimCLR's code)."""
 
 
-SPREAD = {"learn/loss": "loss", "collapse/directions": "directions"}
-"""The numbers of objectives whose embeddings may collapse: also the directions that those fill."""
-
-
 class SimCLR(Objective):
     """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) over both views of the whole global batch."""
 
     inputs: ClassVar[Inputs] = Inputs(small_crops=True)
-    numbers = SPREAD
     kind: Literal["simclr"] = "simclr"
     temperature: Positive = 0.1
     """Divides the similarities, -1 to 1, before the softmax (0.1 or 0.5 in the paper, table 5)."""
@@ -93,7 +88,6 @@ class SimCLR(Objective):
 class MomentumEncoder(Objective):
     """An exponential moving average of the encoder that gives the keys: key <- momentum key + (1 - momentum) query."""
 
-    numbers = SPREAD
     momentum: Fraction = 0.999
     """Share of the key encoder's weights that stays at each step."""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
@@ -141,7 +135,6 @@ class MoCoV3(MomentumEncoder):
 class PIRL(Objective):
     """PIRL (arXiv 1912.01991): image and shuffled patches, both against the image's row in a memory bank."""
 
-    numbers = SPREAD
     kind: Literal["pirl"] = "pirl"
     loss: Literal["nce", "infonce", "binary_nce"] = "nce"
     """nce: the paper's eq. 4; infonce: softmax over the bank; binary_nce: vissl's, with a partition fixed on the
@@ -188,7 +181,6 @@ class AutoEncoder(Objective):
     draws: ClassVar[bool] = True
     shards: ClassVar[bool] = False
     training_defaults = {"net": MLP(), "optimiser": Adam(), "epochs": 50, "batch": 128}
-    numbers = {"learn/loss": "loss", "energy/volume": "volume"}
     latent: Count = 16
     """Units of the latent."""
     decoder: Decoder = Decoder()
