@@ -1,7 +1,7 @@
-"""Configs: a YAML file and overrides -> frozen settings, or every mistake at once, each with the nearest right name.
+"""Reads configs: a YAML file and overrides -> frozen settings, or an error with all mistakes and suggested names.
 
-A mistake is told as `where: key: what was found; what was expected; did you mean ...?`, where `where` is the file and
-line, or the override, that holds it.
+A mistake is reported as `where: key: what was found; what was expected; did you mean ...?`, where `where` is the file
+and line, or the override, that holds it.
 """
 
 import copy
@@ -27,14 +27,14 @@ NAME = re.compile(r"[a-z0-9_]+")
 
 
 def name_of_folder(name: str) -> str:
-    """Raises ValueError where a name would not do for a folder on every system."""
+    """Raises ValueError where a name is not allowed as a folder's on every system."""
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise ValueError(f"found {brief(name)}; expected letters, digits, _, +, - and ., the last not in front")
     return name
 
 
 class Top(Settings):
-    """What a config holds beside its stages."""
+    """The settings of a config apart from its stages."""
 
     name: Annotated[str, AfterValidator(name_of_folder)] | None = None
     """What its runs are shown as; in no key. Null: the file's name without its ending."""
@@ -76,7 +76,7 @@ def override(document: Document, text: str) -> None:
 
 
 def put(group: Any, path: list[str], value: Any) -> None:
-    """Sets a value deep in nested groups and lists; makes groups that are not there."""
+    """Sets a value in nested groups and lists, and creates missing groups."""
     for part in path[:-1]:
         key = key_of(group, part)
         below = group.get(key, {}) if isinstance(group, dict) else group[key]
@@ -140,8 +140,8 @@ def check_stages(document: Document) -> dict[str, Any]:
 
 
 def check(adapter: TypeAdapter, body: Any, annotation: Any, path: tuple, document: Document) -> Any:
-    """The settings that a body stands for, or None after noting what is wrong with it. By way of JSON, whose strict
-    mode takes no word for a number and no number for a word, but a list for a tuple."""
+    """The settings in a body, or None after recording its mistakes. They are validated as JSON: pydantic's strict mode
+    then accepts no string for a number and no number for a string, but a list for a tuple."""
     try:
         return adapter.validate_json(json.dumps(body), strict=True)
     except ValidationError as error:
@@ -158,7 +158,7 @@ def members(annotation: Any) -> list[type[Settings]]:
 
 
 def tags(model: type[Settings]) -> tuple[str, ...]:
-    """Kinds that a class goes by."""
+    """The values of ``kind`` that select a class."""
     info = model.model_fields.get("kind")
     return get_args(info.annotation) if info else ()
 
@@ -197,7 +197,7 @@ def describe(error: Any, annotation: Any, path: tuple, document: Document) -> No
 
 
 def value_at(value: Any, path: tuple) -> Any:
-    """What stands at a path of keys; None where nothing does."""
+    """The value at a path of keys; None where there is none."""
     for part in path:
         inside = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
         value = value[part] if inside and (part in value if isinstance(value, dict) else part < len(value)) else None
@@ -219,7 +219,7 @@ def hint_key(key: str, owner: type[Settings]) -> str:
 
 
 def rivals(owner: type[Settings]) -> list[type[Settings]]:
-    """Classes that stand beside this one in some union of kinds."""
+    """The other classes of the unions of kinds that contain this one."""
     unions = [AnyStage] + [i.annotation for m in members(AnyStage) for i in m.model_fields.values()]
     return [m for u in unions if owner in members(u) for m in members(u) if m is not owner]
 
@@ -275,13 +275,13 @@ def marks(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[Any]:
 
 
 def needs(stage: Stage) -> list[str]:
-    """Stages that this one takes in, each once."""
+    """The stages that this one needs, each once."""
     return list(dict.fromkeys(ref for _, _, ref in edges(stage)))
 
 
 def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
-    """That every stage named here is there and makes what is needed. A stage with mistakes of its own still has its
-    kind, which says what it makes."""
+    """Records a mistake for every reference to a stage that does not exist or does not make what is needed. A stage
+    with mistakes of its own still has its kind, which says what it makes."""
     models = by_kind(AnyStage)
     kinds = {n: models.get(str(b.get("kind"))) for n, b in raw.items() if isinstance(b, dict)}
     made = {n: kind.makes for n, kind in kinds.items() if kind and issubclass(kind, Stage)}
@@ -312,7 +312,7 @@ def check_cycles(stages: dict[str, Stage], document: Document) -> None:
 
 
 def check_source(stage: Pack, path: tuple, document: Document) -> None:
-    """Whether a pack's source can be there: the data itself is looked at when it is packed."""
+    """Records a mistake where a pack's source cannot exist. The data itself is read when it is packed."""
     from pipeline.data import sources
 
     at, source = (*path, "source"), sources.find(stage)

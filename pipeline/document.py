@@ -1,5 +1,4 @@
-"""What a config file holds and where: YAML with line numbers, and the mistakes found in it, each beside the nearest
-right name."""
+"""Reads a config file as YAML with line numbers, and collects the mistakes found in it."""
 
 import difflib
 import json
@@ -38,7 +37,7 @@ Yaml.add_constructor("tag:yaml.org,2002:float", number)
 
 @dataclass
 class Document:
-    """What was read, and where each key of it stands. ``lines``: by path of keys; ``overrides``: by path."""
+    """A config as it was read. ``lines``: the line of each key, by its path; ``overrides``: their texts, by path."""
 
     file: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +87,7 @@ def read(path: str) -> Document:
 
 
 def parse(text: str, document: Document | None = None) -> Any:
-    """The value that YAML text stands for: nothing but JSON's types. Raises ValueError with ":line:column: reason"."""
+    """The value of a YAML text, of JSON's types only. Raises ValueError with ":line:column: reason"."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(": holds a name that is not UTF-8: rename it, or give it a link with a name that is")
     try:
@@ -153,6 +152,6 @@ def note_lines(node: yaml.Node, path: tuple, document: Document, above: set[int]
 
 
 def brief(value: Any) -> str:
-    """A value as it would be typed, cut where it is long."""
+    """A value as it would be typed, shortened if it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""What a message suggests in the place of a name that is not known, or of a file that is not there."""
+"""Suggestions in messages about an unknown name or a missing file."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def nearest(name: Any, known: Iterable[str], listed: str = "expected one of") -> str:
-    """ "; did you mean "x"?", or the list of what is known where nothing is near."""
+    """ "; did you mean "x"?", or the list of known names where none is similar."""
     names = [str(k) for k in known]
     lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(str(name).lower(), lower, 1, 0.6)

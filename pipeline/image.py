@@ -1,4 +1,4 @@
-"""What an image of a packed set is: the few facts that every layer needs."""
+"""The shape and statistics of the images of a packed set, which every layer needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Image:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a view: [C, H, W]."""
+        """The shape of a view, [C, H, W]."""
         return self.channels, self.side, self.side
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""numba where it is installed, so that loops over pixels and boxes run as machine code; plain Python where it is not.
+"""Compiles loops over pixels and boxes by numba where it is installed; elsewhere they run as Python.
 
-Compiled once per machine (kept beside the source, or in the user's cache), without the GIL, and without the liberties
-that would let a number depend on the CPU. The cache only saves seconds: where no folder takes it, or it is
-damaged, functions are compiled again.
+Functions are compiled once per machine (cached beside the source, or in the user's cache), release the GIL, and are
+compiled without fast-math, so that results do not depend on the CPU. Where the cache is damaged or cannot be written,
+functions are compiled again.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ AVAILABLE = numba is not None
 
 
 class ForgivingCache:
-    """numba's cache of a function on disk, whose faults stop nothing: a damaged one is written anew."""
+    """numba's cache of a function on disk, whose errors are ignored; a damaged file is replaced."""
 
     def __init__(self, cache: Any):
         self.cache = cache
@@ -56,5 +56,5 @@ def jit(**options: Any) -> Callable[[F], F]:
 
 
 def optional_jit(function: F) -> F:
-    """The function as machine code where numba is installed; else as it is."""
+    """The function compiled by numba where it is installed; otherwise the function itself."""
     return function if numba is None else jit(error_model="numpy")(function)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 
 def machine() -> bool:
-    """Whether lines are read by a machine."""
+    """Whether lines are printed as JSON."""
     return os.environ.get("PIPELINE_LOG") == "json"
 
 
@@ -21,7 +21,7 @@ def say(text: str, stage: str = "", event: str = "said", file: TextIO | None = N
         line = json.dumps(body | facts)
     else:
         line = f"{stage}: {text}" if stage else text
-    with suppress(OSError):  # a log on a full disk: no reason to end what the line tells of
+    with suppress(OSError):  # a log on a full disk must not end the work
         print(line, file=file or sys.stdout, flush=True)
 
 

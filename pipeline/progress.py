@@ -1,4 +1,4 @@
-"""How far a running stage is: one tiny file in its folder, which whoever watches reads.
+"""The progress of a running stage: a small file in its folder, from which the display reads it.
 
 A file, since the stage may run in another process or on another machine than the one that shows it.
 """
@@ -39,7 +39,7 @@ def read(out: Path) -> Progress | None:
 
 
 def clear(out: Path) -> None:
-    """Forgets: a finished artifact has no progress."""
+    """Removes the file; a finished artifact has none."""
     (out / NAME).unlink(missing_ok=True)
     for part in out.glob(f".{NAME}.*"):
         part.unlink(missing_ok=True)
