@@ -96,7 +96,7 @@ def guide(found: dict[str, list[Chart]]) -> str:
 def layout(found: dict[str, list[Chart]], runs: int) -> list[Any]:
     """What TensorBoard reads of the page. It asks for each chart and run by itself: of many ``runs`` the sections
     after the OPENth are closed until they are clicked. Charts with bands it shows in reverse order."""
-    from tensorboard.plugins.custom_scalar.layout_pb2 import Category
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Category  # type: ignore[attr-defined]
 
     return [
         Category(
@@ -109,8 +109,9 @@ def layout(found: dict[str, list[Chart]], runs: int) -> list[Any]:
 
 
 def drawn(chart: Chart) -> Any:
-    from tensorboard.plugins.custom_scalar import layout_pb2 as page
+    from tensorboard.plugins.custom_scalar import layout_pb2
 
+    page: Any = layout_pb2
     if chart.band:
         value, lower, upper = chart.tags
         series = page.MarginChartContent.Series(value=value, lower=lower, upper=upper)

@@ -35,7 +35,7 @@ class Events:
             path.unlink()
 
     def add(self, summary: Any, step: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
         self.file.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
@@ -49,17 +49,17 @@ class Events:
 def read(path: Path) -> Iterator[Any]:
     """The events of a file until its end, or until the first that is not whole."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
     return (Event.FromString(data) for data in RawEventFileLoader(str(path)).Load())
 
 
-def write(path: Path, summaries: Iterable[tuple[int, Any]]) -> None:
-    """A whole event file of summaries and their steps."""
-    from tensorboard.compat.proto.event_pb2 import Event
+def write(path: Path, summaries: Iterable[tuple[int, Any]], now: float) -> None:
+    """A whole event file of summaries and their steps. ``now``: seconds, by which TensorBoard sorts and colours runs,
+    seven colours in turn."""
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    now = time.time()
     data = io.BytesIO()
     records = RecordWriter(data)
     for event in (Event(file_version=VERSION), *(Event(step=step, summary=s) for step, s in summaries)):
@@ -94,15 +94,16 @@ def image(tag: str, png: bytes, width: int, height: int) -> Any:
 
 def layout(categories: Any) -> Any:
     """The page of custom scalars. ``categories``: its protobuf's."""
-    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.plugins.custom_scalar import metadata
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[attr-defined]
 
-    body = layout_pb2.Layout(category=categories).SerializeToString()
+    body = Layout(category=categories).SerializeToString()
     return summary(metadata.CONFIG_SUMMARY_TAG, metadata.create_summary_metadata(), [body])
 
 
 def summary(tag: str, metadata: Any, values: list[Any]) -> Any:
     """A summary of strings."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
     from tensorboard.util.tensor_util import make_tensor_proto
 
     tensor = make_tensor_proto(np.array(values, dtype=object))

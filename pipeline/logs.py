@@ -22,6 +22,8 @@ Variants = dict[str, list[PlannedStage]]
 """The stages of each variant of a config, by what marks it."""
 SECONDS = 5.0
 """Between two looks at what running stages have written."""
+PAGE = 1e4
+"""Seconds after which the page and its lines stand in TensorBoard's list, after all encoders."""
 GROWTH = 1.5
 """A training's steps over those at which lines in its charts ended, from which these are drawn on."""
 READ = 1 << 22  # bytes of a file of scalars from which its tags are known
@@ -80,11 +82,17 @@ class Logs:
                 self.write_lines(out, last, variants)
 
     def write_rows(self, out: Path, variants: Variants) -> None:
-        """The rows of the HParams page: of each run that there is, once."""
+        """The rows of the HParams page: of each run that there is, once. They come before all else in TensorBoard's
+        list, those that a probe compares first, so that as few as can be of these share a colour."""
+        probed = {name for group in variants.values() for p in group for name in getattr(p.settings, "encoders", ())}
+        place = {}
+        for i, (run, values) in enumerate(rows(variants).items()):
+            unprobed = values["objective"] != "none" and values["encoder"] not in probed
+            place[run] = 1.0 + i + (2000 if unprobed else 0)
         for run, values in rows(variants).items():
             path = out / run / file_name(0, "hparams")
             if path.parent.exists() and not path.exists():
-                events.write(path, [(0, events.hparams(run, values))])
+                events.write(path, [(0, events.hparams(run, values))], place[run])
 
     def write_page(self, out: Path, found: dict[str, Any], variants: Variants) -> None:
         """The custom scalars, columns of the HParams page and a guide, where other charts than before have something
@@ -99,14 +107,14 @@ class Logs:
             events.text("reading", f"{charts.guide(found)}\n\n{tags.markdown()}"),
         ]
         now = int(time.time())
-        events.write(run / file_name(now, "page"), [(now, one) for one in summaries])
+        events.write(run / file_name(now, "page"), [(now, one) for one in summaries], PAGE)
         self.sections = found
 
     def write_lines(self, out: Path, last: int, variants: Variants) -> None:
         """What marks in the charts what is healthy, on from where it ended to the step ``last``."""
-        for line, values in lines(variants).items():
+        for i, (line, values) in enumerate(lines(variants).items()):
             points = [(s, events.scalar(tag, v)) for tag, v in values.items() for s in (self.last or 1, last)]
-            events.write(out / line / file_name(last, "line"), points)
+            events.write(out / line / file_name(last, "line"), points, PAGE + 1 + i)
         self.last = last
 
 
@@ -213,7 +221,7 @@ def rows(variants: Variants) -> dict[str, dict[str, Any]]:
         values |= {key: every[run][key] for key in sorted(odd & every[run].keys()) if key.split(".")[-1] not in values}
         values["folder"] = str(chosen[run].folder)
     for run, p in stages.items():
-        for row in set(probe_rows(p)) - set(getattr(p.settings, "encoders", ())):
+        for row in sorted(set(probe_rows(p)) - set(getattr(p.settings, "encoders", ()))):
             found[run.replace(p.name, row, 1)] = {"encoder": row, "objective": "none", "folder": str(p.folder / row)}
     return found
 
@@ -242,10 +250,10 @@ def lines(variants: Variants) -> dict[str, dict[str, float]]:
     """Runs of constants that stand in the charts as lines: what a healthy training comes near, and past what one has
     collapsed; where heads differ in width, one of each."""
     sizes = {
-        (p.settings.objective.head.dim, p.settings.batch)
+        (head.dim, p.settings.batch)
         for group in variants.values()
         for p in group
-        if isinstance(p.settings, Pretrain) and hasattr(p.settings.objective, "head")
+        if isinstance(p.settings, Pretrain) and (head := getattr(p.settings.objective, "head", None))
     }
     found = {}
     for dim, batch in sorted(sizes):
