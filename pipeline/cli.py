@@ -6,6 +6,7 @@
     pipeline doctor --cluster [RUNS]                                whether the machines fit together
 
     pipeline show [ROOT]                                            every run: how it differs, what it has come to
+    pipeline report CONFIG [stage.key=value ...]                    what came out, as one page and as results.json
     pipeline diff A B                                               what two runs differ in, and by how much
     pipeline clean CONFIG ... [--remove]                            what no config named needs, with sizes
     pipeline embed ENCODER IMAGES OUT.parquet                       features of any images
@@ -32,7 +33,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.lines import say
 
 COMMANDS = (
-    *("run", "settings", "doctor", "show", "diff", "clean", "embed", "export"),
+    *("run", "settings", "doctor", "show", "diff", "report", "clean", "embed", "export"),
     *("check", "index", "parity", "submit", "slurm"),
 )
 """The modules of pipeline.commands, each imported when its command is called."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pictures
 
+from pipeline.bottleneck import FAR, Measurement, limit
 from pipeline.data.loader import Loader
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
@@ -23,31 +24,18 @@ from pipeline.world import World
 
 IMAGES, STEPS = 384, 3
 """The least number of images that the loader is timed on, and the steps of the model, of which the fastest counts."""
-FAR = 2.0
-"""Images whose short side is more than FAR times a view's side are reported as too large."""
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Times and facts of a training. ``stages``: seconds an image of each stage of the loader, in one thread;
-    ``step``: seconds an image of a training step without the loader. ``threads``: of the loader; ``side``: median
-    short side of the files in pixels; ``neighbours``: share of images that the shards order before one of the same
-    class; ``chance``: that share in a random order (both None without labels)."""
+class Examination(Measurement):
+    """A measurement, and facts of the shards: ``neighbours`` is the share of images that they order before one of the
+    same class, ``chance`` that share in a random order (both None without labels)."""
 
-    stages: dict[str, float]
-    step: float
-    threads: int
-    side: float
-    neighbours: float | None
-    chance: float | None
-
-    @property
-    def cores(self) -> float:
-        """Loader threads that would keep the model busy."""
-        return sum(self.stages.values()) / self.step
+    neighbours: float | None = None
+    chance: float | None = None
 
 
-def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measurement:
+def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Examination:
     """Measures a stage's loader and objective on its shards. Writes nothing."""
     shards = Shards.open(folder, "train")
     one_thread = settings.model_copy(update={"threads": 1})
@@ -60,7 +48,7 @@ def examine(settings: Pretrain, seed: int, folder: Path, world: World) -> Measur
     finally:
         loader.close()
     neighbours, chance = sorting(shards.labels)
-    return Measurement(
+    return Examination(
         stages={k: v for k, v in seconds.items() if v > 0.01 * sum(seconds.values())},
         step=step / settings.batch,
         threads=settings.threads,
@@ -114,23 +102,12 @@ def sides(shards: Shards) -> Iterator[int]:
             continue
 
 
-def advice(settings: Pretrain, speed: Measurement, shards: Shards, size: int, ranks: int = 1) -> tuple[str, list[str]]:
+def advice(settings: Pretrain, speed: Examination, shards: Shards, size: int, ranks: int = 1) -> tuple[str, list[str]]:
     """A line that says what limits the training and what to change, and warnings about the shards."""
     return limit(speed, size), list(warnings(settings, speed, shards, size, ranks))
 
 
-def limit(speed: Measurement, size: int) -> str:
-    if speed.cores <= speed.threads:
-        return "the model limits it: the feed keeps up. To go faster: precision bf16, or more processes"
-    slowest = max(speed.stages, key=lambda k: speed.stages[k])
-    need = math.ceil(speed.cores)
-    text = f"the feed limits it, {slowest} most: threads {need} would keep the model busy, it has {speed.threads}"
-    if slowest == "decode" and speed.side > FAR * size:
-        text += f"; or pack again with short_side {size * 8 // 7}, so that less is decoded"
-    return text
-
-
-def warnings(settings: Pretrain, speed: Measurement, shards: Shards, size: int, ranks: int) -> Iterator[str]:
+def warnings(settings: Pretrain, speed: Examination, shards: Shards, size: int, ranks: int) -> Iterator[str]:
     if speed.neighbours is not None and speed.chance is not None and speed.neighbours > (1 + speed.chance) / 2:
         yield (
             f"the shards are sorted by class ({speed.neighbours:.0%} of neighbours are of one class, by chance "

@@ -15,6 +15,7 @@ from pipeline.lines import say
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OURS = {
     "PIPELINE_LOG": "json: every line is a JSON object, as with --json",
+    "PIPELINE_REPORT": "no: a run draws no report at its end (`pipeline report` does, whatever this is)",
     "PIPELINE_ROOT": "folder below which a job's relative root lies (default: that of submission; Ray jobs: the home)",
     "PIPELINE_JOIN_S": "seconds that ranks and Ray nodes may take to come together (default: 300)",
     "PIPELINE_HEAD_IP": "address of a Slurm job's first node, where its first one is not reached by the others",

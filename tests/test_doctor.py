@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline import cli, diagnosis
+from pipeline import bottleneck, cli, diagnosis
 from pipeline.data.shards import Shards
 from pipeline.settings.data import MoCoV2
 from pipeline.settings.nets import CNN
@@ -13,9 +13,9 @@ from tests import small
 FED = {"read": 1e-4, "decode": 3e-4, "crop": 1e-4}
 
 
-def found(**changes) -> diagnosis.Measurement:
+def found(**changes) -> diagnosis.Examination:
     settled = {"stages": FED, "step": 1e-3, "threads": 1, "side": 32.0, "neighbours": 0.1, "chance": 0.1}
-    return diagnosis.Measurement(**(settled | changes))
+    return diagnosis.Examination(**(settled | changes))
 
 
 def test_the_command_measures_and_says_what_limits(tmp_path, capsys):
@@ -42,6 +42,17 @@ def test_advice(digits):
     narrow = settings.model_copy(update={"window": 1})
     assert any("window 1 of" in line for line in diagnosis.advice(narrow, found(), shards, 32)[1])
     assert any("for 64 processes" in line for line in diagnosis.advice(settings, found(), shards, 32, 64)[1])
+
+
+def test_a_logged_training_is_limited_by_what_it_waited_for():
+    fed = [{"speed/images_per_s": 100.0, "speed/wait": wait, "speed/decode": 0.9} for wait in (0.5, 0.6, 9.0)]
+    rows = [{"step": 1.0}, *fed]
+    speed = bottleneck.logged(rows, batch=100, threads=1)
+    assert speed is not None and speed.wait == pytest.approx(0.6) and speed.step == pytest.approx(4e-3)
+    assert bottleneck.limit(speed, 32).startswith("the feed limits it, decode most: threads 3 would")
+    idle = bottleneck.logged([{"speed/images_per_s": 100.0, "speed/wait": 0.01, "speed/crop": 2.0}], 100, 1)
+    assert idle is not None and bottleneck.limit(idle, 32).startswith("the model limits it")
+    assert bottleneck.logged([{"speed/bad": 0.0}], 100, 1) is None
 
 
 @pytest.mark.parametrize("name", ["digits"])

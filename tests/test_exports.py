@@ -158,20 +158,38 @@ def test_as_onnx_it_runs_without_torch(net, image, kept, tmp_path, capfd):
 
 
 def test_the_card_tells_the_metrics_and_their_protocol(tmp_path):
+    """In words, and as the Hub reads them: every accuracy in full, the data by name without a folder above it."""
+    from huggingface_hub import ModelCard
+
     home = tmp_path / "moco-12345678"
     trained(home, ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3))
     settings = {"kind": "pretrain", "objective": {"kind": "moco"}}
-    (home / "artifact.json").write_text(json.dumps({"key": "k", "stage": "moco", "seed": 3, "settings": settings}))
-    probe = {
-        "kind": "probe", "inputs": {"moco": "k", "shards": "s"}, "seed": 3, "settings": {"per_class": 10, "draws": 10},
-        "metrics": {"rows": {"moco": {"knn_top1": 0.75}, "raw_pixels": {"knn_top1": 0.5}}},
+    accuracies = {"linear_top1": 1 / 3, "linear_few": 2 / 3, "linear_few_sd": 0.01, "knn_top1": 0.75}
+    records = {
+        "moco-12345678": {"key": "k", "stage": "moco", "seed": 3, "settings": settings},
+        "shards-1": {"kind": "pack", "settings": {"source": "folder:/home/me/cats: mine"},
+                     "metrics": {"fingerprint": "f"}},
+        "probe-1": {
+            "kind": "probe", "inputs": {"moco": "k", "shards": "s"}, "seed": 3,
+            "settings": {"per_class": 10, "draws": 10},
+            "metrics": {"rows": {"moco": accuracies, "raw_pixels": {"knn_top1": 0.5}},
+                        "protocol": {"n_test": 30, "per_class": 10, "data": "f"}},
+        },
     }  # fmt: skip
-    (tmp_path / "probe-1").mkdir()
-    (tmp_path / "probe-1/artifact.json").write_text(json.dumps(probe))
+    for name, record in records.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "artifact.json").write_text(json.dumps(record))
     assert cli.main(["export", str(home), str(tmp_path / "out")]) == 0
     card = (tmp_path / "out/README.md").read_text()
-    assert "moco: knn_top1 0.7500" in card and "raw_pixels: knn_top1 0.5000" in card and '"draws": 10' in card
-    assert "by moco" in card and card.startswith("---\nlibrary_name: timm")
+    assert "knn_top1 0.7500" in card and "raw_pixels: knn_top1 0.5000" in card and '"draws": 10' in card
+    assert "by moco" in card and card.startswith("---\nlibrary_name: timm") and "/home/me" not in card
+    found = ModelCard.load(tmp_path / "out/README.md").data.eval_results
+    assert found is not None and {(r.dataset_name, r.dataset_split, r.metric_type) for r in found} == {
+        ("cats: mine", "test", "accuracy")
+    }
+    assert {r.metric_name: r.metric_value for r in found} == {
+        "linear, all labels": 1 / 3, "linear, 10 labels a class": 2 / 3, "nearest neighbours": 0.75,
+    }  # fmt: skip
 
 
 def test_what_nobody_else_loads_is_refused_in_a_line(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it, and itself
-    {"errors", "files", "hints", "image", "jit", "keyed", "launcher", "lines", "page", "process", "tags"},
+    {"bottleneck", "errors", "files", "hints", "image", "jit", "keyed", "launcher", "lines", "page", "process"},
+    {"tags"},
     {"charts", "events", "progress", "signals", "tensors"},
     {"settings"},
     {"world", "board", "sheets"},
@@ -22,7 +23,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"advice", "document", "estimate", "diagnosis"},
     {"artifact", "config"},
     {"plan"},
-    {"display", "logs", "runner", "runs", "show", "preflight"},
+    {"display", "logs", "runner", "runs", "show", "preflight", "report"},
     {"placement"},
     {"commands"},
     {"api", "cli"},

@@ -8,9 +8,9 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import launcher, lines
+from pipeline import errors, launcher, lines
 from pipeline.commands import Parser, parse
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -55,8 +55,11 @@ def main(words: Sequence[str]) -> int:
 
         preflight.check(run.stages[0].folder.parent.resolve())
     code = run.execute()
-    if code == 0 and launcher.rank() == 0:
-        run.show_results()
+    if launcher.rank() == 0:
+        if code == 0:
+            run.show_results()
+        if code != Stopped.code:
+            run.draw_report()
     if launcher.size() > 1:
         from pipeline.placement import here
 
@@ -73,6 +76,7 @@ class Run:
         overrides = options.overrides + [w for w in options.only if "=" in w]  # --only takes all words that follow it
         self.names = [w for w in options.only if "=" not in w]
         self.here = options.here
+        self.words = [options.config, *overrides]
         self.configs = load(options.config, overrides)
         self.fingerprints: dict[str, dict[str, str]] = {}
         self.plan()
@@ -117,6 +121,21 @@ class Run:
         folder = self.logs.folder(self.every)
         shown = folder if folder.exists() else folder.parents[2]  # a file system without links
         lines.say(f"tensorboard --logdir {shlex.quote(str(shown))}    then {logs.ADDRESS}")
+
+    def draw_report(self) -> None:
+        """Draws the page of the config, whatever of it was asked for, and says where it lies, or why there is none:
+        what was run stays as it is."""
+        if os.environ.get("PIPELINE_REPORT") == "no":
+            return
+        from pipeline import report
+
+        try:
+            self.plan()
+            page = report.write(self.words, self.logs.root, self.every)
+        except Exception as error:
+            lines.say(f"no report: {errors.first_line(error)}", event="warning")
+        else:
+            lines.say(f"report: {page}", event="report", page=str(page))
 
 
 def load(path: str, overrides: Sequence[str]) -> dict[str, "Config"]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import launcher
+from pipeline import bottleneck, launcher
 from pipeline.data import order
 from pipeline.data.faults import ATTEMPTS, BadSampleLog, Fault, await_batch, fault
 from pipeline.data.images import MEMORY, DecodedImages, fits, pixels
@@ -39,7 +39,7 @@ PLANNED = 4096
 """Positions whose sample ids are computed at once, since a call costs as much as some thousand of them."""
 CHUNK = 32
 """Images of one task of the pool; random numbers are drawn for all of them at once."""
-STAGES: tuple[str, ...] = ("read", "decode", "crop", "transfer", "augment", "wait")
+STAGES: tuple[str, ...] = (*bottleneck.STAGES, "wait")
 
 
 class MicroBatch(NamedTuple):

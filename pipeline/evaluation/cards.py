@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from pipeline.evaluation import names
 from pipeline.image import Image
 from pipeline.nets import trunks
 from pipeline.settings.nets import ResNet, ViT
@@ -61,6 +64,7 @@ def card(folder: Path, net: ResNet | ViT, image: Image, config: dict[str, Any]) 
     """The model card of an encoder's folder, in Markdown."""
     home = next((p for p in (folder, *folder.parents[:2]) if (p / "artifact.json").exists()), None)
     record = json.loads((home / "artifact.json").read_text()) if home else {}
+    probes = evaluations(home, record) if home else []
     settings = record.get("settings", {})
     objective = settings.get("objective", {}).get("kind", "unknown")
     recorded = ("stage", "key", "seed", "settings", "versions", "processes", "metrics")
@@ -69,12 +73,12 @@ def card(folder: Path, net: ResNet | ViT, image: Image, config: dict[str, Any]) 
 library_name: timm
 pipeline_tag: image-feature-extraction
 tags: [self-supervised, {objective}]
----
+{model_index(f"{named(net)}-{objective}", home, probes)}---
 # {named(net)}, pretrained without labels by {objective}
 
 {recipe(net, image, config["num_features"])}
 ## What a probe says
-{results(home, record)}
+{results(probes)}
 ## How it was trained
 ```json
 {facts}
@@ -110,18 +114,53 @@ def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
     return f"{shown}\n{loaded}\n{theirs}"
 
 
-def results(home: Path | None, record: dict[str, Any]) -> str:
-    """The rows of every finished probe beside the artifact that evaluated it, with the probe's protocol."""
-    lines = []
-    for path in sorted(home.parent.glob("*/artifact.json")) if home else []:
+def evaluations(home: Path, record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every finished probe beside an artifact that evaluated it, and the artifact's row there."""
+    found = []
+    for path in sorted(home.parent.glob("*/artifact.json")):
         probe = json.loads(path.read_text())
-        rows = probe.get("metrics", {}).get("rows", {})
-        if probe.get("kind") != "probe" or record.get("key") not in probe.get("inputs", {}).values():
-            continue
-        name = next(n for n, key in probe["inputs"].items() if key == record["key"])
+        if probe.get("kind") == "probe" and record.get("key") in probe.get("inputs", {}).values():
+            found.append((next(n for n, key in probe["inputs"].items() if key == record["key"]), probe))
+    return found
+
+
+def results(probes: list[tuple[str, dict[str, Any]]]) -> str:
+    """The rows of `evaluations`, with what they are held against and the probes' protocols."""
+    lines = []
+    for name, probe in probes:
+        rows = probe["metrics"]["rows"]
         for row in (r for r in (name, f"{name}_projection", "raw_pixels", "random") if r in rows):
             numbers = {k: v for k, v in sorted(rows[row].items()) if isinstance(v, int | float)}
             lines.append(f"- {row}: {', '.join(f'{k} {v:.4f}' for k, v in numbers.items())}")
         protocol = {k: v for k, v in probe["settings"].items() if k not in ("kind", "encoders")}
         lines.append(f"- protocol: {json.dumps(protocol, sort_keys=True)}, seed {probe['seed']}")
     return "\n".join(lines or ["No probe has evaluated it yet."]) + "\n"
+
+
+def model_index(title: str, home: Path | None, probes: list[tuple[str, dict[str, Any]]]) -> str:
+    """The card's block of results as the Hugging Face Hub reads them, in YAML: the accuracies of `evaluations`, which
+    are those of a report's results.json. Empty where there are none."""
+    found = []
+    for name, probe in probes:
+        assert home is not None
+        protocol, row = probe["metrics"]["protocol"], probe["metrics"]["rows"][name]
+        metrics = [
+            {"type": "accuracy", "name": names.accuracy(key, protocol), "value": value}
+            for key, value in row.items() if isinstance(value, float) and not key.endswith("_sd")
+        ]  # fmt: skip
+        source = source_of(home.parent, protocol.get("data"))
+        task = {"type": "image-classification", "name": "frozen features, evaluated by a probe"}
+        args = {"seed": probe["seed"], "n_test": protocol["n_test"], "per_class": protocol["per_class"]}
+        dataset = {"type": source, "name": source, "split": "test", "args": args}
+        found.append({"task": task, "dataset": dataset, "metrics": metrics})
+    block = {"model-index": [{"name": title, "results": found}]}
+    return yaml.safe_dump(block, sort_keys=False, allow_unicode=True) if found else ""
+
+
+def source_of(root: Path, fingerprint: str | None) -> str:
+    """What the shards of that fingerprint were packed from, without the folders above it."""
+    for path in sorted(root.glob("*/artifact.json")):
+        pack = json.loads(path.read_text())
+        if fingerprint and pack.get("metrics", {}).get("fingerprint") == fingerprint:
+            return Path(pack["settings"]["source"].partition(":")[2] or pack["settings"]["source"]).name
+    return "packed images"

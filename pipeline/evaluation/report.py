@@ -66,8 +66,9 @@ def results(metrics: dict[str, Any], curves: Curves, data: Data, untrained: dict
 def details(points: dict[int, Scores]) -> dict[str, Any]:
     """What `results` adds to one row."""
     last = points[max(points)]
+    steps = {s: {"linear_top1": p.linear, "linear_few": p.few, "knn_top1": p.knn} for s, p in points.items()}
     return {
-        "steps": {str(s): {"linear_top1": p.linear, "few": p.few, "knn_top1": p.knn} for s, p in points.items()},
+        "steps": {str(step): accuracies for step, accuracies in steps.items()},
         "penalty": last.penalty,
         "validation": last.grid,
         "few_label_penalty": last.few_penalty,

@@ -4,11 +4,12 @@ sample."""
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import simplejpeg
@@ -54,9 +55,18 @@ class Scratch:
 
 def decode(
     data: bytes | memoryview, channels: int, scratch: Scratch | None = None, exif_orientation: bool = True
-) -> Tensor:
-    """Decodes an image file of any format that Pillow reads -> uint8 [channels, H, W], with 1 or 3 channels, which are
-    last in memory. Of several frames it takes the first.
+) -> "Tensor":
+    """Decodes as `decode_array` does -> a tensor, uint8 [channels, H, W], whose channels are last in memory."""
+    import torch
+
+    return torch.from_numpy(decode_array(data, channels, scratch, exif_orientation)).permute(2, 0, 1)
+
+
+def decode_array(
+    data: bytes | memoryview, channels: int, scratch: Scratch | None = None, exif_orientation: bool = True
+) -> np.ndarray:
+    """Decodes an image file of any format that Pillow reads -> uint8 [H, W, channels], with 1 or 3 channels. Of
+    several frames it takes the first.
 
     Values of 16 bits are divided by 257. Values of 32 bits have no defined white: as in ImageJ, the smallest finite
     one becomes black and the largest white; an image where all are equal is refused. Transparent pixels are put on
@@ -82,7 +92,7 @@ def decode(
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     if exif_orientation and turn in TURNS:
         pixels = np.ascontiguousarray(TURNS[turn](pixels))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return pixels
 
 
 def jpeg_orientation(data: bytes | memoryview) -> int:

@@ -1,0 +1,32 @@
+"""The report of a config: one page that needs nothing but itself, and beside it results.json, which has its numbers.
+
+    facts.py        what results.json holds
+    gather.py       the artifacts of a plan -> facts
+    rows.py         probes: rows, differences, verdict
+    confusion.py    what was taken for what, and the images behind it
+    curves.py       losses, and what limited each training
+    page.py         facts -> HTML, by page.html and page.css
+    charts.py       matplotlib's SVG in the colours of the page; graph.py: the graph of stages
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.plan import PlannedStage
+
+
+def write(words: Sequence[str], root: Path, variants: Mapping[str, list["PlannedStage"]]) -> Path:
+    """Writes the page of a config, and results.json beside it, and returns the page's path. ``words``: config and
+    overrides as they were typed; ``variants``: the planned stages of each variant of a sweep, by what marks it. The
+    same artifacts give the same bytes."""
+    from pipeline import files, page
+    from pipeline.report import gather
+    from pipeline.report import page as report
+
+    results = gather.results(words, variants)
+    folder = page.folder(root, results.name, (p.key for stages in variants.values() for p in stages))
+    files.write_json(folder / "results.json", results.json(), sort_keys=False)
+    files.write(folder / "report.html", report.html(results))
+    return folder / "report.html"
