@@ -113,8 +113,9 @@ def test_every_chart_has_curves(server):
 
 def test_a_row_of_hparams_is_an_encoder(server):
     def rows():
-        body = json.dumps({"experimentName": "", "allowedStatuses": [], "colParams": [], "startIndex": 0,
-                           "sliceSize": 99}).encode()  # fmt: skip
+        states = [f"STATUS_{state}" for state in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+        question = {"experimentName": "", "allowedStatuses": states, "colParams": [], "startIndex": 0, "sliceSize": 99}
+        body = json.dumps(question).encode()
         request = urllib.request.Request(f"{server}/data/plugin/hparams/session_groups", body,
                                          {"Content-Type": "application/json"})  # fmt: skip
         with urllib.request.urlopen(request, timeout=10) as answer:
