@@ -32,6 +32,7 @@ from pipeline.settings.objectives import (
     SimCLR,
 )
 from pipeline.settings.objectives import LISTA as LISTASettings
+from pipeline.settings.scores import ScoreMatching
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
@@ -80,12 +81,16 @@ CASES = {
     "nce": NCE(),
     "nce_energy": NCE(),
     "conditional_nce": ConditionalNCE(noise=2),
+    "score_matching": ScoreMatching(levels=4),
+    "score_matching_sliced": ScoreMatching(loss="sliced", levels=1, noise=(0.3, 0.3), energy_penalty=1e-3),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
 }
 NETS = {
     "cd_boltzmann": Boltzmann(),
     "mpf_energy": Energy(trunk=MLP(width=8, layers=1, activation="silu")),
+    "score_matching": Energy(trunk=MLP(width=8, layers=2, activation="silu")),
+    "score_matching_sliced": Energy(trunk=CNN(width=8, depth=2, activation="silu", norm=Norm(kind="none"))),
     "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),
 }
 """Other energies than a restricted Boltzmann machine's."""

@@ -110,7 +110,7 @@ class EnergyNet(nn.Module):
 
 
 class Energy(EnergyNet):
-    """E(x) = w^T trunk(x) + b, for any trunk."""
+    """E(x) = w^T trunk(x), for any trunk; a constant changes no density."""
 
     def __init__(self, settings: settings.Energy, image: Image, seed: int):
         super().__init__()
@@ -118,7 +118,7 @@ class Energy(EnergyNet):
         self.bits = self.visible
         self.trunk = trunks.build(settings.trunk, image, None, seed)
         self.features = self.trunk.features
-        self.head = nn.Linear(self.features, 1)
+        self.head = nn.Linear(self.features, 1, bias=False)
 
     def energy(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x.view(-1, *self.shape)))[:, 0]

@@ -11,6 +11,7 @@ from pipeline.objectives.moco_v3 import MoCoV3
 from pipeline.objectives.neighbours import MPF, PseudoLikelihood, RatioMatching
 from pipeline.objectives.noise import NCE, ConditionalNCE
 from pipeline.objectives.pirl import PIRL
+from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mpf": MPF,
     "nce": NCE,
     "conditional_nce": ConditionalNCE,
+    "score_matching": ScoreMatching,
     "lista": LISTA,
 }
 

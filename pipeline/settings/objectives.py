@@ -1,11 +1,12 @@
 """The objectives: an energy that goes down on data and up, or is bounded, elsewhere. Defaults are the papers'."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import Count, Fraction, Positive, Settings
+from .base import Count, Fraction, Mistake, Positive, Settings
 from .nets import MLP, RBM
 from .training import SGD, Adam
 
@@ -58,6 +59,10 @@ class Objective(Settings):
     """The scalars that say how a training has ended, each with the word for it; those that it has not are left out."""
     training_defaults: ClassVar[dict[str, Any]] = {}
     """What a stage that trains it is given where nothing else is said."""
+
+    def misfits(self, net: Any) -> Iterator[Mistake]:
+        """What of a net, of those that give what it trains, it cannot train."""
+        yield from ()
 
 
 class Head(Settings):
@@ -327,24 +332,3 @@ class ConditionalNCE(Noise):
     kind: Literal["conditional_nce"] = "conditional_nce"
     flips: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the pixels that are flipped, each by itself. Few: nothing to tell; many: too easily told."""
-
-
-AnyObjective = Annotated[
-    SimCLR
-    | MoCo
-    | MoCoV3
-    | PIRL
-    | AE
-    | DAE
-    | VAE
-    | MaximumLikelihood
-    | CD
-    | PCD
-    | PseudoLikelihood
-    | RatioMatching
-    | MPF
-    | NCE
-    | ConditionalNCE,
-    Field(discriminator="kind"),
-]
-"""What a net can be trained by. LISTA is a part of sparse coding."""

@@ -21,8 +21,9 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
+from .kinds import AnyObjective
 from .nets import CNN, Energy, EnergyNet, Net, ViT
-from .objectives import CD, PCD, AnyObjective, MoCo, MomentumEncoder
+from .objectives import CD, PCD, MoCo, MomentumEncoder
 from .sparse import Coding
 from .stage import Stage
 from .training import Training
@@ -115,6 +116,8 @@ class Pretrain(Training, Stage):
         elif not self.net.any_side and self.objective.inputs.jigsaw is not None:
             kind = self.net.kind
             yield "net.kind", f"a {kind} takes images of one size, not patches; use pretext: rotation, or a resnet"
+        else:
+            yield from self.objective.misfits(self.net)
         if self.weights == "sharded" and not self.objective.shards:
             yield "weights", f"objective {self.objective.kind} is not trained on shards; leave weights out"
         if self.objective.inputs.views == 0 and "views" in self.model_fields_set:
