@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("pipeline", "tests", "configs", "jobs", "slurm", "benchmarks", "pyproject.toml", "README.md")
+COPIED = ("pipeline", "tests", "configs", "jobs", "slurm", "benchmarks", "pyproject.toml", "README.md", "docs")
 USED = ("torch", "torchvision", "numba", "scipy.stats", "sklearn", "hypothesis", "safetensors.torch", "pydantic")
 """What tests import that is not ours: imported once, before the forks."""
 NOTICED, PASSED, SECONDS, SAID = 1, 0, 300, "pytest.txt"

@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as Picture
 
 from pipeline import cli, commands, config
 from pipeline.commands import run
@@ -44,7 +48,7 @@ def test_a_command_is_one_that_runs(line, at_home):
         assert known and (known[0] in (*cli.COMMANDS, "pytest", "tensorboard") or known[:2] == ["python", "-m"])
         return
     options = commands.parse(run.parser(), given)
-    overrides = [w for w in options.overrides if not w.endswith("/path/to/imagenet")]
+    overrides = [w for w in options.overrides if not w.endswith(("/path/to/imagenet", "folder:photos"))]
     data = [] if "source=" in "".join(overrides) or "quickstart" in options.config else ["shards.source=folder:tests"]
     for chosen in run.sweep([*overrides, *data]).values():
         assert config.load(options.config, chosen).stages
@@ -54,6 +58,43 @@ def test_the_first_command_stands_near_the_top():
     top = README.splitlines()[:20]
     assert any(line.startswith("pip install uv && uv run pipeline run configs/quickstart.yaml") for line in top)
     assert len(README.splitlines()) <= 200
+
+
+def photographs(folder: Path, classes: int = 4, each: int = 24) -> None:
+    """Class folders of JPEGs of several sizes."""
+    rng = np.random.default_rng(0)
+    for i in range(classes * each):
+        coarse = rng.integers(0, 255, (5, 6, 3), np.uint8)
+        path = folder / f"class{i % classes}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Picture.fromarray(coarse).resize((80 + i % 7, 72)).save(path)
+
+
+@pytest.mark.slow
+def test_the_first_screen_runs_as_it_is_typed(tmp_path, monkeypatch):
+    """On few photographs for two steps. Of its commands only TensorBoard is left out, which has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    photographs(tmp_path / "photos")
+    screen = README.split("## A folder of photographs")[1].split("## ")[0]
+    (commands_typed,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", screen, re.S) for kind in ("bash", "python"))
+    done = []
+
+    def known(text: str) -> str:
+        """With the name that the training's folder has here."""
+        return text.replace("runs/moco-1234abcd", str(next(iter(Path().glob("runs/moco-*")), "")))
+
+    for line in commands_typed.splitlines():
+        program, *rest = words(known(line))[2:]
+        if program == "pipeline":
+            short = ["moco.steps=2", *["--here"] * (rest[0] == "run")] if "configs/photos.yaml" in rest else []
+            subprocess.run([sys.executable, "-m", "pipeline", *rest, *short], check=True)
+            done.append(rest[0])
+    assert done == ["run", "report", "embed", "export"]
+    names: dict = {}
+    exec(compile(known(code), "README.md", "exec"), names)
+    assert names["features"].shape == (8, 512)
+    assert Path("features.parquet").exists() and Path("exported").is_dir()
 
 
 def test_its_config_loads(tmp_path, monkeypatch):
