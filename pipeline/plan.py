@@ -49,6 +49,11 @@ class PlannedStage:
     provisional: bool = False
     """Whether its key will change because a pack that it depends on is not done yet: plan again after packing."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether it makes shards, by whose content later stages are known."""
+        return "shards" in self.settings.makes
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,7 +103,7 @@ def plan_stage(
     fingerprint = fingerprints[text]
     key = artifact.key(settings, seed, inputs, fingerprint)
     folder = artifact.folder(root, name, key)
-    provisional = any(p.provisional or (p.kind == "pack" and not p.done) for p in needs)
+    provisional = any(p.provisional or (p.packs and not p.done) for p in needs)
     done = not provisional and artifact.done(folder, key) is not None
     keys = {p.name: p.key for p in needs}
     place = placement(settings, here)

@@ -172,7 +172,7 @@ def execute(
             display.fail(error)
             return error.code
         report_done(others, display)
-        packed = [replace(p, done=p.done or p.kind == "pack") for p in stages]
+        packed = [replace(p, done=p.done or p.packs) for p in stages]
         return Schedule(packed, others, stop, display).run(here, cluster)
 
 
@@ -186,7 +186,7 @@ def check_shares(selection: list[PlannedStage]) -> None:
 
 def by_order(selection: list[PlannedStage]) -> tuple[list[PlannedStage], list[PlannedStage]]:
     """Divides stages into packs and all others."""
-    return [p for p in selection if p.kind == "pack"], [p for p in selection if p.kind != "pack"]
+    return [p for p in selection if p.packs], [p for p in selection if not p.packs]
 
 
 def report_done(selection: list[PlannedStage], display: "Display") -> None:

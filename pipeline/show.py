@@ -136,7 +136,7 @@ def protocol(record: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------------- dry run
 def dry_run(planned: list[Any], chosen: list[Any]) -> None:
     """What there is to do, what it takes, and every derived number with its formula."""
-    packs = {p.name: p for p in planned if "shards" in p.settings.makes}
+    packs = {p.name: p for p in planned if p.packs}
     data = cache(lambda name: packed(packs[name]))  # of a folder, a reading of all names
     rows, notes = [], []
     for p in chosen:
