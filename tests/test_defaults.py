@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from pipeline.config import members
+from pipeline.settings.base import key_part
 from pipeline.settings.stages import AnyStage
 
 STORED = Path(__file__).with_name("defaults.json")
@@ -31,8 +30,7 @@ def defaults(stage: Any) -> dict[str, Any]:
     for model in dict.fromkeys(models(stage)):
         for name, info in model.model_fields.items():
             if name not in model.housekeeping() and not info.is_required():
-                value = TypeAdapter(Any).dump_python(info.default, mode="json")
-                found[f"{model.__name__}.{name}"] = value
+                found[f"{model.__name__}.{name}"] = key_part(info.default)  # a group as a key has it
     return dict(sorted(found.items()))
 
 
