@@ -27,6 +27,9 @@ FIGURES = {
     "moco_views_32": "views",
     "feed_224": "views",
     "feed_32": "views",
+    "ratio_matching": "densities",
+    "pseudo_likelihood": "densities",
+    "probability_flow": "densities",
     "start": "starts",
     "dispatch": "starts",
 }

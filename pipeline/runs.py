@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import artifact, config, progress
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
-from pipeline.settings.objectives import AnyObjective
+from pipeline.settings.kinds import AnyObjective
 from pipeline.settings.stages import AnyStage, Stage
 
 

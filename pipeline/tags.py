@@ -91,6 +91,13 @@ TAGS = {
     },
     "density": {
         "moved": Tag("Share of the pixels that a chain changed since it was last looked at.", SHARE, "well above 0"),
+        "log_partition": Tag("Logarithm of the sum of exp(-energy) over all states, or what is learned of it.",
+                             NATS, "level in the end"),
+        "unlikely": Tag("Share of an image's pixels whose flip would lower its energy.", SHARE, "falling"),
+        "clamped": Tag("Share of the pixels at which minimum probability flow grows as a line.",
+                       SHARE, "0 after the first steps"),
+        "accuracy": Tag("Share of images and of noise that are told from each other.",
+                        SHARE, "above one half, below 0.95"),
         "*": Tag("A measure of a density model, which its objective describes.", "as its objective says"),
     },
     "energy": {

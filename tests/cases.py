@@ -10,27 +10,18 @@ from pipeline import keyed, objectives
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Lasso, Objective, Setup
 from pipeline.objectives.contrastive import Contrastive
-from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
-from pipeline.settings.objectives import (
-    AE,
+from pipeline.settings.densities import (
     CD,
-    DAE,
     MPF,
     NCE,
     PCD,
-    PIRL,
-    VAE,
     ConditionalNCE,
-    Decoder,
-    Head,
-    Inputs,
     MaximumLikelihood,
-    MoCo,
-    MoCoV3,
     PseudoLikelihood,
     RatioMatching,
-    SimCLR,
 )
+from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
+from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.scores import ScoreMatching
 

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import keyed, objectives
+from pipeline import jit, keyed, objectives
 from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import energies
+from pipeline.nets import flips as kernels
 from pipeline.objectives.base import Batch, Setup
 from pipeline.objectives.densities import Chains, binarise
 from pipeline.objectives.memory import Particles
 from pipeline.objectives.neighbours import Neighbours
 from pipeline.objectives.noise import NCE, ConditionalNCE
+from pipeline.settings import densities as kinds
 from pipeline.settings import nets
-from pipeline.settings import objectives as kinds
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
 from pipeline.world import World
@@ -55,7 +56,7 @@ class Machine(NamedTuple):
     states: Tensor
     log_p: Tensor
 
-    def build(self, settings: kinds.Density, means: Tensor | None = None) -> objectives.densities.Density:
+    def build(self, settings: kinds.Density, means: Tensor | None = None) -> Any:
         """An objective for images of one row of pixels, its net at the truth."""
         image = Image(self.pixels, 1, (0.5,) * self.pixels, (0.5,) * self.pixels)
         setup = Setup(image, SAMPLES, self.net, World.single(device="cpu"), 0, pixel_means=means)
@@ -246,13 +247,18 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+@pytest.mark.parametrize("scale", [1.0, 9.0, 60.0])  # of weights: two products, a product for each, none
+@pytest.mark.parametrize("chunk", [None, 7, 1 << 18])
 @pytest.mark.parametrize("kind", SMALL)
-def test_flips_are_differences_of_energies(kind, chunk, monkeypatch):
-    """And so are their gradients, whatever is computed at a time."""
-    monkeypatch.setattr(energies, "CACHED", chunk)
-    monkeypatch.setattr(energies, "CHUNK", chunk)
+def test_flips_are_differences_of_energies(kind, chunk, scale, monkeypatch):
+    """And so are their gradients: by kernels (no chunk), or by so many numbers at a time."""
+    if chunk is not None:
+        monkeypatch.setattr(jit, "AVAILABLE", False)
+    monkeypatch.setattr(kernels, "CACHED", chunk or 1)
+    monkeypatch.setattr(energies, "CHUNK", chunk or 1)
     net = small(SMALL[kind])
+    with torch.no_grad():
+        next(net.parameters()).mul_(scale)
     x = torch.from_numpy(keyed.uniform(4 * 18, "x")).view(4, 18).round()
     weights = torch.from_numpy(keyed.normal(4 * 18, "w")).view(4, 18)
     turned = torch.stack([x.clone() for _ in range(18)])
@@ -260,11 +266,11 @@ def test_flips_are_differences_of_energies(kind, chunk, monkeypatch):
         turned[i, :, i] = 1 - turned[i, :, i]
     plain = torch.stack([net.energy(t) for t in turned], 1) - net.energy(x)[:, None]
     flips = net.flips(x)
-    torch.testing.assert_close(flips, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(flips, plain, rtol=1e-12, atol=1e-8)  # torch's softplus is x past 20
     gradients = [torch.autograd.grad((weights * y).sum(), net.parameters(), allow_unused=True) for y in (flips, plain)]
     assert sum(g is not None for g in gradients[0]) >= 2
     for one, other in zip(*gradients, strict=True):  # a bias of the head cancels
-        torch.testing.assert_close(torch.zeros(()).double() if one is None else one, other, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.zeros(()).double() if one is None else one, other, rtol=1e-9, atol=1e-8)
 
 
 def test_the_partition_function_is_the_same_from_both_sides():
@@ -303,7 +309,7 @@ def test_a_centred_machine_learns_the_negative_as_it_learns_the_picture():
     image, found = Image(2, 3, (0.5,) * 2, (0.5,) * 2), []
     for states in (data, 1 - data):
         setup = Setup(image, 50, nets.RBM(hidden=5), World.single(device="cpu"), 0, pixel_means=states.mean(0))
-        o = objectives.build(kinds.MaximumLikelihood(), setup).double()
+        o: Any = objectives.build(kinds.MaximumLikelihood(), setup).double()
         with torch.no_grad():
             o.net.weight.mul_(100 * (1 if states is data else -1))
         optimiser = torch.optim.SGD(o.parameters(), 0.5)
@@ -395,9 +401,10 @@ def test_a_training_goes_on_to_the_same_bits(kind, digits, tmp_path, world):
     pretrain.run(chosen, 0, {"shards": digits}, tmp_path / "two", world)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
-    loaded = objectives.load(tmp_path / "one")
+    loaded: Any = objectives.load(tmp_path / "one")
     assert loaded.settings.binarisation == "dynamic" and loaded.encoder(torch.rand(3, 1, 8, 8)).shape == (3, 20)
     if kind == "pcd":
         assert loaded.particles.states.shape == (500, 64) and 0 < loaded.particles.states.double().mean() < 1
     means = pretrain.pixel_means(Shards.open(digits), 8, 1438)
+    assert means is not None
     torch.testing.assert_close(loaded.net.visible_offset, means.flatten())

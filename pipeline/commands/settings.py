@@ -77,19 +77,19 @@ def main(words: Sequence[str]) -> int:
 
 # --------------------------------------------------------------------------------------------------------------- kinds
 def kinds() -> Iterator[Kind]:
-    """Every kind, after the config itself in the order in which a config comes to them."""
+    """Every kind, after the config itself in the order in which a config comes to them; once, at its first place."""
     from pipeline import config
     from pipeline.data.sources import SOURCES
     from pipeline.settings.stages import AnyStage, Pack
 
     yield Kind("config", ("config",), sentence(config.Top), config.Top)
-    seen: dict[tuple[str, Any], None] = {}
+    seen: dict[Any, str] = {}
     for stage in config.members(AnyStage):
         yield Kind("stage", config.tags(stage), sentence(stage), stage)
         for place, model in below(stage):
-            seen.setdefault((place, model))
-    for place in dict.fromkeys(place for place, _ in seen):
-        models = [model for at, model in seen if at == place]
+            seen.setdefault(model, place)
+    for place in dict.fromkeys(seen.values()):
+        models = [model for model, at in seen.items() if at == place]
         yield from (Kind(place, config.tags(model), sentence(model), model) for model in models)
     for scheme, source in SOURCES.items():
         about = (sys.modules[source.__module__].__doc__ or "").strip()

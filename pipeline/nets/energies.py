@@ -5,7 +5,7 @@ closed form; where there are few of them, or few pixels, so is the partition fun
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn.functional import linear, softplus
 from pipeline import keyed
 from pipeline.image import Image
 from pipeline.nets import seeded, trunks
+from pipeline.nets.flips import hidden_change, recompute
 from pipeline.samplers import ais, gibbs
 from pipeline.settings import nets as settings
 from pipeline.tensors import send
@@ -24,8 +25,6 @@ BITS = 22
 """Units at most whose states are all gone through."""
 CHUNK = 1 << 14
 """States of an enumeration that are in memory at a time."""
-CACHED = 1 << 18
-"""Numbers at a time of those that flips of an RBM are summed over: a megabyte, which a core's cache holds."""
 RAREST = 1e-3
 """Least chance of a pixel that is taken for its first bias: one that is never set in a sample may be elsewhere."""
 
@@ -46,29 +45,6 @@ def uniforms(keys: np.ndarray, count: int, like: Tensor) -> Tensor:
 def chances(visible: int, means: Tensor | None) -> Tensor:
     """How often each pixel is one, [D]: one half where nothing is known of them."""
     return torch.full((visible,), 0.5) if means is None else means.float().flatten()
-
-
-class Recomputed(torch.autograd.Function):
-    """A function of tensors of which a backward pass computes the inside again, so that no step of it is kept. As
-    torch's checkpoint, which imports the compiler."""
-
-    @staticmethod
-    def forward(ctx, function, *tensors):
-        ctx.function, ctx.tensors = function, tensors
-        return function(*tensors)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        inputs = [t if t.is_leaf else t.detach().requires_grad_(t.requires_grad) for t in ctx.tensors]
-        with torch.enable_grad():
-            out = ctx.function(*inputs)
-        found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grads, allow_unused=True))
-        return None, *(next(found) if t.requires_grad else None for t in inputs)
-
-
-def recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), of which nothing is kept for a backward pass but what is given: all that it depends on."""
-    return Recomputed.apply(function, *tensors)  # type: ignore[return-value]
 
 
 class EnergyNet(nn.Module):
@@ -224,13 +200,9 @@ class RBM(EnergyNet):
 
     def flips(self, v: Tensor) -> Tensor:
         """c + W^T (v - d) once, and then for each flip a row of W more or less: no product."""
-        a, signs = self.activations(v), 1 - 2 * v  # what a flip adds to a pixel
-        size = max(1, CACHED // a.numel())
-        parts = [
-            recompute(_moved, a, s, w) for s, w in zip(signs.split(size, 1), self.weight.split(size), strict=True)
-        ]
-        before = softplus(a).sum(1, keepdim=True)
-        return before - torch.cat(parts, 1) - signs * (self.visible_bias - self.weight @ self.hidden_offset)
+        signs = 1 - 2 * v  # what a flip adds to a pixel
+        linear = signs * (self.visible_bias - self.weight @ self.hidden_offset)
+        return -linear - hidden_change(self.activations(v), signs, self.weight)
 
     @torch.no_grad()
     def gibbs(self, v: Tensor, keys: np.ndarray) -> Tensor:
@@ -255,11 +227,6 @@ class RBM(EnergyNet):
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> probabilities of the hidden units, [B, features]."""
         return self.hidden(images.flatten(1))
-
-
-def _moved(a: Tensor, signs: Tensor, weight: Tensor) -> Tensor:
-    """sum_j softplus(a_j + signs_i W_ij) for a [B, H], signs [B, n], W [n, H] -> [B, n]."""
-    return softplus(torch.addcmul(a[:, None], signs[:, :, None], weight)).sum(2)
 
 
 def build(net: Any, image: Image, seed: int = 0, means: Tensor | None = None) -> Any:

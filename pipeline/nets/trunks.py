@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.nets import norm, seeded
-from pipeline.settings.nets import CNN, MLP, Net, ResNet, ViT
+from pipeline.settings.nets import CNN, MLP, ResNet, ViT
 from pipeline.world import World
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -69,7 +69,7 @@ class FullyConnected(nn.Sequential):
         self.features = settings.width
 
 
-def build(net: Net, image: Image, world: World | None = None, seed: int = 0) -> Any:
+def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> Any:
     """The trunk that the settings name: a module from normalised images [B, C, H, W] to [B, D], with ``features`` = D.
 
     Its first weights are a function of (seed, settings) alone. Parameters of a residual network have torchvision's

@@ -118,7 +118,7 @@ class Objective(nn.Module):
     """Its settings model, whose ``kind`` is the name in a config."""
     coupled: bool = False
     """Whether the loss of one sample depends on others of its batch (then accumulation needs two passes)."""
-    commit_changes: ClassVar[tuple[str, ...]] = ()
+    commit_changes: tuple[str, ...] = ()
     """Starts of the names of the state that `commit` may change."""
     training_state: ClassVar[tuple[str, ...]] = ()
     """Starts of the names of the state that only training needs: a finished model is written without it."""

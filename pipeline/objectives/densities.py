@@ -16,7 +16,7 @@ from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import full, full_precision
 from pipeline.objectives.memory import Particles
 from pipeline.samplers import gibbs
-from pipeline.settings import objectives as kinds
+from pipeline.settings import densities as kinds
 
 STEEP = 100.0
 """Mean energy of data, in nats a pixel, above which energies have run away."""

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from pipeline.objectives.base import Batch, Step
 from pipeline.objectives.densities import Density
 from pipeline.objectives.energies import full, full_precision
-from pipeline.settings import objectives as kinds
+from pipeline.settings import densities as kinds
 
 
 class Neighbours(Density):

@@ -10,7 +10,7 @@ from pipeline import keyed
 from pipeline.nets.energies import RAREST, chances
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Setup, Sign, Step
 from pipeline.objectives.densities import Density
-from pipeline.settings import objectives as kinds
+from pipeline.settings import densities as kinds
 
 ESTIMATE = 1000
 """Noise samples by which log Z is guessed at the start."""

@@ -4,23 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .objectives import (
-    AE,
+from .densities import (
     CD,
-    DAE,
     MPF,
     NCE,
     PCD,
-    PIRL,
-    VAE,
     ConditionalNCE,
     MaximumLikelihood,
-    MoCo,
-    MoCoV3,
     PseudoLikelihood,
     RatioMatching,
-    SimCLR,
 )
+from .objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
 from .scores import ScoreMatching
 
 AnyObjective = Annotated[

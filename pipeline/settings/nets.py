@@ -23,7 +23,6 @@ class Norm(Settings):
 
 
 Activation = Literal["relu", "silu"]
-"""silu: smooth, for energies of which second derivatives are taken; a relu's are zero."""
 
 
 class CNN(Settings):
@@ -36,7 +35,7 @@ class CNN(Settings):
     width: Count = 32
     """Channels of the first block; each later block has twice as many as the one before."""
     activation: Activation = "relu"
-    """Of the blocks."""
+    """silu: smooth, for energies of which second derivatives are taken; a relu's are zero."""
     depth: Annotated[int, Field(ge=1, le=5)] = 3
     """Blocks; the side halves from one to the next."""
     halve: Literal["pool", "stride"] = "pool"
@@ -59,7 +58,7 @@ class MLP(Settings):
     width: Count = 256
     """Units of each layer."""
     activation: Activation = "relu"
-    """Of the layers."""
+    """silu: smooth, for energies of which second derivatives are taken; a relu's are zero."""
     layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Layers, all of the same width."""
     norm: Norm = Norm()
@@ -144,7 +143,7 @@ class Energy(EnergyNet):
     trunk: Annotated[CNN | MLP | ResNet | ViT, Field(discriminator="kind")] = CNN(
         halve="stride", activation="silu", norm=Norm(kind="none")
     )
-    """What its energy is a function of: a linear layer on the trunk's features."""
+    """A linear layer on its features is the energy. A cnn or a resnet has norm.kind none."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()

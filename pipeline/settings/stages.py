@@ -21,9 +21,10 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
+from .densities import CD, PCD
 from .kinds import AnyObjective
 from .nets import CNN, Energy, EnergyNet, Net, ViT
-from .objectives import CD, PCD, MoCo, MomentumEncoder
+from .objectives import MoCo, MomentumEncoder
 from .sparse import Coding
 from .stage import Stage
 from .training import Training

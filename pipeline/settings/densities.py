@@ -1,0 +1,110 @@
+"""The objectives that train an energy of whole images. Defaults are the papers'."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from .base import Count, Fraction, Positive
+from .nets import RBM
+from .objectives import Inputs, Objective
+from .training import SGD, Adam
+
+
+class Density(Objective):
+    """What all have that train an energy of binary images, p(x) proportional to exp(-E(x))."""
+
+    inputs: ClassVar[Inputs] = Inputs(views=0)
+    energy: ClassVar[bool] = True
+    shards: ClassVar[bool] = False
+    numbers = {"energy/low": "energy", "energy/gap": "gap"}
+    training_defaults = {
+        "net": RBM(),
+        "optimiser": SGD(lr=0.1, reference_batch=0, momentum=0.0, weight_decay=0.0),
+        "epochs": 50,
+        "batch": 100,
+    }
+    binarisation: Literal["dynamic", "static", "threshold"] = "dynamic"
+    """dynamic: each pixel is 1 with its grey value as probability, drawn afresh each epoch; static: drawn once for all
+    epochs; threshold: 1 above a half. A likelihood under one of them says nothing about another's."""
+    energy_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Times the mean squared energy of data, and of what is pushed up, in the loss (Du & Mordatch 2019, arXiv
+    1903.08689): keeps energies of a deep net near zero. An RBM needs none."""
+
+
+class MaximumLikelihood(Density):
+    """The log-likelihood itself; its partition function is a sum over all states of the fewer of pixels and hidden
+    units, at most 22."""
+
+    kind: Literal["maximum_likelihood"] = "maximum_likelihood"
+
+
+class CD(Density):
+    """Contrastive divergence (Hinton 2002): energies of images against those of chains that start from them."""
+
+    kind: Literal["cd"] = "cd"
+    k: Count = 1
+    """Gibbs sweeps."""
+
+
+class PCD(Density):
+    """Persistent contrastive divergence (Tieleman 2008): energies of images against those of particles, whose chains
+    go on from step to step."""
+
+    kind: Literal["pcd"] = "pcd"
+    particles: Count = 500
+    """Over all ranks."""
+    k: Count = 1
+    """Gibbs sweeps a step."""
+    refresh: Fraction = 0.0
+    """Share of the particles that start anew from noise at a step; 0 for an RBM."""
+
+
+class Neighbours(Density):
+    """What compares each image with those that differ from it in one pixel."""
+
+    training_defaults = Density.training_defaults | {"optimiser": Adam()}
+
+
+class PseudoLikelihood(Neighbours):
+    """Pseudo-likelihood (Besag 1975): the log-probability of each pixel given all others."""
+
+    kind: Literal["pseudo_likelihood"] = "pseudo_likelihood"
+
+
+class RatioMatching(Neighbours):
+    """Ratio matching (Hyvarinen 2007): the squared error of each pixel's probability given all others."""
+
+    kind: Literal["ratio_matching"] = "ratio_matching"
+
+
+class MPF(Neighbours):
+    """Minimum probability flow (Sohl-Dickstein, Battaglino & DeWeese 2011): what flows from data to its neighbours."""
+
+    kind: Literal["mpf"] = "mpf"
+    clamp: Positive = 10.0
+    """Half the energy by which an image lies above a neighbour, in nats, past which the flow grows as a line and no
+    longer as an exponential."""
+
+
+class Noise(Density):
+    """What tells data from noise."""
+
+    training_defaults = Density.training_defaults | {"optimiser": Adam()}
+    noise: Count = 1
+    """Noise samples for each image."""
+
+
+class NCE(Noise):
+    """Noise-contrastive estimation (Gutmann & Hyvarinen 2010) against independent pixels, with log Z a parameter."""
+
+    kind: Literal["nce"] = "nce"
+    noise: Count = 5
+
+
+class ConditionalNCE(Noise):
+    """Conditional noise-contrastive estimation (Ceylan & Gutmann 2018): each image against itself with some pixels
+    flipped."""
+
+    kind: Literal["conditional_nce"] = "conditional_nce"
+    flips: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pixels that are flipped, each by itself. Few: nothing to tell; many: too easily told."""
