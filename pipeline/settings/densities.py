@@ -14,6 +14,7 @@ class Density(Objective):
     """What all have that train an energy of binary images, p(x) proportional to exp(-E(x))."""
 
     inputs: ClassVar[Inputs] = Inputs(views=0)
+    draws: ClassVar[bool] = True
     energy: ClassVar[bool] = True
     shards: ClassVar[bool] = False
     numbers = {"energy/low": "energy", "energy/gap": "gap"}

@@ -176,12 +176,24 @@ def training_defaults(objective: Any) -> dict[str, Any]:
     return next((model.training_defaults for model in models if model.model_fields["kind"].default == kind), {})
 
 
-class Generate(Stage):
-    """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane."""
+class Likelihood(Settings):
+    """How the likelihood of an RBM is estimated where its states are too many to go through."""
 
-    version = 3
+    chains: Annotated[int, Field(ge=2)] = 100
+    """Of each direction; for the bound, test images that one chain each starts from."""
+    temperatures: Count = 4000
+    """Steps of annealed importance sampling between independent pixels and the machine."""
+    sweeps: Annotated[int, Field(ge=8)] = 100
+    """Of the particles before the reverse direction starts from them; split R-hat is of these."""
+
+
+class Generate(Stage):
+    """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
+    how likely a restricted Boltzmann machine finds all of them."""
+
+    version = 4
     makes = ("pictures",)
-    numbers = {"energy": "energy"}
+    numbers = {"energy": "energy", "log_likelihood": "log-likelihood"}
     kind: Literal["generate"] = "generate"
     data: ShardsRef
     """The stage that packs the images."""
@@ -189,6 +201,8 @@ class Generate(Stage):
     """The pretraining whose model draws."""
     images: Annotated[int, Field(ge=32)] = 1000
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
+    likelihood: Likelihood = Likelihood()
+    """Of an RBM."""
 
     def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
         model = stages.get(self.model)

@@ -1,6 +1,7 @@
 """What a trained model draws of test images, and the energies that it gives them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,20 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
+from pipeline.evaluation import likelihood
+from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
 from pipeline.settings.stages import Generate
+from pipeline.sheets import Picture, tile
 from pipeline.world import World
+
+SHOWN, COLUMNS = 100, 10
+"""Chains or filters on a sheet, and in a row of it."""
 
 
 @torch.no_grad()
-def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
-    """Draws the model's figures on the board -> the mean energy of the images they are of."""
+def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, Any]:
+    """Draws the model's figures on the board -> the mean energy of the images they are of, and an RBM's likelihood."""
     objective = objectives.load(inputs[settings.model]).to(world.device)
     shards = Shards.open(inputs[settings.data], "test")
     ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
@@ -28,9 +35,41 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         board.image(tag, step, figure.of(source))
     energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
     metrics = {"energy": float(energies.mean())}
-    board.scalars(0, {"energy/test": metrics["energy"]})
+    scalars = {"energy/test": metrics["energy"]}
+    if isinstance(getattr(objective, "net", None), RBM):
+        found, chains = judge(objective, shards, settings, seed, world)
+        metrics |= found
+        scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
+        for tag, picture in chains.items():
+            board.image(f"chains/{tag}", step, picture.of(source))
+    board.scalars(0, scalars)
     board.close()
     return metrics
+
+
+def judge(
+    objective: Any, shards: Shards, settings: Generate, seed: int, world: World
+) -> tuple[dict[str, Any], dict[str, Picture]]:
+    """The log-likelihood of all test images with its protocol, and sheets of chains and filters."""
+    ids = keyed.permute(np.arange(shards.n), shards.n, seed, "shown")
+    pictures = test_images(shards, ids).to(world.device)
+    batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
+    states = objective.states(batch).to(torch.uint8)
+    particles = objective.particles.states if hasattr(objective, "particles") else None
+    found = likelihood.judge(objective.net, states, particles, settings.likelihood, seed)
+    protocol = likelihood.protocol(objective, len(states), settings.likelihood)
+    filters = objective.net.weight.T[:SHOWN]
+    filters = 0.5 + 0.5 * filters / filters.abs().amax(1, keepdim=True)
+    sheets = {
+        "data": (states, "Test images as binary states."),
+        "fresh": (found.fresh, "States of chains drawn afresh, after all temperatures."),
+        "particles": (found.particles, "States of the training's particles after more sweeps of the model."),
+        "filters": (filters, "Weights of hidden units to pixels, each unit's over its largest: grey is 0."),
+    }
+    return found.metrics | {"protocol": protocol}, {
+        tag: Picture(tile(rows[:SHOWN].float().view(-1, *pictures.shape[1:]), COLUMNS), caption)
+        for tag, (rows, caption) in sheets.items()
+    }
 
 
 def test_images(shards: Shards, ids: np.ndarray) -> Tensor:
