@@ -119,6 +119,6 @@ class _Product(torch.autograd.Function):
 
 def _sums(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(len(states), weight.shape[1], dtype=weight.dtype)
-    arrays = (x.detach().contiguous().numpy() for x in (states, weight, bias))
-    _sum_rows(*arrays, out.numpy())
+    states, weight, bias = (x.detach().contiguous() for x in (states, weight, bias))
+    _sum_rows(states.numpy(), weight.numpy(), bias.numpy(), out.numpy())
     return out
