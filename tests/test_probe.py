@@ -14,7 +14,7 @@ from pipeline import board, objectives
 from pipeline.data.images import SquareImages
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError, Stopped
-from pipeline.evaluation import encoders, knn, report, scores
+from pipeline.evaluation import encoders, knn, results, scores
 from pipeline.nets import trunks
 from pipeline.objectives import models
 from pipeline.objectives.base import Setup
@@ -72,7 +72,7 @@ def test_rows_of_any_number_of_labels_have_the_same_names(inputs, tmp_path, worl
     metrics = probe.run(settings, 0, inputs, tmp_path, world)
     assert set(metrics["rows"]["codes"]) == set(done[1]["rows"]["codes"])
     assert metrics["protocol"]["n_train"] == 400 and metrics["protocol"]["per_class"] == 3
-    assert "linear, 3 a class" in report.card(metrics)
+    assert "linear, 3 a class" in results.card(metrics)
 
 
 def saved(folder: Path, spec: dict) -> Path:
@@ -119,7 +119,7 @@ def test_the_untrained_row_is_the_encoders_own_network(digits, tmp_path, world):
 def test_the_untrained_row_is_named_in_protocol_and_card(done):
     _, metrics, _ = done
     assert metrics["protocol"]["untrained"] == {"random": "the network of moco, codes"}
-    assert "- untrained: random: the network of moco, codes" in report.card(metrics)
+    assert "- untrained: random: the network of moco, codes" in results.card(metrics)
 
 
 def test_results_hold_every_draw_and_the_grid(done, inputs):
@@ -196,7 +196,7 @@ def test_rows_overlay_in_one_card(done):
 
 def test_the_card_tells_the_protocol(done):
     _, metrics, _ = done
-    card = report.card(metrics)
+    card = results.card(metrics)
     for key in metrics["protocol"]:
         assert f"- {key}: " in card
     row = metrics["rows"]["moco"]
@@ -303,7 +303,7 @@ def test_what_the_head_makes_of_features_has_a_row_where_there_is_a_head(inputs,
     settings = Probe(data="shards", encoders=("moco", "bare"), projection=True, **FEW)
     metrics = probe.run(settings, 0, folders, tmp_path / "out", world)
     assert list(metrics["rows"]) == ["moco", "moco_projection", "bare", "raw_pixels", "random"]
-    assert "moco_projection" in report.card(metrics) and "- projection: " in report.card(metrics)
+    assert "moco_projection" in results.card(metrics) and "- projection: " in results.card(metrics)
     rows = []
     for split in ("train", "test"):
         pixels = SquareImages(Shards.open(digits, split), 8).pixels

@@ -13,7 +13,7 @@ from pipeline import progress, tensors
 from pipeline.board import last_step
 from pipeline.data.images import SquareImages
 from pipeline.errors import Stopped
-from pipeline.evaluation import encoders, report, scores
+from pipeline.evaluation import encoders, results, scores
 from pipeline.evaluation.features import features
 from pipeline.evaluation.scores import Data, Scores
 from pipeline.files import replacing, write_json
@@ -43,7 +43,7 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
             raise Stopped(f"asked to stop: evaluated {done} of {total} encoders; the same command goes on from there")
 
     extract = Extractor(settings, data, out, world, halt)
-    curves: report.Curves = {name: {} for name in rows}
+    curves: results.Curves = {name: {} for name in rows}
     tests: dict[str, Tensor] = {}
     for name, row in rows.items():
         for entry in row:
@@ -62,9 +62,9 @@ def run(settings: Probe, seed: int, inputs: dict[str, Path], out: Path, world: W
             text = f"{name}: {100 * point.linear:.1f} % at step {entry.step}"
             progress.report(out, done, total, "encoders", text)
     networks = untrained(settings, inputs)
-    metrics = report.metrics(settings, seed, data, curves, networks)
-    write_json(out / "results.json", report.results(metrics, curves, data, networks))
-    report.write(data, curves, tests, extract.extremes(), metrics, out)
+    metrics = results.metrics(settings, seed, data, curves, networks)
+    write_json(out / "results.json", results.results(metrics, curves, data, networks))
+    results.write(data, curves, tests, extract.extremes(), metrics, out)
     return metrics
 
 

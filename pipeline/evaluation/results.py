@@ -1,4 +1,4 @@
-"""A probe's report: the rows with their protocol, everything that was measured, and the pages of TensorBoard."""
+"""What a probe found: its rows with their protocol, everything that was measured, and its part of TensorBoard."""
 
 import math
 import shutil
