@@ -11,6 +11,7 @@ from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Setup
+from pipeline.objectives.noise import GreyConditionalNCE
 from pipeline.objectives.scores import FLAT, ScoreMatching
 from pipeline.samplers.langevin import Target
 from pipeline.settings import nets, scores
@@ -125,6 +126,24 @@ def test_sliced_is_the_closed_form_of_a_gaussian():
         assert (float(slope.abs().max()) < 1e-14) == bool(torch.equal(precision, scatter.inverse()))
 
 
+def test_conditional_nce_is_zero_at_the_truth_for_any_noise():
+    """On a torus of 81 x 81 points; each displacement and its opposite by themselves, as likely as each other."""
+    settings = scores.GreyConditionalNCE()
+    o = GreyConditionalNCE(settings, Setup(PLANE, 3, SMALL, World.single(device="cpu"), 0)).double()
+    o.net, line = Mixture(0.3), torch.linspace(-1.5, 2.5, 81, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line)
+    p = o.net.energy(points).detach().neg().softmax(0)
+    for shift in ((1, 0), (3, -5), (-20, 8)):
+        size = []
+        for factor in (1.0, 0.8):
+            o.net.points.data = factor * POINTS
+            low = o.net.energy(points)
+            moved = [low.view(81, 81).roll([s * sign for s in shift], (0, 1)).flatten() for sign in (1, -1)]
+            loss = p @ o.losses(low, torch.stack(moved, 1))
+            size.append(max(float(g.abs().max()) for g in torch.autograd.grad(loss, list(o.net.parameters()))))
+        assert size[0] < 1e-10 and size[1] > 1e-4
+
+
 def test_the_ladder_is_geometric_and_drawn_evenly():
     o = build(levels=5, noise=(0.01, 1.0))
     assert o.deviations() == pytest.approx([1, 10**-0.5, 0.1, 10**-1.5, 0.01])
@@ -163,7 +182,7 @@ def test_signs_of_what_goes_wrong():
 @pytest.mark.parametrize(
     "words, text",
     [
-        ("net: {kind: rbm}", "a rbm is of binary images, which have no slopes; expected an energy"),
+        ("net: {kind: rbm}", "a rbm is of binary images; objective score_matching expects an energy"),
         (
             "net: {kind: energy, trunk: {kind: mlp, activation: relu}}",
             "a mlp of ReLUs has no second derivatives; expected activation",

@@ -86,22 +86,22 @@ class EnergyNet(nn.Module):
 
 
 class Energy(EnergyNet):
-    """E(x) = w^T trunk(x), for any trunk; a constant changes no density."""
+    """E(x) = w^T trunk(x), for any trunk, which is given normalised images; a constant changes no density."""
 
     def __init__(self, settings: settings.Energy, image: Image, seed: int):
         super().__init__()
-        self.shape, self.visible = image.shape, math.prod(image.shape)
+        self.image, self.visible = image, math.prod(image.shape)
         self.bits = self.visible
         self.trunk = trunks.build(settings.trunk, image, None, seed)
         self.features = self.trunk.features
         self.head = nn.Linear(self.features, 1, bias=False)
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x.view(-1, *self.shape)))[:, 0]
+        return self.head(self(x.view(-1, *self.image.shape)))[:, 0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> the trunk's features [B, features]."""
-        return self.trunk(images)
+        return self.trunk(self.image.normalise(images))
 
 
 class Boltzmann(EnergyNet):

@@ -9,7 +9,7 @@ from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
 from pipeline.objectives.neighbours import MPF, PseudoLikelihood, RatioMatching
-from pipeline.objectives.noise import NCE, ConditionalNCE
+from pipeline.objectives.noise import NCE, ConditionalNCE, GreyConditionalNCE
 from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mpf": MPF,
     "nce": NCE,
     "conditional_nce": ConditionalNCE,
+    "grey_conditional_nce": GreyConditionalNCE,
     "score_matching": ScoreMatching,
     "lista": LISTA,
 }

@@ -10,7 +10,9 @@ from pipeline import keyed
 from pipeline.nets.energies import RAREST, chances
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Setup, Sign, Step
 from pipeline.objectives.densities import Density
+from pipeline.objectives.energies import full
 from pipeline.settings import densities as kinds
+from pipeline.settings import scores as continuous
 
 ESTIMATE = 1000
 """Noise samples by which log Z is guessed at the start."""
@@ -117,3 +119,18 @@ class ConditionalNCE(Noise):
 
     def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
         return 2 * softplus(low[:, None] - high).mean(1)
+
+
+class GreyConditionalNCE(ConditionalNCE):
+    """Conditional NCE (Ceylan & Gutmann 2018, arXiv 1806.03664, eq. 12) of continuous images: L = 2 log(1 + exp(E(x) -
+    E(y))), y = x + sigma e with Gaussian e."""
+
+    Settings = continuous.GreyConditionalNCE
+    settings: continuous.GreyConditionalNCE  # type: ignore[assignment]
+
+    def states(self, batch: Batch) -> Tensor:
+        """The batch's images themselves, [B, D]."""
+        return full(batch.views[0]).flatten(1)
+
+    def noise(self, x: Tensor, batch: Batch) -> Tensor:
+        return x[:, None] + self.settings.deviation * batch.normal("noise", self.settings.noise, self.net.visible)

@@ -19,7 +19,7 @@ from pipeline.sheets import Picture
 
 FLAT = 0.01
 """Share of the noise, at least, that slopes tell."""
-STEP, STEPS = 0.1, 20
+STEP, STEPS = 0.1, 100
 """Of annealed Langevin: its step in units of the level's variance, and the steps of a level."""
 SAMPLES, FILMS = 64, 8
 """Samples drawn, and those whose way from noise is shown."""

@@ -15,7 +15,7 @@ from .densities import (
     RatioMatching,
 )
 from .objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
-from .scores import ScoreMatching
+from .scores import GreyConditionalNCE, ScoreMatching
 
 AnyObjective = Annotated[
     SimCLR
@@ -33,6 +33,7 @@ AnyObjective = Annotated[
     | MPF
     | NCE
     | ConditionalNCE
+    | GreyConditionalNCE
     | ScoreMatching,
     Field(discriminator="kind"),
 ]
