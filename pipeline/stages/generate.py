@@ -14,6 +14,7 @@ from pipeline.data.shards import Shards
 from pipeline.evaluation import likelihood
 from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
+from pipeline.samplers import gibbs
 from pipeline.settings.stages import Generate
 from pipeline.sheets import Picture, tile
 from pipeline.world import World
@@ -37,8 +38,10 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     metrics = {"energy": float(energies.mean())}
     scalars = {"energy/test": metrics["energy"]}
     if isinstance(getattr(objective, "net", None), RBM):
-        found, chains = judge(objective, shards, settings, seed, world)
+        found, chains, energies_of = judge(objective, shards, settings, seed, world)
         metrics |= found
+        for name, values in energies_of.items():
+            board.histogram(f"density/energy_{name}", step, values.cpu().numpy())
         scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
         for tag, picture in chains.items():
             board.image(f"chains/{tag}", step, picture.of(source))
@@ -49,8 +52,10 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
 
 def judge(
     objective: Any, shards: Shards, settings: Generate, seed: int, world: World
-) -> tuple[dict[str, Any], dict[str, Picture]]:
-    """The log-likelihood of all test images with its protocol, and sheets of chains and filters."""
+) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
+    """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of test
+    images, chains and what is simpler than any image: a black one, and pixels on at random as often as in the images.
+    """
     ids = keyed.permute(np.arange(shards.n), shards.n, seed, "shown")
     pictures = test_images(shards, ids).to(world.device)
     batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
@@ -66,10 +71,17 @@ def judge(
         "particles": (found.particles, "States of the training's particles after more sweeps of the model."),
         "filters": (filters, "Weights of hidden units to pixels, each unit's over its largest: grey is 0."),
     }
-    return found.metrics | {"protocol": protocol}, {
-        tag: Picture(tile(rows[:SHOWN].float().view(-1, *pictures.shape[1:]), COLUMNS), caption)
-        for tag, (rows, caption) in sheets.items()
-    }
+    ink = states.float().mean().expand(SHOWN, states.shape[1])
+    noise = gibbs.bernoulli(ink, keyed.key(seed, "noise", np.arange(SHOWN)))
+    sets = {"test": states, "fresh": found.fresh, "particles": found.particles, "black": 0 * noise[:1], "noise": noise}
+    return (
+        found.metrics | {"protocol": protocol},
+        {
+            tag: Picture(tile(rows[:SHOWN].float().view(-1, *pictures.shape[1:]), COLUMNS), caption)
+            for tag, (rows, caption) in sheets.items()
+        },
+        {name: objective.energy(rows.float()) for name, rows in sets.items()},
+    )
 
 
 def test_images(shards: Shards, ids: np.ndarray) -> Tensor:
