@@ -4,6 +4,7 @@ At the truth the gradient over the whole population is zero; from 2,000 samples 
 maximum likelihood does.
 """
 
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -408,3 +409,34 @@ def test_a_training_goes_on_to_the_same_bits(kind, digits, tmp_path, world):
     means = pretrain.pixel_means(Shards.open(digits), 8, 1438)
     assert means is not None
     torch.testing.assert_close(loaded.net.visible_offset, means.flatten())
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"objective": {"kind": "pcd"}, "net": {"kind": "cnn"}}, "a cnn gives a trunk's features, which"),
+        ({"objective": {"kind": "moco"}, "net": {"kind": "rbm"}}, "a rbm gives the energy of an image, which"),
+        ({"objective": {"kind": "cd"}, "net": {"kind": "energy"}}, "objective cd needs Gibbs sweeps; expected an rbm"),
+        (
+            {"objective": {"kind": "pcd", "particles": 9}, "place": {"on": "workers", "workers": 2}},
+            "objective.particles: 9 does not divide over 2 workers; expected a multiple of 2",
+        ),
+        (
+            {"objective": {"kind": "mpf"}, "net": {"kind": "energy", "trunk": {"norm": {"kind": "global"}}}},
+            "trunk.norm.kind: global: an energy is of its image alone; expected none",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said(settings, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Pretrain.model_validate({"kind": "pretrain", "data": "shards"} | settings)
+
+
+def test_what_has_run_away_is_seen(machines):
+    """Chains far above the data, energies out of all proportion, and noise that everyone could tell."""
+    m = machines["rbm"]
+    chains, noise = m.build(kinds.PCD()), m.build(kinds.NCE())
+    healthy = {"energy/gap": 3.0, "energy/low": -40.0, "density/accuracy": 0.8}
+    assert chains.collapse_signs(healthy) == {} and noise.collapse_signs(healthy) == {}
+    ill = {"energy/gap": -20.0, "energy/low": 2000.0, "density/accuracy": 0.97}
+    assert set(chains.collapse_signs(ill)) == {"chains", "magnitude"} and set(noise.collapse_signs(ill)) == {"easy"}
