@@ -32,7 +32,7 @@ def test_all_kinds_are_listed_and_found_by_name_or_place(capsys):
         assert f"{kind.place}:" in text and ", ".join(kind.names) in text
     assert told(capsys, "pirl").count("\n\n") == 2  # an objective, and views
     assert told(capsys, "views.pirl").startswith("views: pirl. PIRL's image view")
-    assert "vae " in told(capsys, "objective") and told(capsys, "resnet50") == told(capsys, "net.resnet18")
+    assert "vae " in told(capsys, "objective") and told(capsys, "net.resnet50") == told(capsys, "net.resnet18")
 
 
 def test_a_setting_is_shown_with_default_values_and_meaning(capsys):
