@@ -16,19 +16,6 @@ from pipeline.world import World
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-class Convolution(nn.Conv2d):
-    """A 3x3 convolution with a border of zeros, without bias; of an image of one pixel, which meets the centre of the
-    kernel alone, without the other eight products."""
-
-    def __init__(self, before: int, width: int, stride: int = 1):
-        super().__init__(before, width, 3, stride, padding=1, bias=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] == (1, 1):
-            return nn.functional.conv2d(images, self.weight[:, :, 1:2, 1:2])
-        return super().forward(images)
-
-
 class SmallCNN(nn.Module):
     """Blocks of 3x3 convolution, norm and activation, twice as wide each, the side halved from one to the next; at the
     end averaged over the image, or over the cells of a grid with a hidden layer on top."""
@@ -40,7 +27,8 @@ class SmallCNN(nn.Module):
         widths = [settings.width << i for i in range(settings.depth)]
         layers: list[nn.Module] = []
         for before, width in zip([channels, *widths], widths, strict=False):
-            layers += [Convolution(before, width, 1 + strided), make(width), activation(inplace=True)]
+            convolution = nn.Conv2d(before, width, 3, 1 + strided, padding=1, bias=False)
+            layers += [convolution, make(width), activation(inplace=True)]
             if not strided:
                 layers += [nn.MaxPool2d(2, ceil_mode=True)]  # rounds up: a patch of three pixels still has a side
         self.layers = nn.Sequential(*layers if strided else layers[:-1])

@@ -84,7 +84,7 @@ class Pretrain(Training, Stage):
     """Trains a net by an objective. What the objective usually takes (`training_defaults` of its settings: an
     autoencoder's Adam, say) stands where a config says nothing else."""
 
-    version = 4
+    version = 3
     makes = ("model", "encoder")
     shared = True
     kind: Literal["pretrain"] = "pretrain"
@@ -191,7 +191,7 @@ class Generate(Stage):
     """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
     how likely a restricted Boltzmann machine finds all of them."""
 
-    version = 4
+    version = 3
     makes = ("pictures",)
     numbers = {"energy": "energy", "log_likelihood": "log-likelihood"}
     kind: Literal["generate"] = "generate"
