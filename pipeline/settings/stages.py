@@ -191,7 +191,7 @@ class Generate(Stage):
     """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
     how likely a restricted Boltzmann machine finds all of them."""
 
-    version = 3
+    version = 4
     makes = ("pictures",)
     numbers = {"energy": "energy", "log_likelihood": "log-likelihood"}
     kind: Literal["generate"] = "generate"
