@@ -8,11 +8,11 @@ WALL = {"config", "started", "finished", "seconds", "host", "cpu", "pid", "place
 
 
 def content(root: Path) -> dict[str, str]:
-    """Digest of every file of the finished run, but for wall times: event files, timings, host fields."""
+    """Digest of every file of the finished stages, but for wall times: event files, timings, host fields."""
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = str(path.relative_to(root))
-        if "tfevents" in name or name.endswith(("timings.jsonl", ".log", ".lock")):
+        if name.startswith("pages/") or "tfevents" in name or name.endswith(("timings.jsonl", ".log", ".lock")):
             continue
         data = path.read_bytes()
         if path.name == "artifact.json":

@@ -3,6 +3,7 @@
 import os
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of some hundred processes compiles all it imports again
+os.environ.pop("COLUMNS", None)  # of a worker of pytest-xdist, which has no terminal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PIPELINE_REPORT", "no")  # a second or two for each of some hundred runs; tests/test_report.py
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -306,13 +306,13 @@ def test_statistics_are_those_of_the_training_pixels(photos, tmp_path, world):
 def test_says_how_far_it_is(photos, tmp_path, world, monkeypatch):
     said = []
     monkeypatch.setattr(write, "CHUNK", 20)
-    monkeypatch.setattr(progress, "report", lambda out, step, total, text="": said.append((step, total, text)))
+    monkeypatch.setattr(progress, "report", lambda out, *report: said.append(report))
     run(photos, tmp_path, world)
     shards = {split: Shards.open(tmp_path, split) for split in ("train", "test")}
     train, test = shards["train"].n, shards["test"].n
     assert 40 < train < 60 and said == [
-        *((min(at, train), train, "packing train") for at in range(20, train + 20, 20)),
-        *((min(at, test), test, "packing test") for at in range(20, test + 20, 20)),
+        *((min(at, train), train, "images", "packing train") for at in range(20, train + 20, 20)),
+        *((min(at, test), test, "images", "packing test") for at in range(20, test + 20, 20)),
     ]
 
 

@@ -99,7 +99,7 @@ def trained(p: Any, planned: list[Any], path: str, changes: list[str], root: Pat
         if other.name in p.inputs:
             (root / other.folder.name).symlink_to(other.folder.resolve())
     command(path, [*changes, f"root={root}", "--only", p.name], count)
-    (folder,) = (f for f in root.iterdir() if not f.is_symlink())
+    (folder,) = (f.parent for f in root.glob("*/artifact.json") if not f.parent.is_symlink())
     ranks = json.loads((folder / "artifact.json").read_text())["processes"]
     if ranks != count:
         raise PipelineError(f"parity: {p.name} was trained by {ranks} processes, not by {count}: nothing to compare")

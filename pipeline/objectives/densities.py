@@ -68,6 +68,12 @@ class Density(Objective):
         if "hidden" in pending:
             self.net.recentre(pending["hidden"].mean(0))
 
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        """Energies of data that run away."""
+        low = scalars["energy/low"]
+        steep = abs(low) > STEEP * self.net.visible
+        return {"magnitude": Sign(f"energies of data have run to {low:.3g} nats")} if steep else {}
+
     @property
     def encoder(self) -> nn.Module:
         return self.net
@@ -125,14 +131,11 @@ class Chains(Density):
         return states
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
-        """Energies that run away, and chains that are not where the model's mass is."""
-        gap, low, pixels = scalars["energy/gap"], scalars["energy/low"], self.net.visible
-        signs = {}
-        if abs(gap) > WIDE * pixels:
+        """Also chains that are not where the model's mass is."""
+        signs, gap = super().collapse_signs(scalars), scalars["energy/gap"]
+        if abs(gap) > WIDE * self.net.visible:
             text = f"energies of chains are {gap:.3g} nats over those of data: they mix too slowly for this rate"
             signs["chains"] = Sign(text)
-        if abs(low) > STEEP * pixels:
-            signs["magnitude"] = Sign(f"energies of data have run to {low:.3g} nats")
         return signs
 
 

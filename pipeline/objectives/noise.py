@@ -51,7 +51,7 @@ class Noise(Density):
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         accuracy = scalars["density/accuracy"]
         text = f"the noise is too easily told from data ({100 * accuracy:.1f} %): little is left to learn from it"
-        return {"easy": Sign(text, 4 * PATIENCE_STEPS)} if accuracy > EASY else {}
+        return super().collapse_signs(scalars) | ({"easy": Sign(text, 4 * PATIENCE_STEPS)} if accuracy > EASY else {})
 
     def energy_count(self, share: int, batch: int) -> int:
         return share * self.settings.noise
