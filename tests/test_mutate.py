@@ -33,7 +33,7 @@ from tests import mutate, mutations
 from tests.mutate import Mutation
 keyed = "test_keyed.py::test_key_parts_are_separate"
 true = mutations.MUTATIONS
-mutations.MUTATIONS = (*true, Mutation("harmless", "keyed.py", "O(1) memory in n. Fewer", "O(1) memory. Fewer", keyed),
+mutations.MUTATIONS = (*true, Mutation("harmless", "keyed.py", "in O(1) memory. Fewer", "in O(1) space. Fewer", keyed),
                        Mutation("stale", "keyed.py", "no such text", "", keyed),
                        Mutation("lost", "keyed.py", "ROUNDS = 6", "ROUNDS = 5", "test_keyed.py::test_of_long_ago"))
 print([mutate.main(["--only", *words]) for words in (
