@@ -23,6 +23,7 @@ POINTS = 5000  # of a projector: it reads text, about 20 bytes a number, in the 
 METRICS = "metrics.jsonl"
 SMALL, SPRITE = 32, 48  # pixels on a side of a point's picture, in its frame: of small images, and of others
 
+
 def cut(path: Path, step: int) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Drops the rows after ``step``, and a last one that was not written completely. Returns the rows until ``step``
     and those dropped."""

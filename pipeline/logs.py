@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import charts, events, page, tags
+from pipeline import charts, events, page, runs, tags
 from pipeline.plan import PlannedStage
 from pipeline.settings.stages import Codes, Generate, Pretrain
 
@@ -239,11 +239,9 @@ def main_settings(p: PlannedStage) -> dict[str, Any]:
     return first | views | {"net": s.net.kind, "seed": p.seed}
 
 
-def flat(group: Any, name: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted names; lists as text."""
-    if not isinstance(group, dict):
-        return {name: group if isinstance(group, bool | int | float | str) else str(group)}
-    return {key: v for part, below in group.items() for key, v in flat(below, f"{name}.{part}".strip(".")).items()}
+    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in runs.flat(settings)}
 
 
 def lines(variants: Variants) -> dict[str, dict[str, float]]:

@@ -33,13 +33,13 @@ def test_parameters_without_offsets_are_the_same_density(net, states):
 
 def test_exact_and_annealed_agree(net, states, monkeypatch):
     settings = Likelihood(chains=200, temperatures=300, sweeps=50)
-    exact = likelihood.judge(net, states, None, settings, 0).metrics
+    exact = likelihood.evaluate(net, states, None, settings, 0).metrics
     every = torch.cat(list(energies.every_state(12, net.weight)))
     assert exact["log_likelihood"] == pytest.approx(
         float((-net.energy(states.float()).mean() - (-net.energy(every)).logsumexp(0)).detach()), abs=1e-4
     )
     monkeypatch.setattr(likelihood, "BITS", 4)
-    found = likelihood.judge(net, states, None, settings, 0).metrics
+    found = likelihood.evaluate(net, states, None, settings, 0).metrics
     for name in ("log_likelihood", "log_likelihood_high"):
         assert abs(found[name] - exact["log_likelihood"]) < 4 * found[f"{name}_se"] < 0.4, name
         assert found[f"{name}_ess"] > 50

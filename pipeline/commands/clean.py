@@ -55,7 +55,7 @@ def needs(paths: Sequence[str], overrides: Sequence[str]) -> tuple[Path, set[Pat
         needed |= {stage.folder.resolve() for stage in stages}
         needed |= {page.folder(Path(c.root), c.name, [s.key for s in stages]).resolve() for c in configs}
         if any(stage.provisional for stage in stages):
-            packs = dict.fromkeys(stage.name for stage in stages if stage.kind == "pack" and not stage.done)
+            packs = dict.fromkeys(stage.name for stage in stages if stage.packs and not stage.done)
             where = f"{', '.join(packs)} in {stages[0].folder.parent}"
             raise ConfigError(f"{path}: its other runs are known once the images are packed, {where}: "
                               f"`pipeline run {path} --only {' '.join(packs)}`; nothing is removed")  # fmt: skip

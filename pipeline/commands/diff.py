@@ -112,10 +112,8 @@ def alike(a: "Run", b: "Run") -> bool:
 
 def of_row(a: "Run", b: "Run", name: str, key: str) -> Lead:
     """How far the second probe's row of this name is ahead of the first's, image by image."""
-    from safetensors.numpy import load_file
+    from pipeline.evaluation import intervals, predictions
 
-    from pipeline.evaluation import intervals
-
-    before, after = (load_file(run.folder / f"predicted/{name}.safetensors") for run in (a, b))
-    first, second = (table[key].reshape(-1, len(table["labels"])) == table["labels"] for table in (before, after))
+    first, second = (predictions.right(run.folder, name, key) for run in (a, b))
+    assert first is not None and second is not None
     return Lead(intervals.of_images(second, first)._asdict())

@@ -14,7 +14,7 @@ from pipeline.samplers import ais, diagnostics
 from pipeline.settings.stages import Likelihood
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """``metrics`` by name; chains drawn afresh, and those that went on from particles, uint8 [n, D]."""
 
     metrics: dict[str, float]
@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
 
 
 @torch.no_grad()
-def judge(net: RBM, states: Tensor, particles: Tensor | None, settings: Likelihood, seed: int) -> Judgement:
+def evaluate(net: RBM, states: Tensor, particles: Tensor | None, settings: Likelihood, seed: int) -> Evaluation:
     """The mean log-likelihood of binary images, uint8 [N, D]. ``particles``, uint8 [n, D]: chains of the training;
     where there are none, fresh ones take their place.
 
@@ -41,7 +41,7 @@ def judge(net: RBM, states: Tensor, particles: Tensor | None, settings: Likeliho
     metrics = {"images_se": float(log_density.std()) / math.sqrt(len(states))} | chains
     mean = float(log_density.mean())
     if net.bits <= BITS:
-        return Judgement({"log_likelihood": exact(net, states)} | metrics, fresh.states, ends)
+        return Evaluation({"log_likelihood": exact(net, states)} | metrics, fresh.states, ends)
     mean -= path.base_log_partition
     up = ais.log_mean(fresh.log_weights)
     down = ais.log_mean(ais.backward(path, ends, seed).log_weights)
@@ -56,7 +56,7 @@ def judge(net: RBM, states: Tensor, particles: Tensor | None, settings: Likeliho
         "log_likelihood_bound": mean + float(bound.mean()),
         "log_likelihood_bound_se": float(bound.std()) / math.sqrt(len(bound)),
     }
-    return Judgement(metrics, fresh.states, ends)
+    return Evaluation(metrics, fresh.states, ends)
 
 
 def settle(machine: ais.RBM, states: Tensor, sweeps: int, seed: int) -> tuple[Tensor, dict[str, float]]:

@@ -5,6 +5,7 @@ closed form; where there are few of them, or few pixels, so is the partition fun
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def chances(visible: int, means: Tensor | None) -> Tensor:
     return torch.full((visible,), 0.5) if means is None else means.float().flatten()
 
 
-class EnergyNet(nn.Module):
+class EnergyNet(nn.Module, ABC):
     """``visible``: pixels D; ``features``: width of what `forward` makes of images; ``bits``: units whose states are
     gone through for the partition function; ``centred``: whether it follows the means of its hidden units."""
 
@@ -56,9 +57,9 @@ class EnergyNet(nn.Module):
     bits: int
     centred = False
 
+    @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
         """Energies of states [B, D] -> [B]."""
-        raise NotImplementedError
 
     def every_energy(self) -> Tensor:
         """Energies of all 2^bits states, in order, so that log Z = logsumexp(-E): [2^bits]."""

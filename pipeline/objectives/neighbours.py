@@ -3,6 +3,8 @@
 D_i(x) = E(x with pixel i flipped) - E(x), so that p(x_i | all others) = sigmoid(D_i).
 """
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -12,7 +14,7 @@ from pipeline.objectives.energies import full, full_precision
 from pipeline.settings import densities as kinds
 
 
-class Neighbours(Density):
+class Neighbours(Density, ABC):
     """An objective of the energies of images and of all their neighbours: ``losses``."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -21,9 +23,9 @@ class Neighbours(Density):
         with full_precision(x):
             return x, low, self.net.flips(full(x))
 
+    @abstractmethod
     def losses(self, low: Tensor, high: Tensor) -> Tensor:
         """Of energies [B] and of their neighbours' [B, D] -> [B]."""
-        raise NotImplementedError
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, D]."""

@@ -1,6 +1,7 @@
 """Energies as classifiers: what tells images from noise is the density itself."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,16 @@ EASY = 0.95
 """Accuracy above which noise is too easily told from data: what is left to be learned has hardly a gradient."""
 
 
-class Noise(Density):
+class Noise(Density, ABC):
     """An objective of the energies of images and of noise that is drawn for each."""
 
+    @abstractmethod
     def noise(self, x: Tensor, batch: Batch) -> Tensor:
         """Noise for states [B, D] -> [B, n, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
         """Of energies [B] and of their noise's [B, n] -> [B]; what else ``embed`` gives comes after them."""
-        raise NotImplementedError
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> states [B, D], their energies [B] and their noise's [B, n]."""

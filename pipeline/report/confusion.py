@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.data import reader
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.evaluation import predictions
 from pipeline.lines import legible
 from pipeline.report import facts
 from pipeline.views.decode import decode_array
@@ -21,7 +22,7 @@ SIDE = 96
 
 def confusion(label: str, name: str, run: Any) -> facts.Confusion:
     """Of the row ``name`` of a probe (`rows.Run`), with all labels."""
-    classes, names = run.predicted(name), run.results["classes"]
+    classes, names = predictions.read(run.folder, name), run.results["classes"]
     table = np.array(run.results["rows"][name]["confusion"])
     called = image_names(run.shards)
     pairs = []

@@ -35,7 +35,7 @@ def results(words: Sequence[str], variants: Variants) -> facts.Results:
         variants=[mark for mark in variants if mark],
         finished=max((s.finished for s in done if s.finished), default=None),
         incomplete=[s.label for s in done if s.state != "done"],
-        packed=[packed(p, records[p.key]) for p in stages if p.key in records and "shards" in p.settings.makes],
+        packed=[packed(p, records[p.key]) for p in stages if p.key in records and p.packs],
         probes=list(probes(variants, records)),
         losses=curves.losses(p for p in stages if not p.provisional),
         trainings=list(curves.trainings(p for p in stages if not p.provisional)),

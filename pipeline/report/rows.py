@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation import intervals, names
+from pipeline.evaluation.predictions import right
 from pipeline.report import confusion, facts
 from pipeline.report.curves import curve
 
@@ -35,18 +36,6 @@ class Run:
         """Names of the rows that are encoders of the config, with those of their heads."""
         named = self.record["settings"]["encoders"]
         return [name for name in self.results["rows"] if name in named or name.removesuffix("_projection") in named]
-
-    def predicted(self, name: str) -> dict[str, np.ndarray]:
-        """Which class each test image was taken for, int32 [m] or [draws, m] by metric, and its own as labels."""
-        from safetensors.numpy import load_file
-
-        return load_file(self.folder / f"predicted/{name}.safetensors")
-
-    def right(self, name: str, metric: str) -> np.ndarray | None:
-        """Whether each test image was taken for what it is, bool [draws, m]; None for a metric that is no accuracy
-        of single images."""
-        classes = self.predicted(name)
-        return np.atleast_2d(classes[metric] == classes["labels"]) if metric in classes else None
 
 
 def read(variant: str, folder: Path, record: dict[str, Any], shards: Path, folders: dict[str, str]) -> Run:
@@ -161,7 +150,7 @@ def baselines(entry: Entry, rows: list[Entry]) -> Iterator[tuple[str, Entry]]:
 def difference(a: Entry, b: Entry, metric: str, against: str) -> Iterator[facts.Difference]:
     """None where they share no seed, or other test images."""
     pairs = [(one, other) for one in a.runs for other in b.runs if one.seed == other.seed]
-    tables = [(one.right(a.name, metric), other.right(b.name, metric)) for one, other in pairs]
+    tables = [(right(one.folder, a.name, metric), right(other.folder, b.name, metric)) for one, other in pairs]
     if not tables or any(x is None or y is None or x.shape != y.shape for x, y in tables):
         return
     found, n, over = interval(tables)

@@ -38,7 +38,7 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     metrics = {"energy": float(energies.mean())}
     scalars = {"energy/test": metrics["energy"]}
     if isinstance(getattr(objective, "net", None), RBM):
-        found, chains, energies_of = judge(objective, shards, settings, seed, world)
+        found, chains, energies_of = evaluate(objective, shards, settings, seed, world)
         metrics |= found
         for name, values in energies_of.items():
             board.histogram(f"density/energy_{name}", step, values.cpu().numpy())
@@ -50,7 +50,7 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     return metrics
 
 
-def judge(
+def evaluate(
     objective: Any, shards: Shards, settings: Generate, seed: int, world: World
 ) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
     """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of test
@@ -61,7 +61,7 @@ def judge(
     batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
     states = objective.states(batch).to(torch.uint8)
     particles = objective.particles.states if hasattr(objective, "particles") else None
-    found = likelihood.judge(objective.net, states, particles, settings.likelihood, seed)
+    found = likelihood.evaluate(objective.net, states, particles, settings.likelihood, seed)
     protocol = likelihood.protocol(objective, len(states), settings.likelihood)
     filters = objective.net.weight.T[:SHOWN]
     filters = 0.5 + 0.5 * filters / filters.abs().amax(1, keepdim=True)

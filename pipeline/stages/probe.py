@@ -13,7 +13,7 @@ from pipeline import progress, tensors
 from pipeline.board import last_step
 from pipeline.data.images import SquareImages
 from pipeline.errors import Stopped
-from pipeline.evaluation import encoders, results, scores
+from pipeline.evaluation import encoders, predictions, results, scores
 from pipeline.evaluation.features import features
 from pipeline.evaluation.scores import Data, Scores
 from pipeline.files import replacing, write_json
@@ -136,7 +136,7 @@ def along(folder: Path, load: Callable[[Path], Any]) -> list[Entry]:
 
 def write_predicted(out: Path, name: str, data: Data, point: Scores) -> None:
     """Which class each test image was taken for by a finished encoder, and its own as ``labels``: int32 tensors."""
-    with replacing(out / f"predicted/{name}.safetensors") as part:
+    with replacing(predictions.path(out, name)) as part:
         tensors.write(point.predicted | {"labels": torch.from_numpy(data.y_test).to(torch.int32)}, part)
 
 
