@@ -20,7 +20,7 @@ from pipeline.settings.stages import OnlineEvaluation, Pretrain
 from pipeline.settings.training import SGD, Adam, Training
 from pipeline.stages import pretrain
 from pipeline.training import checkpoint, monitor
-from tests.cases import CONTRASTIVE, batch, make, random, warm
+from tests.cases import CONTRASTIVE, batch, make, random, setup, warm
 
 HEAD = chosen.Head(hidden=64, dim=16)
 IDS = [3, 1, 12, 25, 9, 30, 17, 6]
@@ -102,9 +102,41 @@ def test_collapses_that_are_neither_a_point_nor_flat(made, words, digits, tmp_pa
         assert "not pushed" not in told
 
 
-def noted(objective, reads, **settings) -> list[str]:
+def test_batch_norm_that_tells_batches(world):
+    """Each batch has a point of its own, as batch norm can give it one, to which an image adds noise alone: a key is
+    told from all of earlier batches, and no image from another of its own, as distances inside of a batch show."""
+    objective = MoCo(chosen.MoCo(queue=64, head=chosen.Head(dim=64)), setup("moco", world)).double()
+    reads = []
+    for step in range(12):
+        rows = [random(64, seed=f"batch {step}") + 0.5 * random(8, 1, 64, seed=f"{view} {step}") for view in "ab"]
+        b = batch(objective, IDS, step)
+        result = objective.score((energies.unit(rows[0]), energies.unit(rows[1])), b)
+        reads.append({"energy/gap": 5.0, **{k: float(v) for k, v in objective.diagnostics(result, b).items()}})
+        objective.commit({**result.pending, "ids": torch.tensor(IDS) + 100 * (step + 1)}, step)
+    assert reads[-1]["learn/accuracy"] == 1
+    assert set(objective.collapse_signs(reads[-1])) == {"batches", "far"}
+    told, *_ = noted(objective, reads, collapse="stop")
+    assert "at step 50: batch norm tells batches, not images (accuracy 1" in told  # before the other has stayed
+    assert set(objective.collapse_signs({**reads[-1], "learn/accuracy": 0.1})) == {"far"}
+    assert objective.collapse_signs({**reads[-1], "collapse/alignment_ratio": 0.3}) == {}
+
+
+def test_a_training_that_is_shorter_than_a_sign_has_to_stay(world, capsys):
+    """It is said at the end, whatever was to be done in between."""
+    objective, good, bad = make("ae", world), {"energy/volume": 2.5}, {"energy/volume": 1.1}
+    for do in ("say", "stop"):
+        assert noted(objective, [good] * 9 + [bad] * 11, total=200, collapse=do) == []
+        said = capsys.readouterr().out
+        assert "ends with a sign of collapse, there since step 100: the codes fill 1.1 directions of 4" in said
+    noted(objective, [bad] * 19 + [good], total=200)
+    noted(objective, [bad] * 20, total=200, collapse="ignore")
+    noted(objective, [bad] * 4, total=40)  # ends before anything is monitored
+    assert capsys.readouterr().out == ""
+
+
+def noted(objective, reads, total: int = 10_000, **settings) -> list[str]:
     """What an alarm says of these readings, ten steps apart."""
-    alarm = monitor.CollapseAlarm(objective, Training(**settings), 10)
+    alarm = monitor.CollapseAlarm(objective, Training(**settings), 10, total)
     said: list[str] = []
     for i, read in enumerate(reads):
         try:

@@ -82,12 +82,12 @@ def test_the_first_screen_runs_as_it_is_typed(tmp_path, monkeypatch):
 
     def known(text: str) -> str:
         """With the name that the training's folder has here."""
-        return text.replace("runs/moco-1234abcd", str(next(iter(Path().glob("runs/moco-*")), "")))
+        return text.replace("runs/simclr-1234abcd", str(next(iter(Path().glob("runs/simclr-*")), "")))
 
     for line in commands_typed.splitlines():
         program, *rest = words(known(line))[2:]
         if program == "pipeline":
-            short = ["moco.steps=2", *["--here"] * (rest[0] == "run")] if "configs/photos.yaml" in rest else []
+            short = ["simclr.steps=2", *["--here"] * (rest[0] == "run")] if "configs/photos.yaml" in rest else []
             subprocess.run([sys.executable, "-m", "pipeline", *rest, *short], check=True)
             done.append(rest[0])
     assert done == ["run", "report", "embed", "export"]

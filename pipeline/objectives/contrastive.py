@@ -64,11 +64,13 @@ class Contrastive(Objective):
         """point: the embeddings' deviation is under POINT of that of a sphere. narrow: they fill fewer directions than
         NARROW. far: an image's embeddings are nearly as far as two images' (FAR). flat: positives lie less than FLAT
         nats under negatives, so that no sample is told from another (a temperature without end). leakage: a positive
-        is nearer by LEAKAGE for its companions in batch norm. A healthy training may be narrow or far in its first
+        is nearer by LEAKAGE for its companions in batch norm. batches: most positives are the nearest of all keys
+        though as far as other images of their own batch, so that it is the batch which is known, by its batch norm's
+        statistics, which keys of earlier batches have not. A healthy training may be narrow or far in its first
         epochs: these have to stay longer."""
         std, count, spread = scalars["collapse/std"], scalars["collapse/directions"], self.dim**-0.5
         ratio, gap = scalars["collapse/alignment_ratio"], scalars.get("energy/gap", 1.0)
-        leakage = scalars.get("collapse/batchnorm_leakage", 0.0)
+        leakage, found = scalars.get("collapse/batchnorm_leakage", 0.0), scalars.get("learn/accuracy", 0.0)
         every = {
             "point": (std < POINT * spread, PATIENCE_STEPS,
                       f"the embeddings are nearly one point (std {std:.2g}, spread {spread:.2g})"),
@@ -79,6 +81,9 @@ class Contrastive(Objective):
             "flat": (gap < FLAT, PATIENCE_STEPS, f"negatives are not pushed above positives (gap {gap:.2g} nats)"),
             "leakage": (leakage > LEAKAGE, 0,
                         f"batch norm tells an image's views by their companions (leakage {leakage:.2g})"),
+            "batches": (found > 0.5 and ratio > FAR, PATIENCE_STEPS,
+                        f"batch norm tells batches, not images (accuracy {found:.2g}, but positives as far as others "
+                        f"of their batch, {ratio:.2g} to 1): set net.norm.kind shuffle, with splits 8"),
         }  # fmt: skip
         return {name: Sign(text, steps) for name, (bad, steps, text) in every.items() if bad}
 

@@ -68,7 +68,7 @@ def train(
     now = state.begin(objective, settings, out / "checkpoints", world)
     board = Board(out if world.main else None, now.step)
     finite = monitor.FiniteCheck(type(objective).__name__)
-    alarm = monitor.CollapseAlarm(objective, settings, loader.steps_per_epoch)
+    alarm = monitor.CollapseAlarm(objective, settings, loader.steps_per_epoch, total)
     throughput = monitor.Throughput(loader, settings.batch, now.model, world)
     announce(objective, settings, board, now.step, world)
     snapshots = snapshot_steps(total, settings.snapshots)

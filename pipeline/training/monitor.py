@@ -89,11 +89,12 @@ def histograms(board: Board, step: int, result: Step) -> None:
 
 
 class CollapseAlarm:
-    """Detects collapse: a sign of it (`Objective.collapse_signs`) has lasted for its patience in steps. The first
-    PATIENCE_STEPS steps, the warm-up and the objective's `monitor_warmup_epochs` are not monitored."""
+    """Detects collapse: a sign of it (`Objective.collapse_signs`) has lasted for its patience in steps, or is there at
+    the last step, since a training may be shorter than that patience. The first PATIENCE_STEPS steps, the warm-up and
+    the objective's `monitor_warmup_epochs` are not monitored."""
 
-    def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int):
-        self.objective, self.name, self.do = objective, type(objective).__name__, settings.collapse
+    def __init__(self, objective: Objective, settings: Training, steps_per_epoch: int, total: int):
+        self.objective, self.name, self.do, self.total = objective, type(objective).__name__, settings.collapse, total
         epochs = settings.warmup_epochs + objective.monitor_warmup_epochs
         self.from_step = PATIENCE_STEPS + round(epochs * steps_per_epoch)
         self.since: dict[str, int] = {}
@@ -105,19 +106,21 @@ class CollapseAlarm:
 
     def note(self, step: int, scalars: dict[str, float]) -> None:
         """Examines the scalars logged for a step. At a collapse it raises NoProgressError or, if so set, prints a
-        line."""
+        line; at the last step it prints one, since nothing is left to stop."""
         if self.do == "ignore" or step < self.from_step:
             return
         signs = self.objective.collapse_signs(scalars)
         self.since = {name: self.since.get(name, step) for name in signs}
-        due = [name for name, first in self.since.items() if step - first >= signs[name].patience_steps]
-        if not due:
+        lasted = [name for name, first in self.since.items() if step - first >= signs[name].patience_steps]
+        named = lasted or (list(signs) if step == self.total else [])
+        if not named:
             return
-        first = min(self.since[name] for name in due)
-        text = f"{self.name}: collapsed at step {first}: {'; '.join(signs[name].text for name in due)}"
-        if self.do == "stop":
+        first = min(self.since[name] for name in named)
+        when = f"collapsed at step {first}" if lasted else f"ends with a sign of collapse, there since step {first}"
+        text = f"{self.name}: {when}: {'; '.join(signs[name].text for name in named)}"
+        if lasted and self.do == "stop":
             raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
-                                  f"rate, or set norm.kind global or shuffle; collapse: ignore goes on")  # fmt: skip
+                                  f"rate, or set norm.kind shuffle; collapse: ignore goes on")  # fmt: skip
         say(text, event="collapse", step=first)
         self.since, self.do = {}, "ignore"  # once
 
