@@ -91,6 +91,8 @@ TAGS = {
     },
     "density": {
         "moved": Tag("Share of the pixels that a chain changed since it was last looked at.", SHARE, "well above 0"),
+        "travelled": Tag("Root of the mean square of what chains have changed of pixels in a step of the training.",
+                         "pixels between 0 and 1", "well above 0"),
         "log_partition": Tag("Logarithm of the sum of exp(-energy) over all states, or what is learned of it.",
                              NATS, "level in the end"),
         "unlikely": Tag("Share of an image's pixels whose flip would lower its energy.", SHARE, "falling"),

@@ -23,7 +23,7 @@ from pipeline.settings.densities import (
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
 from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
-from pipeline.settings.scores import GreyConditionalNCE, ScoreMatching
+from pipeline.settings.scores import GreyCD, GreyConditionalNCE, GreyPCD, Langevin, ScoreMatching, ShortRun
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
@@ -73,6 +73,9 @@ CASES = {
     "nce_energy": NCE(),
     "conditional_nce": ConditionalNCE(noise=2),
     "grey_conditional_nce": GreyConditionalNCE(noise=2),
+    "grey_cd": GreyCD(sampler=Langevin(steps=3, step=0.1, temperature=0.1, bounds="logit"), energy_penalty=1e-3),
+    "grey_pcd": GreyPCD(particles=32, refresh=0.1, sampler=Langevin(steps=3, step=0.01, temperature=1e-2)),
+    "grey_pcd_short": GreyPCD(particles=48, moved=16, sampler=ShortRun(steps=3, step=1e-5)),
     "score_matching": ScoreMatching(levels=4),
     "score_matching_sliced": ScoreMatching(loss="sliced", levels=1, noise=(0.3, 0.3), energy_penalty=1e-3),
     "lista_energy": LISTASettings(),
@@ -82,6 +85,9 @@ NETS = {
     "cd_boltzmann": Boltzmann(),
     "mpf_energy": Energy(trunk=MLP(width=8, layers=1, activation="silu")),
     "grey_conditional_nce": Energy(trunk=MLP(width=8, layers=1)),
+    "grey_cd": Energy(trunk=MLP(width=8, layers=1, activation="silu")),
+    "grey_pcd": Energy(trunk=MLP(width=8, layers=1, activation="silu"), spectral_norm=True),
+    "grey_pcd_short": Energy(trunk=CNN(width=8, depth=2, activation="silu", norm=Norm(kind="none", groups=0))),
     "score_matching": Energy(trunk=MLP(width=8, layers=2, activation="silu")),
     "score_matching_sliced": Energy(trunk=CNN(width=8, depth=2, activation="silu", norm=Norm(kind="none"))),
     "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),

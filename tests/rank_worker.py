@@ -25,6 +25,7 @@ NORMS = {
 }
 DELICATE = ("pseudo_likelihood", "mpf_energy")
 """Those whose gradients are small sums of large terms, in fp32 by more than the others are held to."""
+PARTICLES = ("pcd", "grey_pcd_short")
 RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     **{name: (name, "global", 1, torch.float64) for name in CASES},
     **{f"{name}_fp32": (name, "global", 1, torch.float32) for name in CASES if name not in DELICATE},
@@ -33,12 +34,12 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     "simclr_finer": ("simclr", "finer", 1, torch.float64),
     **{
         f"{name}_cut": (name, "none", 2, torch.float64)
-        for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian", "pcd")
+        for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vae_gaussian", *PARTICLES)
     },
 }
 CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "moco_fp32", "simclr_cut")
 RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
-WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32", "cd", "pcd")
+WIDE = (*CONTRASTIVE, *(f"{name}_fp32" for name in CONTRASTIVE), "vae_gaussian", "vae_gaussian_fp32", "cd", *PARTICLES)
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "moco_symmetric_weights")
 FEW = [name for name in (*WIDE, *SOME) if name in RUNS]
 """What four ranks are shown."""

@@ -6,13 +6,14 @@ closed form; where there are few of them, or few pixels, so is the partition fun
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
+from torch.nn.utils.parametrizations import spectral_norm
 
 from pipeline import keyed
 from pipeline.image import Image
@@ -50,12 +51,17 @@ def chances(visible: int, means: Tensor | None) -> Tensor:
 
 class EnergyNet(nn.Module, ABC):
     """``visible``: pixels D; ``features``: width of what `forward` makes of images; ``bits``: units whose states are
-    gone through for the partition function; ``centred``: whether it follows the means of its hidden units."""
+    gone through for the partition function; ``centred``: whether it follows the means of its hidden units;
+    ``spectral``: layers whose weights are divided by their largest singular values."""
 
     visible: int
     features: int
     bits: int
     centred = False
+    spectral: Sequence[Any] = ()
+
+    def follow(self) -> None:
+        """Follows the singular values of weights that have changed, by one step of the power iteration each."""
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
@@ -96,6 +102,22 @@ class Energy(EnergyNet):
         self.trunk = trunks.build(settings.trunk, image, None, seed)
         self.features = self.trunk.features
         self.head = nn.Linear(self.features, 1, bias=False)
+        layers = [part for part in self.trunk.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        self.spectral = [spectral_norm(layer) for layer in layers if settings.spectral_norm]
+
+    def train(self, mode: bool = True) -> "Energy":
+        """Singular values are followed in `follow` alone, once a step: energies of a step are all of the same net."""
+        super().train(mode)
+        for layer in self.spectral:
+            layer.parametrizations.weight.eval()
+        return self
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        for layer in self.spectral:
+            layer.parametrizations.weight.train()
+            layer.weight  # noqa: B018 - a step of the power iteration is taken where the weight is computed
+            layer.parametrizations.weight.eval()
 
     def energy(self, x: Tensor) -> Tensor:
         return self.head(self(x.view(-1, *self.image.shape)))[:, 0]

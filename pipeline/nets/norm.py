@@ -149,6 +149,8 @@ def channels_last(x: Tensor) -> bool:
 
 def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
     """The norm that the settings name, as a function of the number of channels."""
+    if settings.absent:
+        return lambda channels: nn.Identity()
     if settings.kind == "none":
         return lambda channels: nn.GroupNorm(math.gcd(settings.groups, channels), channels)
     ranks = world.size if world else 1

@@ -22,12 +22,12 @@ class SmallCNN(nn.Module):
 
     def __init__(self, settings: CNN, channels: int, world: World | None):
         super().__init__()
-        make, strided = norm.layer(settings.norm, world), settings.halve == "stride"
+        make, strided, bias = norm.layer(settings.norm, world), settings.halve == "stride", settings.norm.absent
         activation = ACTIVATIONS[settings.activation]
         widths = [settings.width << i for i in range(settings.depth)]
         layers: list[nn.Module] = []
         for before, width in zip([channels, *widths], widths, strict=False):
-            convolution = nn.Conv2d(before, width, 3, 1 + strided, padding=1, bias=False)
+            convolution = nn.Conv2d(before, width, 3, 1 + strided, padding=1, bias=bias)
             layers += [convolution, make(width), activation(inplace=True)]
             if not strided:
                 layers += [nn.MaxPool2d(2, ceil_mode=True)]  # rounds up: a patch of three pixels still has a side
@@ -35,7 +35,7 @@ class SmallCNN(nn.Module):
         self.features, self.grid, cells = widths[-1], settings.grid, settings.grid**2
         if cells:
             self.features = 2 * widths[-1]
-            hidden = nn.Linear(cells * widths[-1], self.features, bias=False)
+            hidden = nn.Linear(cells * widths[-1], self.features, bias=bias)
             self.top = nn.Sequential(hidden, make(self.features), activation(inplace=True))
 
     def forward(self, images: Tensor) -> Tensor:

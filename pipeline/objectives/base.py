@@ -5,6 +5,7 @@ loss = mean(low + logsumexp(-[low, high])).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -154,6 +155,10 @@ class Objective(nn.Module):
         """Scalars by tag, 0-d, of a step that is logged, after its commit: what is too dear for every step, or is a
         property of the global batch or of memory. Averaged over ranks, which all call it together."""
         return {}
+
+    def caveats(self) -> Iterator[str]:
+        """Lines to print before the first step, about settings that have another effect than might be expected."""
+        yield from ()
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """The signs by name by which the scalars logged of a step say that nothing is learned any more. An objective

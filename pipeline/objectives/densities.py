@@ -36,6 +36,8 @@ class Density(Objective):
         self.net = energies.build(setup.net, setup.image, setup.seed, setup.pixel_means)
         if self.net.centred:
             self.commit_changes = ("net.visible_bias", "net.hidden_offset")
+        if self.net.spectral:
+            self.commit_changes = tuple(f"net.{name}" for name, _ in self.net.named_buffers())
 
     def states(self, batch: Batch) -> Tensor:
         """The batch's images as binary states [B, D]."""
@@ -67,6 +69,7 @@ class Density(Objective):
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         if "hidden" in pending:
             self.net.recentre(pending["hidden"].mean(0))
+        self.net.follow()
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """Energies of data that run away."""

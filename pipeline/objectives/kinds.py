@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.objectives.autoencoders import AE, DAE, VAE
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
+from pipeline.objectives.grey import GreyCD, GreyPCD
 from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
@@ -31,6 +32,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "nce": NCE,
     "conditional_nce": ConditionalNCE,
     "grey_conditional_nce": GreyConditionalNCE,
+    "grey_cd": GreyCD,
+    "grey_pcd": GreyPCD,
     "score_matching": ScoreMatching,
     "lista": LISTA,
 }

@@ -150,15 +150,25 @@ class Particles(Shared):
     """Binary states of chains that go on from step to step, uint8 [n, D] on each rank: those of the ``count``
     particles whose number mod ranks is its own. What is drawn for a particle depends on (seed, step, number) alone.
 
-    ``means``: probabilities [D] of a fresh particle's ones; without them one half.
+    ``means``: probabilities [D] of a fresh particle's ones; without them one half. ``moved``: particles over all ranks
+    that go on at a step, in turn; without it all.
     """
 
     states: Tensor
 
-    def __init__(self, count: int, dim: int, seed: int, world: World | None = None, means: Tensor | None = None):
+    def __init__(
+        self,
+        count: int,
+        dim: int,
+        seed: int,
+        world: World | None = None,
+        means: Tensor | None = None,
+        moved: int | None = None,
+    ):
         super().__init__(count, world, sharded=True)
         self.chances = np.full(dim, 0.5) if means is None else means.double().numpy()
         self.numbers = np.arange(self.rank, count, self.size)
+        self.moved = len(self.numbers) if moved is None else moved // self.size
         self.register_buffer("states", torch.as_tensor(self.fresh(self.numbers, seed, "init")))
 
     def fresh(self, numbers: np.ndarray, *parts: Any) -> np.ndarray:
@@ -166,11 +176,15 @@ class Particles(Shared):
         draws = keyed.uniform(len(self.chances), *parts, numbers, "particle")
         return (draws < self.chances).astype(np.uint8)
 
-    def part(self, piece: tuple[int, int]) -> tuple[np.ndarray, Tensor]:
+    def part(self, piece: tuple[int, int], step: int = 0) -> tuple[np.ndarray, Tensor]:
         """Numbers [m] and states [m, D] of this rank's particles in a micro-batch of a step."""
         i, pieces = piece
-        start, end = (len(self.numbers) * j // pieces for j in (i, i + 1))
+        start, end = (self.first(step) + self.moved * j // pieces for j in (i, i + 1))
         return self.numbers[start:end], self.states[start:end]
+
+    def first(self, step: int) -> int:
+        """Where this rank's particles of a step begin."""
+        return step * self.moved % len(self.numbers)
 
     def renewed(self, states: Tensor, numbers: np.ndarray, share: float, *parts: Any) -> Tensor:
         """The states [m, D] with a random share of them anew from noise."""
@@ -183,7 +197,13 @@ class Particles(Shared):
         return states
 
     @torch.no_grad()
-    def write(self, states: Tensor) -> None:
-        """Puts this rank's particles where their chains have come, uint8 [n, D], in the order in which `part` gave
-        them."""
-        self.states.copy_(states)
+    def write(self, states: Tensor, step: int = 0) -> None:
+        """Puts this rank's particles where their chains have come, [n, D], in the order in which `part` gave them."""
+        self.states[self.first(step) :][: self.moved] = states
+
+
+class GreyParticles(Particles):
+    """The same of pixels in [0, 1], float [n, D]; fresh ones are uniform noise."""
+
+    def fresh(self, numbers: np.ndarray, *parts: Any) -> np.ndarray:
+        return keyed.uniform(len(self.chances), *parts, numbers, "particle").astype(np.float32)

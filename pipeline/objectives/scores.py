@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline import keyed, sheets
+from pipeline import keyed
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Sign, Step
 from pipeline.objectives.densities import STEEP, Density
 from pipeline.objectives.energies import full, full_precision
+from pipeline.objectives.samples import SAMPLES, pictures
 from pipeline.samplers import langevin
 from pipeline.settings.scores import ScoreMatching as Settings
 from pipeline.sheets import Picture
@@ -21,8 +22,6 @@ FLAT = 0.01
 """Share of the noise, at least, that slopes tell."""
 STEP, STEPS = 0.1, 100
 """Of annealed Langevin: its step in units of the level's variance, and the steps of a level."""
-SAMPLES, FILMS = 64, 8
-"""Samples drawn, and those whose way from noise is shown."""
 
 
 class ScoreMatching(Density):
@@ -107,23 +106,8 @@ class ScoreMatching(Density):
     def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
         """Samples by their energies, chains on their way from noise, and the energies of simple images beside them."""
         states, shape = self.sample(SAMPLES, seed), images.shape[1:]
-        ends = states[-1]
-        energies, of_data = (self.energy(x.flatten(1)) / self.deviations()[-1] for x in (ends, images))
-        told = (
-            f"Samples: annealed Langevin from noise, {len(states) - 2} levels of {STEPS} steps at temperature 1, the "
-            f"number: energy in nats, of samples {spread(energies)}, of {len(images):,} test images {spread(of_data)}."
-        )
-        cells, words = sheets.images(ends.unflatten(1, shape)), [f"{energy:.0f}" for energy in energies.tolist()]
-        films = states[:, :FILMS].transpose(0, 1).flatten(0, 1).unflatten(1, shape)
+        energies, of_data = (self.energy(x.flatten(1)) / self.deviations()[-1] for x in (states[-1], images))
+        how = f"annealed Langevin from noise, {len(states) - 2} levels of {STEPS} steps at temperature 1"
         heads = ["noise", *[f"{deviation:.2g}" for deviation in self.deviations()], "less noise"]
         way = "Chains: a line each from noise through the levels, whose noise is above them, to a sample."
-        lines = sheets.lines(sheets.images(films), len(states))
-        return {
-            "samples": Picture(sheets.sheet(sheets.lines(cells, 8), sheets.lines(words, 8)), told),
-            "chains": Picture(sheets.sheet(lines, heads=heads), way),
-        }
-
-
-def spread(values: Tensor) -> str:
-    """Mean and standard deviation, in words."""
-    return f"{values.mean():.1f} ± {values.std():.1f}"
+        return pictures(states, shape, energies, of_data, how, heads, way)

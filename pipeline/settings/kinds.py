@@ -15,7 +15,7 @@ from .densities import (
     RatioMatching,
 )
 from .objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
-from .scores import GreyConditionalNCE, ScoreMatching
+from .scores import GreyCD, GreyConditionalNCE, GreyPCD, ScoreMatching
 
 AnyObjective = Annotated[
     SimCLR
@@ -34,6 +34,8 @@ AnyObjective = Annotated[
     | NCE
     | ConditionalNCE
     | GreyConditionalNCE
+    | GreyCD
+    | GreyPCD
     | ScoreMatching,
     Field(discriminator="kind"),
 ]

@@ -18,8 +18,14 @@ class Norm(Settings):
     norm instead."""
     splits: Count = 1
     """Blocks of the global batch, for shuffle and split: 8 is MoCo on eight devices."""
-    groups: Count = 8
-    """Groups of the group norm, for none."""
+    groups: Annotated[int, Field(ge=0)] = 8
+    """Groups of the group norm, for none; 0: no norm of any kind, biases in its place (cnn alone). A norm's own output
+    has the same size whatever its input's: an energy that has to grow with the distance from images has none."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is no norm of any kind."""
+        return self.kind == "none" and self.groups == 0
 
 
 Activation = Literal["relu", "silu"]
@@ -77,6 +83,11 @@ class ResNet(Settings):
     1706.02677, sec. 5.1): rounding then grows slowly in the first steps."""
     norm: Norm = Norm()
     """Of the blocks and the heads."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.norm.absent:
+            yield "norm.groups", "a resnet without any norm is not trained here; expected 1 or more"
 
 
 class ViT(Settings):
@@ -144,6 +155,9 @@ class Energy(EnergyNet):
         halve="stride", activation="silu", norm=Norm(kind="none")
     )
     """A linear layer on its features is the energy. A cnn or a resnet has norm.kind none."""
+    spectral_norm: bool = False
+    """Every weight matrix of the trunk is divided by its largest singular value (Miyato et al. 2018, arXiv
+    1802.05957), as Du & Mordatch (2019, arXiv 1903.08689) do: features have bounded slopes."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import Count, Mistake, Positive
+from .base import Count, Fraction, Mistake, Positive, Settings
 from .nets import MLP, Energy, ResNet
 from .objectives import Inputs, Objective
 from .training import Adam
@@ -72,3 +72,75 @@ class ScoreMatching(Continuous):
             isinstance(net.trunk, ResNet) or getattr(net.trunk, "activation", "silu") == "relu"
         ):
             yield "net.trunk", f"a {net.trunk.kind} of ReLUs has no second derivatives; expected activation: silu"
+
+
+class Chain(Settings):
+    """A Markov chain of Langevin steps on images in [0, 1]."""
+
+    steps: Count = 20
+    """Of a chain at a step of the training."""
+    bounds: Literal["reflect", "logit", "none"] = "reflect"
+    """reflect: pixels are folded back at 0 and 1; logit: chains of log(x / (1 - x)), on which steps are then measured;
+    none: pixels have no bounds."""
+
+
+class Langevin(Chain):
+    """Langevin steps x <- x - step dE/dx + sqrt(2 step temperature) N(0, 1)."""
+
+    kind: Literal["langevin"] = "langevin"
+    step: Positive = 1.0
+    """Of the energy's slope, on pixels between 0 and 1."""
+    temperature: Positive = 1e-4
+    """T of the density exp(-E / T) that is trained; the noise of a step follows from it. Only the energy's scale
+    changes with it: at 1, energies of images come to thousands of nats, which a net is slow to reach."""
+
+
+class ShortRun(Chain):
+    """Steps with a noise of their own, x <- x - step dE/dx + noise N(0, 1), so few that chains do not converge: those
+    of IGEBM (Du & Mordatch 2019, arXiv 1903.08689), by which deep energies are usually trained. The temperature that
+    they come to, noise^2 / (2 step), is printed: E / T alone would be a log-density, and E is none."""
+
+    kind: Literal["short_run"] = "short_run"
+    step: Positive = 10.0
+    """Of the energy's slope, on pixels between 0 and 1."""
+    noise: Positive = 0.005
+    """Its standard deviation."""
+
+    @property
+    def temperature(self) -> float:
+        return self.noise**2 / (2 * self.step)
+
+
+class GreyChains(Continuous):
+    """What lowers the energies of images and raises those where chains of Langevin steps lead."""
+
+    draws: ClassVar[bool] = True
+    numbers = {"energy/low": "energy", "energy/gap": "gap"}
+    training_defaults = Continuous.training_defaults | {"optimiser": Adam(lr=1e-3)}
+    sampler: Annotated[Langevin | ShortRun, Field(discriminator="kind")] = Langevin()
+    """The chains."""
+    deviation: Annotated[float, Field(ge=0)] = 0.03
+    """Of Gaussian noise on images: without it nothing bounds the slope at pixels that are always black."""
+
+
+class GreyCD(GreyChains):
+    """Contrastive divergence (Hinton 2002) of continuous images: against chains that start from them."""
+
+    kind: Literal["grey_cd"] = "grey_cd"
+
+
+class GreyPCD(GreyChains):
+    """Persistent contrastive divergence (Tieleman 2008) of continuous images: against particles whose chains go on."""
+
+    kind: Literal["grey_pcd"] = "grey_pcd"
+    particles: Count = 512
+    """Over all ranks."""
+    moved: Count | None = None
+    """Particles whose chains go on at a step, others at the next, all in turn; null: all."""
+    refresh: Fraction = 0.05
+    """Share of the moved that start anew from noise (IGEBM: 0.05)."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.moved and self.particles % self.moved:
+            yield "moved", f"{self.moved} does not divide {self.particles} particles"

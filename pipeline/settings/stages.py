@@ -141,8 +141,10 @@ class Pretrain(Training, Stage):
                 yield "objective.jigsaw.patch", f"{patch} is more than a cell's {cell} pixels in views of {side}"
 
     def batches(self) -> dict[str, tuple[int, int]]:
-        particles = getattr(self.objective, "particles", None)
-        return super().batches() | ({"objective.particles": (particles, self.accumulate)} if particles else {})
+        particles = {name: getattr(self.objective, name, None) for name in ("particles", "moved")}
+        return super().batches() | {
+            f"objective.{name}": (count, self.accumulate) for name, count in particles.items() if count
+        }
 
     def unequal_shares(self, ranks: range) -> Iterator[Mistake]:
         """Also the blocks of the global batch that a batch norm cannot cut from each rank's images."""

@@ -25,6 +25,7 @@ PICTURED = 1 << 16  # energies of negatives that a histogram shows at most
 
 def caveats(objective: Objective, settings: Training, world: World) -> Iterator[str]:
     """Lines to print before the first step, about settings that have no effect here or another than expected."""
+    yield from objective.caveats()
     norms = sum(isinstance(part, norm.BatchNorm) for part in objective.modules())
     if settings.accumulate > 1 and norms:
         yield (

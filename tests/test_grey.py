@@ -1,0 +1,171 @@
+"""Contrastive divergence of continuous images: chains, particles that take turns, and a density that is known."""
+
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import objectives
+from pipeline.image import Image
+from pipeline.nets import energies
+from pipeline.objectives.base import Batch, Setup
+from pipeline.objectives.memory import GreyParticles
+from pipeline.settings import nets, scores
+from pipeline.settings.stages import Pretrain
+from pipeline.stages import pretrain
+from pipeline.training import monitor
+from pipeline.world import World
+
+IMAGE = Image(1, 8, (0.5,), (0.5,))
+SMOOTH = nets.Energy(trunk=nets.MLP(width=8, layers=1, activation="silu"))
+
+
+def build(settings: Any, net: nets.Net = SMOOTH, image: Image = IMAGE) -> Any:
+    return objectives.build(settings, Setup(image, 64, net, World.single(device="cpu"), 0)).double()
+
+
+def images(count: int = 8) -> Batch:
+    grey = torch.linspace(0, 1, count * 64, dtype=torch.float64).view(count, 1, 8, 8)
+    return Batch((grey,), torch.arange(count), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------- the chains
+@pytest.mark.parametrize("bounds", ["reflect", "logit"])
+def test_chains_stay_between_black_and_white(bounds):
+    sampler = scores.Langevin(steps=5, step=0.5, temperature=0.5, bounds=bounds)
+    o = build(scores.GreyCD(sampler=sampler))
+    x = torch.rand(6, 64, dtype=torch.float64)
+    ends = o.chain(x, 0, np.arange(6))
+    assert ((ends >= 0) & (ends <= 1)).all() and (ends - x).abs().mean() > 0.05
+    torch.testing.assert_close(o.chain(x[2:4], 0, np.arange(2, 4)), ends[2:4], rtol=0, atol=1e-12)
+
+
+def test_chains_leave_the_parameters_alone():
+    o = build(scores.GreyPCD(particles=8, sampler=scores.Langevin(steps=2)))
+    before = {name: p.clone() for name, p in o.named_parameters()}
+    o.chain(torch.rand(3, 64, dtype=torch.float64), 0, np.arange(3))
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in o.named_parameters())
+    ends = o(images()).pending["particles"]
+    assert not ends.requires_grad and all(p.grad is None for p in o.parameters())
+
+
+def test_a_short_run_says_at_which_temperature_it_is():
+    settings = Pretrain(data="shards", net=SMOOTH, objective=scores.GreyPCD(sampler=scores.ShortRun()))
+    lines = list(monitor.caveats(build(settings.objective), settings, World.single(device="cpu")))
+    assert any("exp(-E / T) at T = 1.25e-06" in line for line in lines)
+    usual = build(scores.GreyPCD())
+    assert not list(usual.caveats())
+
+
+def test_energies_that_have_run_away_are_seen_at_their_temperature():
+    o = build(scores.GreyPCD(particles=8, sampler=scores.Langevin(temperature=0.01)))
+    assert not o.collapse_signs({"energy/low": -50.0, "energy/gap": 0.6})
+    assert set(o.collapse_signs({"energy/low": 70.0, "energy/gap": -0.7})) == {"magnitude", "chains"}
+
+
+# ------------------------------------------------------------------------------------------------------- the particles
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_particles_take_turns_and_come_back_to_their_places(size):
+    """A third of them at a step; the same ones whatever the number of ranks."""
+    parts = [GreyParticles(24, 5, 0, SimpleNamespace(rank=rank, size=size), moved=8) for rank in range(size)]
+    for step in range(7):
+        seen = []
+        for particles in parts:
+            read = [particles.part((i, 2), step) for i in range(2)]
+            numbers = np.concatenate([numbers for numbers, _ in read])
+            marks = torch.from_numpy(numbers)[:, None].expand(-1, 5).float()
+            if step >= 3:
+                assert torch.equal(torch.cat([states for _, states in read]), marks)
+            particles.write(marks, step)
+            seen += numbers.tolist()
+        assert sorted(seen) == [8 * (step % 3) + i for i in range(8)]
+    assert all(p.states.dtype == torch.float32 for p in parts)
+
+
+def test_particles_that_are_not_moved_stay():
+    o = build(scores.GreyPCD(particles=12, moved=4, sampler=scores.Langevin(steps=2)))
+    before = o.particles.states.clone()
+    o.commit(o(images()).pending, 0)
+    assert torch.equal(o.particles.states[4:], before[4:]) and not torch.equal(o.particles.states[:4], before[:4])
+
+
+# ------------------------------------------------------------------------------------------------------------- the net
+def test_slopes_of_features_are_bounded_by_spectral_norm():
+    """Of each layer of the trunk the largest singular value comes to 1, and follows weights that change."""
+    net = nets.Energy(trunk=nets.MLP(width=16, layers=2, activation="silu"), spectral_norm=True)
+    made = energies.build(net, IMAGE).double().train()
+    with torch.no_grad():
+        for layer in made.spectral:
+            layer.parametrizations.weight.original.mul_(5).add_(0.1)
+    for _ in range(100):
+        made.follow()
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in made.spectral]
+    assert len(norms) == 2 and norms == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_a_cnn_without_any_norm_has_biases():
+    trunk = nets.CNN(width=4, depth=2, grid=2, activation="silu", norm=nets.Norm(kind="none", groups=0))
+    made = energies.build(nets.Energy(trunk=trunk), IMAGE)
+    assert not any(isinstance(part, torch.nn.GroupNorm) for part in made.modules())
+    layers = [part for part in made.trunk.modules() if isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) == 3 and all(layer.bias is not None for layer in layers)
+
+
+# ----------------------------------------------------------------------------------------------------------- the stage
+@pytest.mark.slow
+def test_a_training_goes_on_to_the_same_bits(digits, tmp_path, world):
+    """From a checkpoint in its middle: particles, turns and singular vectors."""
+    objective = {"kind": "grey_pcd", "particles": 60, "moved": 20, "sampler": {"kind": "short_run", "steps": 5}}
+    net = {"kind": "energy", "spectral_norm": True, "trunk": {"kind": "mlp", "width": 16, "activation": "silu"}}
+    given = {"kind": "pretrain", "data": "shards", "objective": objective, "net": net}
+    settings = Pretrain(**given, steps=14, batch=100, save_steps=7, keep=2, log_steps=7, snapshots=0)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    pretrain.run(settings, 0, {"shards": digits}, tmp_path / "one", world)
+    shutil.copytree(tmp_path / "one/checkpoints/00000007", tmp_path / "two/checkpoints/00000007")
+    pretrain.run(settings, 0, {"shards": digits}, tmp_path / "two", world)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+    loaded: Any = objectives.load(tmp_path / "one")
+    assert loaded.particles.states.shape == (60, 64) and loaded.sample(3, 0).shape == (21, 3, 64)
+
+
+# ----------------------------------------------------------------------------------------------------- a known density
+@pytest.mark.slow
+def test_persistent_chains_come_to_the_density_of_points():
+    """Three clouds in the unit square, by an MLP in float64 at temperature 1: the divergence from data to the energy's
+    own density by quadrature, against that of the uniform density it starts near."""
+    centres = torch.tensor([[0.25, 0.25], [0.75, 0.4], [0.35, 0.8]], dtype=torch.float64)
+    line = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    grid = torch.cartesian_prod(line, line)
+    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    log_p = (-torch.cdist(grid, centres).square() / (2 * 0.08**2) + shares.log()).logsumexp(1).log_softmax(0)
+    draws = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = grid[torch.searchsorted(log_p.exp().cumsum(0), draws).clamp(max=len(grid) - 1)]
+    plane = Image(2, 1, (0.5,) * 2, (0.5,) * 2)
+    sampler = scores.Langevin(steps=10, step=1e-3, temperature=1.0)
+    o = build(
+        scores.GreyPCD(particles=1000, refresh=0.02, deviation=0.0, sampler=sampler),
+        nets.Energy(trunk=nets.MLP(width=64, layers=2, activation="silu")),
+        plane,
+    )
+    optimiser = torch.optim.Adam(o.parameters(), 5e-3)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 1000)
+    given = points.view(-1, 2, 1, 1)
+
+    def divergence() -> float:
+        with torch.no_grad():
+            return float(log_p.exp() @ (log_p - (-o.energy(grid)).log_softmax(0)))
+
+    first = divergence()
+    for step in range(1000):
+        result = o(Batch((given,), torch.arange(2000), step, step, dtype=torch.float64))
+        optimiser.zero_grad()
+        result.loss.backward()
+        optimiser.step()
+        o.commit(result.pending, step)
+        rate.step()
+    assert first > 1 and divergence() < 0.05
