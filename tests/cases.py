@@ -21,7 +21,7 @@ from pipeline.settings.densities import (
     RatioMatching,
 )
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
-from pipeline.settings.objectives import AE, DAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
+from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.scores import GreyCD, GreyConditionalNCE, GreyPCD, Langevin, ScoreMatching, ShortRun
 
@@ -60,6 +60,11 @@ CASES = {
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
     "vae_gaussian": VAE(latent=4, decoder=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
+    "vae_logistic": VAE(latent=4, decoder=Decoder(width=16, activation="silu"), likelihood="logistic"),
+    "iwae": IWAE(latent=4, decoder=NARROW, binarisation="dynamic", samples=5, warmup=0.5),
+    "iwae_doubly": IWAE(
+        latent=4, decoder=NARROW, binarisation="threshold", samples=5, gradient="doubly_reparameterised"
+    ),
     "maximum_likelihood": MaximumLikelihood(),
     "cd": CD(k=2),
     "cd_boltzmann": CD(binarisation="threshold"),

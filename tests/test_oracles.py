@@ -337,7 +337,7 @@ def vae_by_hand(objective, b: Batch, beta: float, free: float) -> Tensor:
             if objective.settings.likelihood == "bernoulli":
                 total = total - x * torch.log(m) - (1 - x) * torch.log(1 - m)
             else:
-                sigma = exp(-6 + torch.log(1 + exp(objective.log_sigma + 6)))
+                sigma = exp(-6 + torch.log(1 + exp(objective.pixels.log_scale + 6)))
                 total = total + (x - m) ** 2 / (2 * sigma**2) + torch.log(sigma) + math.log(2 * math.pi) / 2
         for j in range(objective.latent):
             units[j] = units[j] + (exp(logvar[j]) - logvar[j] - 1 + mean[j] ** 2) / 2
@@ -350,7 +350,7 @@ def test_vae_is_minus_the_elbo(name, beta, free, world):
     objective = make(name, world, norm=Norm(kind="none"))  # by hand, images are encoded one at a time
     if name == "vae_gaussian":
         with torch.no_grad():
-            objective.log_sigma.fill_(-0.7)
+            objective.pixels.log_scale.fill_(-0.7)
     b = batch(objective, IDS, progress=0.25)
     ours, oracle = objective(b).loss, vae_by_hand(objective, b, beta, free)
     torch.testing.assert_close(ours, oracle, rtol=1e-11, atol=0)
@@ -365,21 +365,21 @@ def test_sigma_has_a_floor_and_a_gradient_everywhere(raw, world):
     pixel. A parameter that has fallen far below comes back where the error says so."""
     objective = make("vae_gaussian", world)
     with torch.no_grad():
-        objective.log_sigma.fill_(raw)
+        objective.pixels.log_scale.fill_(raw)
     images, z = batch(objective, IDS).views[0], random(len(IDS), objective.latent, seed="z")
     errors = (images - objective.decoder(z)).detach().square().flatten().tolist()
     sigma = math.exp(-6) * (1 + math.exp(raw + 6))
     assert sigma >= math.exp(-6)
     slope = sum(1 - e / sigma**2 for e in errors) / (1 + math.exp(-(raw + 6)))
-    objective.negative_log_likelihood(images, z).sum().backward()
-    assert float(objective.log_sigma.grad) == pytest.approx(slope, rel=1e-9) != 0
+    objective.negative_log_likelihood(images, z[:, None]).sum().backward()
+    assert float(objective.pixels.log_scale.grad) == pytest.approx(slope, rel=1e-9) != 0
     if raw < -6:
-        optimiser = torch.optim.Adam([objective.log_sigma], lr=0.5)
+        optimiser = torch.optim.Adam([objective.pixels.log_scale], lr=0.5)
         for _ in range(150):
             optimiser.zero_grad()
-            objective.negative_log_likelihood(images, z).sum().backward()
+            objective.negative_log_likelihood(images, z[:, None]).sum().backward()
             optimiser.step()
-        assert objective.log_deviation().item() > -5
+        assert objective.pixels.log_deviation().item() > -5
 
 
 def test_vae_energy_is_the_whole_elbo_whatever_presses_it(world):
@@ -398,7 +398,7 @@ def test_free_bits_are_of_the_mean_over_the_batch(world):
     objective = make("vae_gaussian", world)  # 0.05 nats a unit, beta 0.7
     mean = torch.zeros(2, objective.latent).double()
     mean[1, 0] = 1.0  # KL 1/2, in the mean 1/4; in the other units 0
-    rows = torch.zeros(2).double(), mean, torch.zeros_like(mean)
+    rows = torch.zeros(2).double(), mean, torch.zeros_like(mean), mean
     loss = objective.score(rows, batch(objective, [1, 2])).loss
     assert float(loss) == pytest.approx(0.7 * (0.25 + 0.05 * (objective.latent - 1)), rel=1e-12)
 
@@ -427,7 +427,7 @@ def test_linear_vae_at_the_optimum_is_probabilistic_pca(world):
         encoder.bias[k:] = torch.log(sigma**2 / m)
         decoder.weight.copy_(w)
         decoder.bias.copy_(mu)
-        objective.log_sigma.fill_(math.log(math.expm1(math.log(sigma) + 6)) - 6)
+        objective.pixels.log_scale.fill_(math.log(math.expm1(math.log(sigma) + 6)) - 6)
     objective.mean.trunk, objective.mean.projection = nn.Flatten(), encoder
     objective.decoder = nn.Sequential(decoder, nn.Unflatten(1, (IMAGE.channels, 8, 8)))
     images = random(5, 1, 8, 8, seed="x")

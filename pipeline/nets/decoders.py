@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.image import Image
+from pipeline.nets.trunks import ACTIVATIONS
 from pipeline.settings.objectives import Decoder
 
 
@@ -28,7 +29,8 @@ def build(settings: Decoder, latent: int, image: Image) -> nn.Sequential:
 
 def _fully_connected(settings: Decoder, latent: int, image: Image) -> nn.Sequential:
     widths = [latent, *[settings.width] * settings.layers, math.prod(image.shape)]
-    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+    activation = ACTIVATIONS[settings.activation]
+    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), activation())]
     return nn.Sequential(*layers[:-1], nn.Unflatten(1, torch.Size(image.shape)))
 
 
@@ -41,5 +43,5 @@ def _convolutional(settings: Decoder, latent: int, image: Image) -> nn.Sequentia
     small = torch.Size((widths[-1], sides[-1], sides[-1]))
     layers: list[nn.Module] = [nn.Linear(latent, small.numel()), nn.Unflatten(1, small)]
     for width, after, side in zip(widths[::-1], widths[-2::-1], sides[-2::-1], strict=False):
-        layers += [nn.ReLU(), Up(side), nn.Conv2d(width, after, 3, padding=1)]
+        layers += [ACTIVATIONS[settings.activation](), Up(side), nn.Conv2d(width, after, 3, padding=1)]
     return nn.Sequential(*layers)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import keyed
 from pipeline.image import Image
+from pipeline.samplers import langevin
 from pipeline.settings.base import Settings
 from pipeline.settings.nets import Net
 from pipeline.sheets import Picture
@@ -62,18 +64,24 @@ class Batch:
     dtype: torch.dtype = torch.float32
     piece: tuple[int, int] = (0, 1)
 
-    def _draw(self, draw, op: str, shape: tuple[int, ...]) -> Tensor:
-        numbers = draw(math.prod(shape), self.seed, self.epoch, self.ids.cpu().numpy(), op)
-        device = self.views[0].device if self.views else self.ids.device  # ids of a dry run are real, its views not
-        return send(numbers, device).to(self.dtype).reshape(len(self.ids), *shape)
+    @property
+    def device(self) -> torch.device:
+        return self.views[0].device if self.views else self.ids.device  # ids of a dry run are real, its views not
+
+    def keys(self, op: str) -> np.ndarray:
+        """The keys of (seed, epoch, sample, op): uint64 [B]."""
+        return keyed.key(self.seed, self.epoch, self.ids.cpu().numpy(), op)
 
     def uniform(self, op: str, *shape: int) -> Tensor:
         """Numbers in [0, 1) that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
-        return self._draw(keyed.uniform, op, shape)
+        numbers = keyed.uniform_of(self.keys(op), math.prod(shape))
+        return send(numbers, self.device).to(self.dtype).reshape(len(self.ids), *shape)
 
     def normal(self, op: str, *shape: int) -> Tensor:
-        """Standard normal numbers that depend on (seed, epoch, sample, op) alone -> [B, *shape]."""
-        return self._draw(keyed.normal, op, shape)
+        """Standard normal numbers that depend on (seed, epoch, sample, op) alone -> [B, *shape]; on a GPU they are
+        computed there."""
+        like = torch.empty(len(self.ids), *shape, dtype=self.dtype, device=self.device)
+        return langevin.normal(self.keys(op), like)
 
 
 @dataclass(frozen=True)

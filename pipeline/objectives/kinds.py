@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.objectives.autoencoders import AE, DAE, VAE
+from pipeline.objectives.autoencoders import AE, DAE
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
 from pipeline.objectives.grey import GreyCD, GreyPCD
@@ -14,6 +14,7 @@ from pipeline.objectives.noise import NCE, ConditionalNCE, GreyConditionalNCE
 from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
+from pipeline.objectives.variational import IWAE, VAE
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ae": AE,
     "dae": DAE,
     "vae": VAE,
+    "iwae": IWAE,
     "maximum_likelihood": MaximumLikelihood,
     "cd": CD,
     "pcd": PCD,

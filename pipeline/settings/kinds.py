@@ -14,7 +14,7 @@ from .densities import (
     PseudoLikelihood,
     RatioMatching,
 )
-from .objectives import AE, DAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
+from .objectives import AE, DAE, IWAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
 from .scores import GreyCD, GreyConditionalNCE, GreyPCD, ScoreMatching
 
 AnyObjective = Annotated[
@@ -25,6 +25,7 @@ AnyObjective = Annotated[
     | AE
     | DAE
     | VAE
+    | IWAE
     | MaximumLikelihood
     | CD
     | PCD

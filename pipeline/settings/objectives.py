@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from .base import Count, Fraction, Mistake, Positive, Settings
-from .nets import MLP
+from .nets import MLP, Activation
 from .training import Adam
 
 
@@ -175,8 +175,10 @@ class Decoder(Settings):
     """mlp: fully connected layers; conv: a linear layer, then 3x3 convolutions between enlargements by two."""
     width: Count = 256
     """Units of the hidden layers (mlp) or channels of the smallest image (conv)."""
-    layers: Annotated[int, Field(ge=1, le=4)] = 2
-    """Hidden layers (mlp) or enlargements by two (conv)."""
+    layers: Annotated[int, Field(ge=0, le=8)] = 2
+    """Hidden layers (mlp) or enlargements by two (conv); 0: a linear decoder."""
+    activation: Activation = "relu"
+    """After each hidden layer."""
 
 
 class AutoEncoder(Objective):
@@ -207,19 +209,53 @@ class DAE(AutoEncoder):
     """Standard deviation of the Gaussian noise on pixels between 0 and 1."""
 
 
-class VAE(AutoEncoder):
-    """Variational autoencoder (arXiv 1312.6114): - ELBO, summed over pixels and units, mean over the batch."""
+class Variational(AutoEncoder):
+    """A latent whose draws are told from noise only as far as the decoder needs it: bounds of log p(x), summed over
+    pixels and units, mean over the batch."""
 
     numbers = {"learn/loss": "loss", "vae/kl": "KL", "vae/active_units": "active units"}
-    kind: Literal["vae"] = "vae"
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """bernoulli: on grey pixels a continuous relaxation, not a log-likelihood; gaussian: one learned sigma."""
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
+    """bernoulli: binary pixels; gaussian: a density of grey ones, with one learned sigma; logistic: a probability of
+    their 256 levels, with one learned scale."""
+    binarisation: Literal["none", "dynamic", "static", "threshold"] = "none"
+    """Of pixels for bernoulli. dynamic: each is 1 with its grey value as probability, drawn afresh each epoch; static:
+    drawn once for all epochs; threshold: 1 above a half; none: grey pixels, of which bernoulli is a continuous
+    relaxation and no likelihood. A likelihood under one of them says nothing about another's."""
     beta: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the KL divergence; 1: the ELBO itself."""
+    """Weight of the KL divergence; 1: the bound itself."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of training over which beta rises linearly from 0."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.binarisation != "none" and self.likelihood != "bernoulli":
+            yield "binarisation", f"{self.binarisation}: likelihood {self.likelihood} is of grey pixels; expected none"
+
+
+class VAE(Variational):
+    """Variational autoencoder (arXiv 1312.6114): - ELBO with one draw of the latent for each image."""
+
+    kind: Literal["vae"] = "vae"
     free_bits: Annotated[float, Field(ge=0)] = 0.0
     """Nats per unit below which its KL (mean over the batch) is not pressed further."""
+
+
+class IWAE(Variational):
+    """Importance-weighted autoencoder (arXiv 1509.00519): a tighter bound, by several draws for each image."""
+
+    numbers = Variational.numbers | {"vae/iwae": "bound"}
+    kind: Literal["iwae"] = "iwae"
+    samples: Count = 50
+    """Draws of the latent for each image; 1: the ELBO."""
+    single: Fraction = 0.0
+    """Share of training, at its start, with one draw, for a fraction of the cost."""
+    gradient: Literal["reparameterised", "doubly_reparameterised"] = "reparameterised"
+    """Of the encoder. doubly_reparameterised (DReG, arXiv 1810.04152): the same in the mean, with less noise."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.gradient == "doubly_reparameterised" and (self.beta != 1 or self.warmup):
+            yield "gradient", "doubly_reparameterised is of the bound itself; expected beta 1 and no warmup"
 
 
 class LISTA(Objective):

@@ -179,7 +179,11 @@ def training_defaults(objective: Any) -> dict[str, Any]:
 
 
 class Likelihood(Settings):
-    """How the likelihood of an RBM is estimated where its states are too many to go through."""
+    """How the likelihood of an RBM is estimated where its states are too many to go through, and that of a variational
+    autoencoder where its decoder is not linear."""
+
+    samples: Annotated[int, Field(ge=2)] = 5000
+    """Draws of the latent of each test image, by an autoencoder's importance sampling."""
 
     chains: Annotated[int, Field(ge=2)] = 100
     """Of each direction; for the bound, test images that one chain each starts from."""
@@ -191,9 +195,9 @@ class Likelihood(Settings):
 
 class Generate(Stage):
     """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
-    how likely a restricted Boltzmann machine finds all of them."""
+    how likely a restricted Boltzmann machine or a variational autoencoder finds all of them."""
 
-    version = 4
+    version = 5
     makes = ("pictures",)
     numbers = {"energy": "energy", "log_likelihood": "log-likelihood"}
     kind: Literal["generate"] = "generate"
@@ -204,7 +208,7 @@ class Generate(Stage):
     images: Annotated[int, Field(ge=32)] = 1000
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
     likelihood: Likelihood = Likelihood()
-    """Of an RBM."""
+    """Of an RBM or a variational autoencoder."""
 
     def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
         model = stages.get(self.model)

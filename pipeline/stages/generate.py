@@ -11,9 +11,10 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
-from pipeline.evaluation import likelihood
+from pipeline.evaluation import importance, likelihood
 from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
+from pipeline.objectives.variational import Variational
 from pipeline.samplers import gibbs
 from pipeline.settings.stages import Generate
 from pipeline.sheets import Picture, tile
@@ -25,7 +26,8 @@ SHOWN, COLUMNS = 100, 10
 
 @torch.no_grad()
 def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, Any]:
-    """Draws the model's figures on the board -> the mean energy of the images they are of, and an RBM's likelihood."""
+    """Draws the model's figures on the board -> the mean energy of the images they are of, and a density's
+    likelihood."""
     objective = objectives.load(inputs[settings.model]).to(world.device)
     shards = Shards.open(inputs[settings.data], "test")
     ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
@@ -37,17 +39,38 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
     metrics = {"energy": float(energies.mean())}
     scalars = {"energy/test": metrics["energy"]}
-    if isinstance(getattr(objective, "net", None), RBM):
-        found, chains, energies_of = evaluate(objective, shards, settings, seed, world)
-        metrics |= found
-        for name, values in energies_of.items():
-            board.histogram(f"density/energy_{name}", step, values.cpu().numpy())
-        scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
-        for tag, picture in chains.items():
-            board.image(f"chains/{tag}", step, picture.of(source))
+    found, chains, histograms = measures(objective, shards, settings, seed, world)
+    metrics |= found
+    scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
+    for tag, values in histograms.items():
+        board.histogram(tag, step, values.cpu().numpy())
+    for tag, picture in chains.items():
+        board.image(f"chains/{tag}", step, picture.of(source))
     board.scalars(0, scalars)
     board.close()
     return metrics
+
+
+def measures(
+    objective: Any, shards: Shards, settings: Generate, seed: int, world: World
+) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
+    """What is measured of all test images, sheets of chains, and values of histograms by tag; empty where the model is
+    no density."""
+    if isinstance(getattr(objective, "net", None), RBM):
+        return evaluate(objective, shards, settings, seed, world)
+    if isinstance(objective, Variational):
+        ids, batch = test_batch(shards, seed, world)
+        images = objective.target(batch)
+        found = importance.evaluate(objective, images, ids, settings.likelihood.samples, seed)
+        return found, {}, {"vae/kl_units": importance.divergences(objective, images)}
+    return {}, {}, {}
+
+
+def test_batch(shards: Shards, seed: int, world: World) -> tuple[np.ndarray, Batch]:
+    """All test images in a keyed order, their ids beside them."""
+    ids = keyed.permute(np.arange(shards.n), shards.n, seed, "shown")
+    pictures = test_images(shards, ids).to(world.device)
+    return ids, Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
 
 
 def evaluate(
@@ -56,9 +79,7 @@ def evaluate(
     """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of test
     images, chains and what is simpler than any image: a black one, and pixels on at random as often as in the images.
     """
-    ids = keyed.permute(np.arange(shards.n), shards.n, seed, "shown")
-    pictures = test_images(shards, ids).to(world.device)
-    batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
+    _, batch = test_batch(shards, seed, world)
     states = objective.states(batch).to(torch.uint8)
     particles = objective.particles.states if hasattr(objective, "particles") else None
     found = likelihood.evaluate(objective.net, states, particles, settings.likelihood, seed)
@@ -77,10 +98,10 @@ def evaluate(
     return (
         found.metrics | {"protocol": protocol},
         {
-            tag: Picture(tile(rows[:SHOWN].float().view(-1, *pictures.shape[1:]), COLUMNS), caption)
+            tag: Picture(tile(rows[:SHOWN].float().view(-1, *batch.views[0].shape[1:]), COLUMNS), caption)
             for tag, (rows, caption) in sheets.items()
         },
-        {name: objective.energy(rows.float()) for name, rows in sets.items()},
+        {f"density/energy_{name}": objective.energy(rows.float()) for name, rows in sets.items()},
     )
 
 
