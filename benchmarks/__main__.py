@@ -27,6 +27,7 @@ FIGURES = {
     "moco_views_32": "views",
     "feed_224": "views",
     "feed_32": "views",
+    "pcd_update": "densities",
     "ratio_matching": "densities",
     "pseudo_likelihood": "densities",
     "probability_flow": "densities",

@@ -1,11 +1,14 @@
-"""Objectives of all neighbours of an image, for an RBM of 784 and 500 units, beside an energy for each flip."""
+"""RBMs of 784 and 500 units: an update by persistent chains beside sklearn's, and objectives of all neighbours of an
+image beside an energy for each flip."""
 
 import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.neural_network import BernoulliRBM
 from torch import Tensor
 
 from benchmarks.rounds import compare, rounds
@@ -15,12 +18,49 @@ from pipeline.objectives.base import Batch, Setup
 from pipeline.objectives.neighbours import Neighbours
 from pipeline.settings import densities as kinds
 from pipeline.settings.nets import RBM
-from pipeline.world import World
+from pipeline.world import World, keep_memory
 
+BATCH, UPDATES, RATE = 500, 20, 0.1
+"""Images, and particles, of an update; updates a round; learning rate."""
+INK = 0.13
+"""Share of the pixels that are ones, MNIST's."""
 IMAGES = 8
 """What the loop's graph of 784 energies has room for."""
 CLOSE = 1e-6
 """Largest difference of loss and gradients, over the largest of them."""
+
+
+def updates(objective: Any, grey: Tensor, half: bool) -> None:
+    """As the loop makes them: binarise, a sweep of the particles, gradient, step, commit."""
+    optimiser, ids = torch.optim.SGD(objective.parameters(), RATE), torch.arange(len(grey))
+    for step in range(UPDATES):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            result = objective(Batch((grey,), ids, step))
+            result.loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        objective.commit(result.pending, step)
+
+
+def pcd_update() -> dict:
+    """Persistent contrastive divergence with a sweep an update, all in fp32; sklearn's images are binary already. Also
+    with products in bf16, where this CPU has them."""
+    keep_memory()
+    numbers = keyed.uniform(784, "ink", np.arange(BATCH))
+    grey = 0.5 * torch.from_numpy(numbers < 2 * INK).float().view(BATCH, 1, 28, 28)
+    states = (numbers < INK).astype(np.float32)
+    setup = Setup(Image(1, 28, (0.1,), (0.3,)), 60_000, RBM(), World(), 0, pixel_means=grey.mean(0))
+    objective = objectives.build(kinds.PCD(particles=BATCH), setup)
+    peer = BernoulliRBM(500, learning_rate=RATE, batch_size=BATCH, n_iter=1, random_state=0)
+    peer.fit(states)
+    random = np.random.RandomState(0)
+    work = {
+        "pcd": partial(updates, objective, grey, False),
+        "sklearn": lambda: [peer._fit(states, random) for _ in range(UPDATES)],
+    }
+    if World().fast_bf16():
+        work["pcd_bf16"] = partial(updates, copy.deepcopy(objective), grey, True)
+    return compare(rounds(work), UPDATES, "updates/s", "pcd", "sklearn")
 
 
 def one_by_one(objective: Neighbours, x: Tensor) -> Tensor:

@@ -24,3 +24,8 @@ def send(numbers: np.ndarray, device: torch.device) -> Tensor:
     """Copies an array to a device; for CUDA asynchronously, from pinned memory."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def lowered(x: Tensor) -> bool:
+    """Whether autocast lowers the precision of what is computed on x's device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -66,6 +67,11 @@ class EnergyNet(nn.Module, ABC):
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
         """Energies of states [B, D] -> [B]."""
+
+    def energy_and_hidden(self, x: Tensor, half: bool = False) -> tuple[Tensor, Tensor]:
+        """The same, and the probabilities of the hidden units [B, H] without a gradient; H is 0 where there are none.
+        ``half``: products of binary states may be in bf16."""
+        return self.energy(x), x.new_empty(len(x), 0)
 
     def every_energy(self) -> Tensor:
         """Energies of all 2^bits states, in order, so that log Z = logsumexp(-E): [2^bits]."""
@@ -147,23 +153,56 @@ class Boltzmann(EnergyNet):
         return linear(x, self.coupling(), self.visible_bias)
 
     def energy(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
         return -(x * (self.field(x) + self.visible_bias)).sum(1) / 2
 
     def flips(self, x: Tensor) -> Tensor:
         return (2 * x - 1) * self.field(x)
 
     @torch.no_grad()
-    def gibbs(self, x: Tensor, keys: np.ndarray) -> Tensor:
-        """One sweep of states [B, D]: each pixel in turn given all others; the D numbers drawn for a row are those of
-        its key, uint64 [B]."""
-        draws, coupling, x = uniforms(keys, self.visible, x), self.coupling(), x.clone()
+    def gibbs(self, x: Tensor, keys: np.ndarray, half: bool = False) -> Tensor:
+        """One sweep of states [B, D] of any dtype: each pixel in turn given all others; the D numbers drawn for a row
+        are those of its key, uint64 [B]."""
+        coupling, dtype = self.coupling(), x.dtype
+        x = x.to(coupling.dtype, copy=True)
+        draws = uniforms(keys, self.visible, x)
         for i in range(self.visible):
             x[:, i] = draws[:, i] < torch.sigmoid(x @ coupling[i] + self.visible_bias[i])
-        return x
+        return x.to(dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> the log-odds of each pixel given the others, [B, D]."""
         return self.field(images.flatten(1))
+
+
+class FreeEnergy(torch.autograd.Function):
+    """Of states v [B, D] of zeros and ones: - (v - d)^T b - sum_j (softplus(a_j) - a_j m_j), [B], with a the log-odds
+    c + W^T (v - d); and sigmoid(a), [B, H], which has no gradient of its own. ``half``: the products of states with W,
+    and with the gradient of a, are in bf16; nothing else is."""
+
+    @staticmethod
+    def forward(ctx, v, weight, visible_bias, hidden_bias, visible_offset, hidden_offset, half):
+        a = gibbs.product(v, weight, hidden_bias - visible_offset @ weight, half=half)
+        hidden, pixels = a.sigmoid(), v.to(a.dtype)
+        # softplus(a) is a or 0, whichever is more, less the log of the likelier state's probability: half the time.
+        soft = a.relu().sum(1) - torch.maximum(hidden, 1 - hidden).log().sum(1)
+        energy = a @ hidden_offset - soft - pixels @ visible_bias + visible_offset @ visible_bias
+        ctx.half = half
+        ctx.save_for_backward(v, pixels, hidden, visible_offset, hidden_offset)
+        ctx.mark_non_differentiable(hidden)
+        return energy, hidden
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        v, pixels, hidden, visible_offset, hidden_offset = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            of_a = (hidden_offset - hidden) * grads[0][:, None]
+            of_hidden = of_a.sum(0)
+            of_offset = torch.outer(-visible_offset, of_hidden)
+            of_weight = gibbs.product(v, of_a, of_offset, of_columns=True, half=ctx.half)
+            of_visible = visible_offset * grads[0].sum() - grads[0] @ pixels
+        return None, of_weight, of_visible, of_hidden, None, None, None
 
 
 class RBM(EnergyNet):
@@ -197,9 +236,10 @@ class RBM(EnergyNet):
         """States or means of pixels [B, D] -> probabilities of the hidden units, [B, H]."""
         return torch.sigmoid(self.activations(v))
 
-    def log_odds(self, v: Tensor) -> Tensor:
-        """The same as `activations`, of states of zeros and ones alone, in less time."""
-        return gibbs.product(v, self.weight, self.hidden_bias - self.visible_offset @ self.weight)
+    @torch.no_grad()
+    def log_odds(self, v: Tensor, half: bool = False) -> Tensor:
+        """The same as `activations`, of states of zeros and ones alone, in less time and without a gradient."""
+        return gibbs.product(v, self.weight, self.hidden_bias - self.visible_offset @ self.weight, half=half)
 
     def field(self, h: Tensor) -> Tensor:
         """Hidden states [B, H] -> b + W (h - m), [B, D]: log-odds of the pixels."""
@@ -207,8 +247,11 @@ class RBM(EnergyNet):
 
     def energy(self, v: Tensor) -> Tensor:
         """Free energies - log sum_h exp(-E(v, h)) of states [B, D] -> [B]."""
-        a = self.log_odds(v)
-        return -(v - self.visible_offset) @ self.visible_bias - (softplus(a) - a * self.hidden_offset).sum(1)
+        return self.energy_and_hidden(v)[0]
+
+    def energy_and_hidden(self, v: Tensor, half: bool = False) -> tuple[Tensor, Tensor]:
+        parameters = self.weight, self.visible_bias, self.hidden_bias, self.visible_offset, self.hidden_offset
+        return FreeEnergy.apply(v, *parameters, half)  # type: ignore[return-value]
 
     def hidden_energy(self, h: Tensor) -> Tensor:
         """Free energies - log sum_v exp(-E(v, h)) of hidden states [B, H] -> [B]."""
@@ -228,11 +271,12 @@ class RBM(EnergyNet):
         return -linear - hidden_change(self.activations(v), signs, self.weight)
 
     @torch.no_grad()
-    def gibbs(self, v: Tensor, keys: np.ndarray) -> Tensor:
-        """One sweep of states [B, D]: the hidden units given the pixels, then the pixels given the hidden units; the
-        numbers drawn for a row are those of its key, uint64 [B]: first H for the hidden units, then D."""
-        h = gibbs.bernoulli(self.log_odds(v).sigmoid(), keys).to(v.dtype)
-        return gibbs.bernoulli(self.field(h).sigmoid(), keys, skip=self.features).to(v.dtype)
+    def gibbs(self, v: Tensor, keys: np.ndarray, half: bool = False) -> Tensor:
+        """One sweep of states [B, D] of any dtype: the hidden units given the pixels, then the pixels given the hidden
+        units; the numbers drawn for a row are those of its key, uint64 [B]: first H for the hidden units, then D."""
+        h = gibbs.bernoulli(self.log_odds(v, half).sigmoid(), keys)
+        field = gibbs.dense(h, self.weight.T, self.visible_bias - self.weight @ self.hidden_offset, half)
+        return gibbs.bernoulli(field.sigmoid(), keys, skip=self.features).to(v.dtype)
 
     @torch.no_grad()
     def uncentred(self) -> ais.RBM:

@@ -4,6 +4,7 @@ Only where all states can be gone through is the gradient of the likelihood know
 raise the energies of chains' ends, of noise or of an image's neighbours in place of the model's own samples.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pipeline.objectives.energies import full, full_precision
 from pipeline.objectives.memory import Particles
 from pipeline.samplers import gibbs
 from pipeline.settings import densities as kinds
+from pipeline.tensors import lowered
 
 STEEP = 100.0
 """Mean energy of data, in nats a pixel, above which energies have run away."""
@@ -40,17 +42,22 @@ class Density(Objective):
             self.commit_changes = tuple(f"net.{name}" for name, _ in self.net.named_buffers())
 
     def states(self, batch: Batch) -> Tensor:
-        """The batch's images as binary states [B, D]."""
-        return binarise(batch, self.settings.binarisation)
+        """The batch's images as binary states [B, D] of their dtype; a pixel that is no number stays one."""
+        grey = batch.views[0].flatten(1)
+        return binarise(batch, self.settings.binarisation).to(grey.dtype) + 0 * grey
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> states [B, D] and their energies [B]."""
+        """-> states [B, D], their energies [B] and the probabilities of their hidden units [B, H]."""
         x = self.states(batch)
-        return x, self.energy(x)
+        return x, *self.energy_and_hidden(x)
 
     def energy(self, x: Tensor) -> Tensor:
+        return self.energy_and_hidden(x)[0]
+
+    def energy_and_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        half = lowered(x)
         with full_precision(x):
-            return self.net.energy(full(x))
+            return self.net.energy_and_hidden(full(x), half)
 
     def penalty(self, low: Tensor, high: Tensor) -> Tensor:
         """What keeps energies near zero, 0-d."""
@@ -58,12 +65,9 @@ class Density(Objective):
             return low.new_zeros(())
         return self.settings.energy_penalty * (low.square().mean() + high.square().mean())
 
-    def statistics(self, x: Tensor) -> dict[str, Tensor]:
-        """Pending rows that centre the net: the mean of this micro-batch's hidden units, from every rank."""
-        if not self.net.centred:
-            return {}
-        with torch.no_grad(), full_precision(x):
-            return {"hidden": self.world.gather(self.net.log_odds(x).sigmoid().mean(0, keepdim=True))}
+    def statistics(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Pending rows that centre the net: the mean of this micro-batch's hidden units [B, H], from every rank."""
+        return {"hidden": self.world.gather(hidden.mean(0, keepdim=True))} if self.net.centred else {}
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
@@ -83,14 +87,12 @@ class Density(Objective):
 
 
 def binarise(batch: Batch, how: str) -> Tensor:
-    """A batch's images in [0, 1] as binary states [B, D]; a pixel that is no number stays one."""
+    """A batch's images in [0, 1] as binary states, uint8 [B, D]."""
     grey = batch.views[0].flatten(1)
     if how == "threshold":
-        states = grey > 0.5
-    else:
-        epoch = 0 if how == "static" else batch.epoch
-        states = gibbs.bernoulli(grey, keyed.key(batch.seed, epoch, batch.ids.cpu().numpy(), "binarise"))
-    return states.to(grey.dtype) + 0 * grey
+        return (grey > 0.5).to(torch.uint8)
+    epoch = 0 if how == "static" else batch.epoch
+    return gibbs.bernoulli(grey, keyed.key(batch.seed, epoch, batch.ids.cpu().numpy(), "binarise"))
 
 
 class MaximumLikelihood(Density):
@@ -109,12 +111,12 @@ class MaximumLikelihood(Density):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [1, 2^bits]."""
-        x, low = embedded
+        _, low, hidden = embedded
         with full_precision(low):
             high = self.net.every_energy()[None]
         log_partition = high.neg().logsumexp(1)[0]
         loss = low.mean() + log_partition + self.penalty(low, high)
-        return Step(loss, low, high, {"density/log_partition": log_partition.detach()}, self.statistics(x))
+        return Step(loss, low, high, {"density/log_partition": log_partition.detach()}, self.statistics(hidden))
 
     def energy_count(self, share: int, batch: int) -> int:
         return 1 << self.net.bits
@@ -126,12 +128,28 @@ class Chains(Density):
     The value of L says nothing of the likelihood; its gradient is the likelihood's where y is drawn from the model.
     """
 
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> states, uint8 [B, D], whose energies come with those of the chains' ends; and zeros [B], or no numbers
+        where an image has a pixel that is none."""
+        return binarise(batch, self.settings.binarisation), 0 * full(batch.views[0]).flatten(1).sum(1)
+
     @torch.no_grad()
     def run(self, states: Tensor, *key: Any) -> Tensor:
         """States [B, D] after k sweeps, the numbers of which are drawn by a key of one part a row."""
-        for sweep in range(self.settings.k):
-            states = self.net.gibbs(states, keyed.key(*key, "gibbs", sweep))
+        half = lowered(states)
+        with full_precision(states):
+            for sweep in range(self.settings.k):
+                states = self.net.gibbs(states, keyed.key(*key, "gibbs", sweep), half)
         return states
+
+    def against(self, embedded: tuple[Tensor, ...], starts: Tensor, ends: Tensor, shape: tuple[int, int]) -> Step:
+        """The step of data against chains from ``starts`` to ``ends``, uint8 [n, D]: low [B], high of this shape."""
+        x, blank = embedded
+        energies, hidden = self.energy_and_hidden(torch.cat([x, ends]))
+        low, high = energies[: len(x)] + blank, energies[len(x) :].view(shape)
+        loss = low.mean() - high.mean() + self.penalty(low, high)
+        moved = {"density/moved": (ends != starts).to(low.dtype).mean()}
+        return Step(loss, low, high, moved, self.statistics(hidden[: len(x)]))
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
         """Also chains that are not where the model's mass is."""
@@ -152,11 +170,9 @@ class CD(Chains):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, 1]."""
-        x, low = embedded
-        ends = self.run(x.detach(), batch.seed, batch.epoch, batch.ids.cpu().numpy())
-        high = self.energy(ends)[:, None]
-        loss = low.mean() - high.mean() + self.penalty(low, high)
-        return Step(loss, low, high, {"density/moved": (ends != x).to(low.dtype).mean()}, self.statistics(x))
+        x, _ = embedded
+        ends = self.run(x, batch.seed, batch.epoch, batch.ids.cpu().numpy())
+        return self.against(embedded, x, ends, (-1, 1))
 
     def energy_count(self, share: int, batch: int) -> int:
         return share
@@ -178,14 +194,11 @@ class PCD(Chains):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [1, K]: this rank's share of the particles in this micro-batch."""
-        x, low = embedded
         numbers, states = self.particles.part(batch.piece)
         states = self.particles.renewed(states, numbers, self.settings.refresh, batch.seed, batch.step)
-        ends = self.run(states.to(x.dtype), batch.seed, batch.step, numbers)
-        high = self.energy(ends)[None]
-        loss = low.mean() - high.mean() + self.penalty(low, high)
-        pending = {"particles": ends.to(torch.uint8)} | self.statistics(x)
-        return Step(loss, low, high, {"density/moved": (ends != states).to(low.dtype).mean()}, pending)
+        ends = self.run(states, batch.seed, batch.step, numbers)
+        step = self.against(embedded, states, ends, (1, -1))
+        return replace(step, pending=step.pending | {"particles": ends})
 
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:

@@ -188,9 +188,9 @@ class Particles(Shared):
 
     def renewed(self, states: Tensor, numbers: np.ndarray, share: float, *parts: Any) -> Tensor:
         """The states [m, D] with a random share of them anew from noise."""
-        again = keyed.uniform(1, *parts, numbers, "refresh")[:, 0] < share
-        if not again.any():
+        if not share:
             return states
+        again = keyed.uniform(1, *parts, numbers, "refresh")[:, 0] < share
         states = states.clone()
         fresh = torch.from_numpy(self.fresh(numbers[again], *parts)).to(states)
         states[torch.from_numpy(again).to(states.device)] = fresh

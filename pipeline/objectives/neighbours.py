@@ -18,10 +18,10 @@ class Neighbours(Density, ABC):
     """An objective of the energies of images and of all their neighbours: ``losses``."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> states [B, D], their energies [B] and what flips add to them [B, D]."""
-        x, low = super().embed(batch)
+        """-> also what flips add to energies, [B, D]."""
+        x, *rows = super().embed(batch)
         with full_precision(x):
-            return x, low, self.net.flips(full(x))
+            return x, *rows, self.net.flips(full(x))
 
     @abstractmethod
     def losses(self, low: Tensor, high: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ class Neighbours(Density, ABC):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, D]."""
-        x, energy, flips = embedded
+        _, energy, hidden, flips = embedded
         # Only differences count, and theirs is the gradient: that of two energies is larger, and nearly cancels.
         low = energy.detach().requires_grad_()
         high = low.detach()[:, None] + flips
         loss = self.losses(low, high).mean() + self.penalty(energy, energy[:, None] + flips)
-        return Step(loss, low, high, self.scalars(low.detach(), high.detach()), self.statistics(x))
+        return Step(loss, low, high, self.scalars(low.detach(), high.detach()), self.statistics(hidden))
 
     def scalars(self, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """The share of pixels whose flip would lower the energy."""

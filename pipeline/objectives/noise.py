@@ -33,17 +33,17 @@ class Noise(Density, ABC):
         """Of energies [B] and of their noise's [B, n] -> [B]; what else ``embed`` gives comes after them."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> states [B, D], their energies [B] and their noise's [B, n]."""
-        x, low = super().embed(batch)
+        """-> also the energies of the states' noise, [B, n]."""
+        x, *rows = super().embed(batch)
         noise = self.noise(x, batch)
-        return x, low, self.energy(noise.flatten(0, 1)).view(noise.shape[:2])
+        return x, *rows, self.energy(noise.flatten(0, 1)).view(noise.shape[:2])
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, n]."""
-        x, low, high, *odds = embedded
+        _, low, hidden, high, *odds = embedded
         loss = self.losses(low, high, *odds).mean() + self.penalty(low, high)
         scalars = self.scalars(low.detach(), high.detach(), *odds)
-        return Step(loss, low, high, scalars, self.statistics(x))
+        return Step(loss, low, high, scalars, self.statistics(hidden))
 
     def scalars(self, low: Tensor, high: Tensor, *odds: Tensor) -> dict[str, Tensor]:
         """The share of images that are told from their noise."""
@@ -88,8 +88,8 @@ class NCE(Noise):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> also log q of states, [B], and of noise, [B, n]."""
-        x, low, high = super().embed(batch)
-        return x, low, high, self.log_noise(x), self.log_noise(self.noise(x, batch))
+        x, *rows = super().embed(batch)
+        return x, *rows, self.log_noise(x), self.log_noise(self.noise(x, batch))
 
     def logits(self, energies: Tensor, log_noise: Tensor) -> Tensor:
         """G of what has these energies and log q, of any shape."""
