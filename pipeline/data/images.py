@@ -1,15 +1,15 @@
 """Keeps decoded images in memory where they fit, so that images which are read more than once are decoded once."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+import math
+from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pipeline.data.memory import SharedMemory
 from pipeline.data.reader import BadSample, read
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
@@ -18,8 +18,6 @@ from pipeline.views.decode import Scratch, TooSmall, decode
 
 MEMORY = 1 << 30
 """Bytes of decoded images that may be kept in memory; a larger set is decoded again at every use."""
-TASK = 256
-"""Images that one task of a pool decodes."""
 
 
 def fits(n: int, channels: int, height: int, width: int, memory: int = MEMORY) -> bool:
@@ -35,29 +33,18 @@ def pixels(data: bytes, channels: int, exif_orientation: bool, scratch: Scratch 
         raise BadSample("too small" if isinstance(error, TooSmall) else "undecodable", str(error)) from error
 
 
-class DecodedImages(NamedTuple):
-    """All images of a set whose images have one size, uint8 [n, H, W, C], and which could not be read, bool [n]."""
+class DecodedImages:
+    """``n`` images of one ``shape`` (H, W, C) in memory that worker processes share: ``images``, uint8 [n, H, W, C],
+    and which of them could not be read, ``broken``, bool [n]."""
 
-    images: Tensor
-    broken: np.ndarray
+    def __init__(self, n: int, shape: tuple[int, int, int], memory: SharedMemory | None = None):
+        self.n, self.shape = n, shape
+        self.memory = memory or SharedMemory(n * (math.prod(shape) + 1))
+        self.images, broken = self.memory.tensors([(n, *shape), (n,)])
+        self.broken = broken.numpy().view(bool)
 
-    @classmethod
-    def decode(
-        cls, n: int, shape: tuple[int, int, int], image: Callable[[int], Tensor], pool: Executor
-    ) -> "DecodedImages":
-        """Decodes the images of ids 0 to ``n`` - 1, of ``shape`` (H, W, C). ``image`` maps an id to uint8 [C, H, W];
-        an id for which it raises BadSample is marked as broken."""
-        decoded = cls(torch.zeros(n, *shape, dtype=torch.uint8), np.zeros(n, bool))
-
-        def fill(ids: range) -> None:
-            for sample in ids:
-                try:
-                    decoded.images[sample] = image(sample).permute(1, 2, 0)
-                except BadSample:
-                    decoded.broken[sample] = True
-
-        list(pool.map(fill, [range(at, min(at + TASK, n)) for at in range(0, n, TASK)]))
-        return decoded
+    def __reduce__(self) -> tuple:
+        return DecodedImages, (self.n, self.shape, self.memory)
 
 
 def images(shards: Shards, ids: np.ndarray, side: int) -> Tensor:

@@ -1,34 +1,33 @@
-"""Loads the batches of a training from any step on, in the order that the seed decides; threads prepare them ahead.
+"""Loads the batches of a training from any step on, in the order that the seed decides; threads or, for a GPU, worker
+processes prepare them ahead.
 
-The batches do not depend on the number of threads, on how far they read ahead, or on whether decoded images are kept
-in memory: a sample's position, its random draws and its replacement are functions of the seed.
+The batches do not depend on the number of these, on how far they read ahead, or on whether decoded images are kept in
+memory: a sample's position, its random draws and its replacement are functions of the seed.
 """
 
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import bottleneck, launcher
+from pipeline import launcher
 from pipeline.data import order
-from pipeline.data.faults import ATTEMPTS, BadSampleLog, Fault, await_batch, fault
-from pipeline.data.images import MEMORY, DecodedImages, fits, pixels
+from pipeline.data.cropper import STAGES, Cropper, Report
+from pipeline.data.faults import BadSampleLog, await_batch
+from pipeline.data.images import MEMORY, DecodedImages, fits
 from pipeline.data.pinned import PinnedBuffers
-from pipeline.data.reader import BadSample, read, read_many
 from pipeline.data.shards import Shards
-from pipeline.errors import DataError
-from pipeline.views.decode import Scratch
+from pipeline.data.worker import Workers
 from pipeline.views.transforms import ViewTransform
 
 T = TypeVar("T")
@@ -39,7 +38,8 @@ PLANNED = 4096
 """Positions whose sample ids are computed at once, since a call costs as much as some thousand of them."""
 CHUNK = 32
 """Images of one task of the pool; random numbers are drawn for all of them at once."""
-STAGES: tuple[str, ...] = (*bottleneck.STAGES, "wait")
+DECODED = 256
+"""Images that one task decodes into memory."""
 
 
 class MicroBatch(NamedTuple):
@@ -49,30 +49,14 @@ class MicroBatch(NamedTuple):
     ids: Tensor
 
 
-class Report(NamedTuple):
-    """What a task reports: the samples that it could not read, and the seconds of each of its stages."""
-
-    faults: list[Fault]
-    seconds: dict[str, float]
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Adds the duration of the block to a stage's seconds."""
-        begun = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - begun
-
-
 @dataclass(frozen=True)
 class PendingBatch:
-    """A micro-batch that threads are filling. ``rows``: the views, where the model runs on the CPU; else the crops,
-    uint8, from which ``views`` are computed on the device. ``tasks``: one for each CHUNK of its rows."""
+    """A micro-batch in preparation. ``tasks``: one for each CHUNK of its rows. ``finished``: the micro-batch, and the
+    event that the training's stream must wait for (None on a CPU)."""
 
     epoch: int
-    ids: np.ndarray
-    rows: tuple[Tensor, ...]
     tasks: list[Future[Report]]
-    views: Future[tuple[MicroBatch, torch.Event | None]] | None = None
+    finished: Future[tuple[MicroBatch, torch.Event | None]]
 
 
 class Loader:
@@ -81,8 +65,9 @@ class Loader:
     ``memory``: bytes of decoded images that may be kept. Raises ConfigError where the batch cannot be divided among
     ranks and micro-batches, DataError where unreadable samples are too many (see `faults`).
 
-    Threads read, decode and crop; on a CPU they also compute the views. For a GPU they fill pinned memory, which
-    another thread copies to the device and turns into views, ahead of the training and on a CUDA stream of its own."""
+    On a CPU threads read, decode, crop and compute the views. For a GPU, or with ``processes``, worker processes do
+    so, or leave the views to the device, ahead of the training: a thread copies what they write to pinned memory, on a
+    CUDA stream of its own."""
 
     def __init__(
         self,
@@ -102,6 +87,7 @@ class Loader:
         bad_samples: Path | None = None,
         max_bad_share: float = 0.001,
         memory: int = MEMORY,
+        processes: bool = False,
     ):
         self.shards, self.transform, self.seed, self.total = shards, transform, seed, total_steps
         self.n = min(shards.n, limit or shards.n)
@@ -113,19 +99,21 @@ class Loader:
         self.threads = cores(threads, self.device)
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.bad = 0
+        self.processes = processes or self.device.type == "cuda"
         self.pool = ThreadPoolExecutor(self.threads, "loader")
-        self.scratch = threading.local()
-        self.buffers = PinnedBuffers(self.device)
+        self.of_thread = threading.local()
+        self.workers: Workers | None = None
         self.finisher = ThreadPoolExecutor(1, "finish")
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.memory = memory
+        self.buffers: PinnedBuffers | None = None
+        self.shape = self._room(memory)
         self.decoded: DecodedImages | None = None
 
     def steps(self, start: int) -> Iterator[tuple[int, int, list[MicroBatch]]]:
         """(step, epoch, this rank's micro-batches) from step ``start`` to the last. No sample of an earlier step is
         read."""
         bad_samples = BadSampleLog(self.bad_samples, start, self.max_bad_share, self.shards)
-        self.decode_all(start)
+        self._prepare(start)
         pending: deque[list[PendingBatch]] = deque()
         shares, ahead = self.shares(start), start
         for step in range(start, self.total):
@@ -136,6 +124,33 @@ class Loader:
             batches = pending.popleft()
             self._collect([task for batch in batches for task in batch.tasks], step, bad_samples)
             yield step, batches[0].epoch, [self._micro_batch(batch) for batch in batches]
+
+    def _prepare(self, start: int) -> None:
+        """Starts the workers, and decodes all images where they are kept. Does nothing at a second call."""
+        if self.decoded is not None or self.workers is not None:
+            return
+        seen = (self.total - start) * self.batch_sampler.batch // self.batch_sampler.size
+        if self.shape is not None and seen > self.n:
+            self.decoded = DecodedImages(self.n, self.shape)
+        if self.processes:
+            # Where nothing is left to decode, workers have time for the views too; else the device is the quicker.
+            made = self.transform.crop_shapes if self.shape is None else self.transform.view_shapes
+            dtype = torch.uint8 if self.shape is None else torch.float32
+            shapes = [(self.batch_sampler.share, *shape) for shape in made]
+            # One for every micro-batch in preparation, and for those on their way to the device.
+            self.buffers = PinnedBuffers(self.device, shapes, dtype, AHEAD + 2 * self.batch_sampler.accumulate)
+            self.workers = Workers(self._cropper(), self.buffers.buffers, self.threads)
+        if self.decoded is not None:
+            parts = [range(at, min(at + DECODED, self.n)) for at in range(0, self.n, DECODED)]
+            list(self.pool.map(self._decode, parts))
+
+    def _room(self, memory: int) -> tuple[int, int, int] | None:
+        """The shape (H, W, C) of the images, if they have one and all of them fit into ``memory``."""
+        height, width = self.shards.manifest["height"], self.shards.manifest["width"]
+        channels = self.transform.image.channels
+        if height is None or not fits(self.n, channels, height, width, memory):
+            return None
+        return height, width, channels
 
     def _collect(self, tasks: list[Future[Report]], step: int, bad_samples: BadSampleLog) -> None:
         """Waits for a step's tasks, logs the samples that they could not read and adds up their seconds."""
@@ -163,73 +178,40 @@ class Loader:
     def close(self) -> None:
         for pool in (self.pool, self.finisher):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self.workers is not None:
+            self.workers.close()
+        if self.buffers is not None:
+            self.buffers.close()
 
     def _start(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray) -> PendingBatch:
         """Starts the tasks that fill a micro-batch, each some of its rows."""
-        count, on_cpu = len(ids), self.device.type == "cpu"
-        if on_cpu:
-            rows = tuple(torch.empty(count, *shape) for shape in self.transform.view_shapes)
-        else:
-            rows = self.buffers.take([(count, *shape) for shape in self.transform.crop_shapes])
-        chunks = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+        chunks = [slice(at, min(at + CHUNK, len(ids))) for at in range(0, len(ids), CHUNK)]
+        if self.workers is not None and self.buffers is not None:
+            buffer = self.buffers.take()
+            tasks = [self.pool.submit(self.workers.fill, buffer, c, step, epoch, positions[c], ids[c]) for c in chunks]
+            return PendingBatch(epoch, tasks, self.finisher.submit(self._finish, buffer, epoch, ids, tasks))
+        views = tuple(torch.empty(len(ids), *shape) for shape in self.transform.view_shapes)
         tasks = [
-            self.pool.submit(self._fill, step, epoch, positions[chunk], ids[chunk], tuple(r[chunk] for r in rows))
-            for chunk in chunks
+            self.pool.submit(self._fill, tuple(v[c] for v in views), step, epoch, positions[c], ids[c]) for c in chunks
         ]
-        batch = PendingBatch(epoch, ids, rows, tasks)
-        return batch if on_cpu else replace(batch, views=self.finisher.submit(self._finish, batch))
+        return PendingBatch(epoch, tasks, done((MicroBatch(views, torch.from_numpy(ids)), None)))
 
-    def _fill(self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, rows: tuple[Tensor, ...]) -> Report:
-        """Fills rows with the crops of samples, or on a CPU with their views. Replaces unreadable samples, and their
-        entries of ``ids``."""
-        report = Report([], dict.fromkeys(STAGES, 0.0))
-        crops = self._crops(len(ids)) if self.device.type == "cpu" else rows
-        if self.decoded is not None and not self.decoded.broken[ids].any():
-            params = self.transform.params(epoch, ids)
-            with report.time("crop"):
-                self.transform.crop_rows(self.decoded.images, ids, params, crops)
-        else:
-            self._crop_each(step, epoch, positions, ids, crops, report)
-        if self.device.type == "cpu":
-            with report.time("augment"):
-                self.transform.views(crops, epoch, ids, rows)
-        return report
+    def _cropper(self) -> Cropper:
+        """This thread's cropper."""
+        if not hasattr(self.of_thread, "cropper"):
+            self.of_thread.cropper = Cropper(self.shards, self.transform, self.sampler, self.decoded)
+        return self.of_thread.cropper
 
-    def _crop_each(
-        self, step: int, epoch: int, positions: np.ndarray, ids: np.ndarray, crops: tuple[Tensor, ...], report: Report
-    ) -> None:
-        """Reads, decodes and crops samples one by one."""
-        params = self.transform.params(epoch, ids)
-        with report.time("read"):
-            files = read_many(self.shards, ids) if self.decoded is None else [None] * len(ids)
-        for i, position in enumerate(positions.tolist()):
-            due = int(ids[i])
-            ids[i], image = self._readable(step, epoch, position, due, files[i], report)
-            out = tuple(c[i] for c in crops)
-            with report.time("crop"):
-                if ids[i] == due:
-                    self.transform.crop(image, params, i, out)
-                else:
-                    self.transform.crop(image, self.transform.params(epoch, ids[i : i + 1]), 0, out)
+    def _fill(self, views: tuple[Tensor, ...], *rows: Any) -> Report:
+        return self._cropper().fill(*rows, out=views)
 
-    def _of_thread(self, name: str, make: Callable[[], T]) -> T:
-        """An object that this thread makes once by ``make`` and then reuses."""
-        if not hasattr(self.scratch, name):
-            setattr(self.scratch, name, make())
-        return getattr(self.scratch, name)
-
-    def _crops(self, count: int) -> tuple[Tensor, ...]:
-        """This thread's buffers for the crops of a task."""
-        shapes = self.transform.crop_shapes
-        room = self._of_thread("crops", lambda: tuple(torch.empty(CHUNK, *s, dtype=torch.uint8) for s in shapes))
-        return tuple(c[:count] for c in room)
+    def _decode(self, ids: range) -> None:
+        (self.workers or self._cropper()).decode(ids)
 
     def _micro_batch(self, batch: PendingBatch) -> MicroBatch:
         """The micro-batch of finished tasks, which the device's current stream may use."""
-        if batch.views is None:
-            return MicroBatch(batch.rows, torch.from_numpy(batch.ids))
         begun = time.perf_counter()
-        micro_batch, event = await_batch(batch.views)
+        micro_batch, event = await_batch(batch.finished)
         self.seconds["wait"] += time.perf_counter() - begun
         if event is not None:
             current = torch.cuda.current_stream(self.device)
@@ -238,63 +220,31 @@ class Loader:
                 tensor.record_stream(current)
         return micro_batch
 
-    def _finish(self, batch: PendingBatch) -> tuple[MicroBatch, torch.Event | None]:
-        """Computes the views of a micro-batch on the device. Returns the event that the training's stream must wait
-        for, None on a CPU."""
-        for task in batch.tasks:
+    def _finish(
+        self, buffer: int, epoch: int, ids: np.ndarray, tasks: list[Future[Report]]
+    ) -> tuple[MicroBatch, torch.Event | None]:
+        """Brings a micro-batch to the device, and computes its views there if workers have not. Returns the event that
+        the training's stream must wait for, None on a CPU."""
+        assert self.buffers is not None
+        for task in tasks:
             task.result()
         with torch.cuda.stream(self.stream):  # does nothing where the stream is None
             begun = time.perf_counter()
-            crops = self.buffers.send(batch.rows)
+            views = self.buffers.send(buffer)
             sent = time.perf_counter()
-            views = tuple(self.transform.views(crops, batch.epoch, batch.ids))
-            ids = torch.from_numpy(batch.ids).to(self.device)
+            if self.shape is None:
+                views = tuple(self.transform.views(views, epoch, ids))
+            numbers = torch.from_numpy(ids).to(self.device)
             self.seconds["transfer"] += sent - begun
             self.seconds["augment"] += time.perf_counter() - sent
-            return MicroBatch(views, ids), self.stream.record_event() if self.stream else None
+            return MicroBatch(views, numbers), self.stream.record_event() if self.stream else None
 
-    def _readable(
-        self, step: int, epoch: int, position: int, sample: int, file: bytes | BadSample | None, report: Report
-    ) -> tuple[int, Tensor]:
-        """The id and image of ``sample``, or of its first replacement that can be read. ``file``: the sample's bytes,
-        if they were read already. Raises DataError where no replacement can be read."""
-        for attempt in range(1, ATTEMPTS + 2):
-            try:
-                return sample, self._image(sample, report, file)
-            except BadSample as error:
-                other = self.sampler.replacement(epoch, position, attempt)
-                report.faults.append(
-                    fault(self.shards, sample, error, step=step, epoch=epoch, position=position, replacement=other)
-                )
-                sample, file = other, None
-        where = f"position {position} of epoch {epoch}"
-        raise DataError(f"{where}: {ATTEMPTS} replacements unreadable too; check the shards")
 
-    def _image(self, sample: int, report: Report, file: bytes | BadSample | None = None) -> Tensor:
-        """One decoded image, uint8 [C, H, W]; this thread's next call overwrites it. Raises BadSample."""
-        if self.decoded is not None and not self.decoded.broken[sample]:
-            return self.decoded.images[sample].permute(2, 0, 1)
-        if isinstance(file, BadSample):
-            raise file
-        with report.time("read"):
-            data = read(self.shards, sample) if file is None else file
-        with report.time("decode"):
-            about = self.transform.image
-            return pixels(data, about.channels, about.exif_orientation, self._of_thread("pixels", Scratch))
-
-    def decode_all(self, start: int) -> None:
-        """Decodes all images into memory, if they have one size, fit there, and will be used more than once."""
-        height, width = self.shards.manifest["height"], self.shards.manifest["width"]
-        channels = self.transform.image.channels
-        seen = (self.total - start) * self.batch_sampler.batch // self.batch_sampler.size
-        if self.decoded is not None or height is None or seen <= self.n:
-            return
-        if not fits(self.n, channels, height, width, self.memory):
-            return
-        report = Report([], dict.fromkeys(STAGES, 0.0))
-        self.decoded = DecodedImages.decode(
-            self.n, (height, width, channels), lambda sample: self._image(sample, report), self.pool
-        )
+def done(result: T) -> Future[T]:
+    """A future that has its result."""
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
 def cores(threads: int, device: torch.device) -> int:

@@ -45,6 +45,9 @@ class Sampler:
             self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.bins = lru_cache(2)(self._bins)
 
+    def __reduce__(self) -> tuple:
+        return Sampler, (self.counts, self.seed, self.window)
+
     def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The sample ids at positions of an epoch -> int64, same shape."""
         if not self.window:
@@ -148,10 +151,14 @@ class BatchSampler:
         """The whole batches in an epoch. The samples left over are not used; they are others in each epoch."""
         return self.n // self.batch
 
+    @property
+    def share(self) -> int:
+        """The samples of a micro-batch on this rank."""
+        return self.batch // self.accumulate // self.size
+
     def at(self, step: int) -> tuple[int, list[np.ndarray]]:
         """The epoch of a step, and this rank's positions for each of its micro-batches."""
         epoch, t = divmod(step, self.steps_per_epoch)
         part = self.batch // self.accumulate
-        share = part // self.size
-        starts = t * self.batch + np.arange(self.accumulate) * part + self.rank * share
-        return epoch, [np.arange(start, start + share) for start in starts]
+        starts = t * self.batch + np.arange(self.accumulate) * part + self.rank * self.share
+        return epoch, [np.arange(start, start + self.share) for start in starts]

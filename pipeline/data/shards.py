@@ -81,6 +81,9 @@ class Shards:
         if check:
             self.check()
 
+    def __reduce__(self) -> tuple:
+        return reopen, (self.folder, self.split, self.manifest, self.fingerprint)
+
     @classmethod
     def open(cls, location: Path | str, split: str = "train", check: bool = True) -> "Shards":
         """Opens a split of the shards in a folder, or at a URL that fsspec knows. ``check``: whether the files' sizes
@@ -210,6 +213,14 @@ class Shards:
         assert side is not None
         cropped = (height, width) != (side, side)
         return Image(self.manifest["channels"], side, mean, std, self.manifest["exif_orientation"], cropped)
+
+
+def reopen(location: Path | str, split: str, manifest: dict[str, Any], fingerprint: str) -> Shards:
+    """The shards that another process has opened. Raises DataError where they are not the same any more."""
+    shards = Shards(location, split, manifest, check=False)
+    if shards.fingerprint != fingerprint:
+        raise DataError(f"{location}: samples were quarantined since this run began; start it again")
+    return shards
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -53,7 +53,8 @@ class Stage(Settings):
     place: Annotated[Place, Housekeeping()] = Place()
     """Ranks divide a batch, and its result is the batch's."""
     threads: Count = 1
-    """Threads of each process; part of the key, since sums of floats depend on it."""
+    """Threads of each process; part of the key, since sums of floats depend on it. On a GPU, a training has its share
+    of the machine's cores as workers for its images besides."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Null: the config's."""
 
