@@ -353,14 +353,14 @@ def test_pixels_are_drawn_by_seed_epoch_and_sample():
     grey[:, :, 0] = 0.0
     batches = [Batch((grey,), torch.arange(2000), epoch=epoch, dtype=torch.float64) for epoch in (0, 1, 2)]
     hows = ("dynamic", "static", "threshold")
-    dynamic, static, threshold = ([binarise(b, how).double() for b in batches] for how in hows)
+    dynamic, static, threshold = ([binarise(b, how) for b in batches] for how in hows)
     for states in (*dynamic, *static):
         assert set(states.unique().tolist()) == {0.0, 1.0} and not states[:, :4].any()
         assert states[:, 4:].mean() == pytest.approx(0.3, abs=0.01)
     assert not torch.equal(dynamic[1], dynamic[2]) and torch.equal(static[1], static[2])
     assert not threshold[0].any()
     some = Batch((grey[:3],), torch.tensor([5, 900, 7]), epoch=1, dtype=torch.float64)
-    assert torch.equal(binarise(some, "dynamic").double(), dynamic[1][[5, 900, 7]])
+    assert torch.equal(binarise(some, "dynamic"), dynamic[1][[5, 900, 7]])
 
 
 def ranks(size: int) -> list[Any]:

@@ -42,9 +42,8 @@ class Density(Objective):
             self.commit_changes = tuple(f"net.{name}" for name, _ in self.net.named_buffers())
 
     def states(self, batch: Batch) -> Tensor:
-        """The batch's images as binary states [B, D] of their dtype; a pixel that is no number stays one."""
-        grey = batch.views[0].flatten(1)
-        return binarise(batch, self.settings.binarisation).to(grey.dtype) + 0 * grey
+        """The batch's images as binary states [B, D]."""
+        return binarise(batch, self.settings.binarisation)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> states [B, D], their energies [B] and the probabilities of their hidden units [B, H]."""
@@ -87,6 +86,12 @@ class Density(Objective):
 
 
 def binarise(batch: Batch, how: str) -> Tensor:
+    """A batch's images in [0, 1] as binary states [B, D] of their dtype; a pixel that is no number stays one."""
+    grey = batch.views[0].flatten(1)
+    return bits(batch, how).to(grey.dtype) + 0 * grey
+
+
+def bits(batch: Batch, how: str) -> Tensor:
     """A batch's images in [0, 1] as binary states, uint8 [B, D]."""
     grey = batch.views[0].flatten(1)
     if how == "threshold":
@@ -131,7 +136,7 @@ class Chains(Density):
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> states, uint8 [B, D], whose energies come with those of the chains' ends; and zeros [B], or no numbers
         where an image has a pixel that is none."""
-        return binarise(batch, self.settings.binarisation), 0 * full(batch.views[0]).flatten(1).sum(1)
+        return bits(batch, self.settings.binarisation), 0 * full(batch.views[0]).flatten(1).sum(1)
 
     @torch.no_grad()
     def run(self, states: Tensor, *key: Any) -> Tensor:

@@ -102,7 +102,7 @@ class GreyCD(GreyChains):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, 1]."""
-        x, low = embedded
+        x, low, _ = embedded
         starts = x.detach()
         ends = self.chain(starts, batch.seed, batch.epoch, batch.ids.cpu().numpy())
         high = self.energy(ends)[:, None]
@@ -129,7 +129,7 @@ class GreyPCD(GreyChains):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [1, K]: this rank's share of the particles in this micro-batch."""
-        _, low = embedded
+        _, low, _ = embedded
         numbers, states = self.particles.part(batch.piece, batch.step)
         starts = self.particles.renewed(states, numbers, self.settings.refresh, batch.seed, batch.step)
         ends = self.chain(starts, batch.seed, batch.step, numbers)
