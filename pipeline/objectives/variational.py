@@ -42,11 +42,12 @@ class Variational(AE):
         return self.settings.likelihood != "bernoulli" or self.settings.binarisation != "none"
 
     def target(self, batch: Batch) -> Tensor:
-        """The batch's images [B, C, H, W] as they are modelled: grey, or as binary states."""
+        """The batch's images [B, C, H, W] as they are modelled: grey, or as binary states; a pixel that is no number
+        stays one."""
         images = batch.views[0]
         if self.settings.binarisation == "none":
             return images
-        return binarise(batch, self.settings.binarisation).view_as(images)
+        return binarise(batch, self.settings.binarisation).view_as(images).to(images.dtype) + 0 * images
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1], [B, C, H, W] -> mean and log variance of q(z|x), [B, latent] each, at least fp32."""
