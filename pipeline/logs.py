@@ -6,6 +6,7 @@ of the stages that trained it, evaluated it and drew with it. So everything of t
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline import charts, events, page, runs, tags
 from pipeline.plan import PlannedStage
@@ -31,6 +33,8 @@ BESIDE = ("projector_config.pbtxt", "projector")
 RESULTS = ["accuracy/linear_few", "accuracy/linear_top1", "accuracy/knn_top1", "collapse/rankme", "learn/loss"]
 ADDRESS = "http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0"
 """Of the page that answers the questions, without smoothing, which would draw a probe's five points elsewhere."""
+TICKED = 40
+"""Runs, at most, that TensorBoard shows without being told to; of more it shows none."""
 
 
 class Logs:
@@ -83,7 +87,8 @@ class Logs:
 
     def write_rows(self, out: Path, variants: Variants) -> None:
         """The rows of the HParams page: of each run that there is, once. They come before all else in TensorBoard's
-        list, those that a probe compares first, so that as few as can be of these share a colour."""
+        list, which has seven colours in turn: those that a probe compares first, so that as few as can be of these
+        share one, and variant by variant, so that of seven rows each has the same colour in all."""
         probed = {name for group in variants.values() for p in group for name in getattr(p.settings, "encoders", ())}
         place = {}
         for i, (run, values) in enumerate(rows(variants).items()):
@@ -209,7 +214,8 @@ def link(run: Path, folders: list[Path]) -> None:
 
 # ------------------------------------------------------------------------------------------------- settings and lines
 def rows(variants: Variants) -> dict[str, dict[str, Any]]:
-    """What each encoder was made with, by its run: what matters, and what is not the same in all of its objective."""
+    """What each encoder was made with, by its run: what matters, and what is not the same in all of its objective;
+    variant by variant, each with what its probes hold encoders against."""
     named = names(variants)
     stages = {named[p.folder]: p for group in variants.values() for p in group}
     chosen = {run: p for run, p in stages.items() if isinstance(p.settings, Pretrain | Codes)}
@@ -220,10 +226,34 @@ def rows(variants: Variants) -> dict[str, dict[str, Any]]:
         odd = {key for other in like for key in other if len({str(o.get(key)) for o in like}) > 1}
         values |= {key: every[run][key] for key in sorted(odd & every[run].keys()) if key.split(".")[-1] not in values}
         values["folder"] = str(chosen[run].folder)
+    every_row = {}
     for run, p in stages.items():
+        every_row |= {run: found[run]} if run in found else {}
         for row in sorted(set(probe_rows(p)) - set(getattr(p.settings, "encoders", ()))):
-            found[run.replace(p.name, row, 1)] = {"encoder": row, "objective": "none", "folder": str(p.folder / row)}
-    return found
+            beside = {"encoder": row, "objective": "none", "folder": str(p.folder / row)}
+            every_row[run.replace(p.name, row, 1)] = beside
+    return every_row
+
+
+def address(variants: Variants) -> str:
+    """Of the page, where TensorBoard has started. Of more runs than it ticks by itself those of the first variants are
+    asked for, in as many variants as that leaves ticked."""
+    every = [*sources(variants), *lines(variants)]
+    if len(every) < TICKED:
+        return ADDRESS
+    words: list[str] = []
+    chosen = pattern(words)
+    for mark in variants:
+        words += [word for word in mark.split() if word not in words]
+        if sum(bool(re.search(pattern(words), run)) for run in every) < TICKED:
+            chosen = pattern(words)
+    return f"{ADDRESS}&regexInput={quote(chosen, safe='')}"
+
+
+def pattern(words: list[str]) -> str:
+    """Of the runs that no other words of a sweep mark than these, and of lines in the charts."""
+    marks = "|".join([r"\(.+\)", *map(re.escape, words)])
+    return f"^(healthy|collapsed) |^[^ ]+( ({marks}))*$"
 
 
 def main_settings(p: PlannedStage) -> dict[str, Any]:

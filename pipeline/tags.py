@@ -37,8 +37,6 @@ TAGS = {
         "knn_online": Tag("Accuracy of such a vote on training images while the encoder learns.", SHARE, "rising"),
         "rows": Tag("The three accuracies of every encoder with their deviations.",
                     PICTURE, "encoders right of raw_pixels"),
-        "neighbours": Tag("Test images, and beside each the nearest others.", PICTURE, "neighbours of one class"),
-        "confusion": Tag("How many test images of each class were taken for which.", PICTURE, "a dark diagonal"),
     },
     "ae": {
         "error": Tag("Squared reconstruction error of an image, summed over pixels.",
@@ -89,6 +87,7 @@ TAGS = {
         "batchnorm_leakage": Tag("How much nearer two views are for having had the same companions in batch norm.",
                                  "cosine", f"near 0; above {LEAKAGE} batch norm gives the answer away"),
     },
+    "confusion": {"": Tag("How many test images of each class were taken for which.", PICTURE, "a dark diagonal")},
     "density": {
         "moved": Tag("Share of the pixels that a chain changed since it was last looked at.", SHARE, "well above 0"),
         "travelled": Tag("Root of the mean square of what chains have changed of pixels in a step of the training.",
@@ -137,6 +136,7 @@ TAGS = {
                             "ratio", "small, falling at the end"),
         "online_images": Tag("Training images that the encoder is evaluated on while it learns.", "images"),
     },
+    "neighbours": {"": Tag("Test images, and beside each the nearest others.", PICTURE, "neighbours of one class")},
     "ops": {
         "restarts": Tag("Starts after the first one.", "starts", "0"),
         "lost_steps": Tag("Steps that were computed twice for starts that were cut off.", "steps", "few"),

@@ -1,6 +1,8 @@
 """The page of a config: one folder for one set of stages, and in it a run for each encoder."""
 
+import re
 from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,6 +108,23 @@ def test_a_row_of_hparams_is_an_encoder(sweep):
     assert moco["folder"].endswith("moco-b11111111")
     assert "queue" not in found["vae seed=0"]
     assert found["raw_pixels seed=0"]["objective"] == "none"
+
+
+def test_rows_come_variant_by_variant(sweep):
+    """TensorBoard has seven colours in turn: of seven rows a variant each has its own in all."""
+    marks = [run.split()[1] for run in logs.rows(sweep)]
+    assert marks == sorted(marks) and len(set(marks)) == 2
+
+
+def test_of_many_runs_the_first_variants_are_asked_for(tmp_path):
+    """TensorBoard ticks none where there are more than forty."""
+    few = {f"seed={seed}": variant(tmp_path, seed) for seed in range(9)}
+    assert len(logs.sources(few)) == 27 + 1 and logs.address(few) == logs.ADDRESS
+    many = few | {f"vae.beta=0.{i} seed=0": [stage(tmp_path, "vae", Pretrain(data="s"), f"{i}")] for i in range(20)}
+    (asked,) = parse_qs(urlsplit(logs.address(many)).fragment)["regexInput"]
+    shown = [run for run in [*logs.sources(many), *logs.lines(many)] if re.search(asked, run)]
+    assert {*logs.sources(few), "healthy", "collapsed", "vae vae.beta=0.0 seed=0"} <= set(shown)
+    assert len(shown) == logs.TICKED - 1 and "vae vae.beta=0.19 seed=0" not in shown
 
 
 def test_what_differs_within_an_objective_is_a_column(tmp_path):

@@ -183,7 +183,7 @@ def test_rows_overlay_in_one_card(done):
     for row in metrics["rows"]:
         found = events(out / row)
         assert set(found.PluginTagToContent("scalars")) == tags
-        assert set(found.PluginTagToContent("images")) == {"accuracy/confusion", "accuracy/neighbours"}
+        assert set(found.PluginTagToContent("images")) == {"confusion", "neighbours"}
         assert (out / row / "projector_config.pbtxt").exists()
         lines[row] = [(p.step, p.tensor_proto.float_val[0]) for p in found.Tensors("accuracy/linear_top1")]
         assert lines[row][-1][1] == np.float32(metrics["rows"][row]["linear_top1"])

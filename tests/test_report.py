@@ -283,9 +283,37 @@ def test_sheets_are_made_smaller_until_they_have_room(tmp_path):
     assert page.shrunk(tmp_path / "b.png", 100_000) == ((tmp_path / "b.png").read_bytes(), True)
 
 
+def test_a_page_that_shows_the_same_results_is_left_as_it_is(place):
+    """By a run, which has nothing to do; whatever it looks like, if it is there."""
+
+    def again() -> str:
+        return report.write(["tiny.yaml"], Path("runs"), every, only_news=True).read_text()
+
+    every = variants()
+    path = report.write(["tiny.yaml"], Path("runs"), every)
+    path.write_text("as it is")
+    assert again() == "as it is"
+    kept = (path.parent / "results.json").read_text()
+    (path.parent / "results.json").write_text(kept.replace('"done"', '"stopped"', 1))
+    assert again() != "as it is" and (path.parent / "results.json").read_text() == kept
+
+
+def test_a_sweep_says_what_is_not_the_same_for_all_seeds(place):
+    """The protocol of each seed, where they differ; the pictures of the first."""
+    results = gather.results(["tiny.yaml", "seed=0,1"], variants("seed=0,1")).json()
+    protocol, records = results["probes"][0]["protocol"], [*place.glob("runs/probe-*/artifact.json")]
+    each = {r["seed"]: r["metrics"]["protocol"] for r in (json.loads(p.read_text()) for p in records)}
+    assert protocol["seed"] == [0, 1] and protocol["draws"] == each[0]["draws"]
+    assert protocol["data"] == {f"seed={seed}": each[seed]["data"] for seed in (0, 1)}
+    assert {s["stage"] for s in results["sheets"]} <= {s["label"] for s in results["stages"] if s["seed"] == 0}
+    assert len(results["sheets"]) == len(gather.results(["tiny.yaml"], variants("seed=0")).sheets)
+
+
 def test_a_page_that_cannot_be_drawn_fails_no_run(place, monkeypatch, capsys):
     monkeypatch.setenv("PIPELINE_REPORT", "yes")
     monkeypatch.setattr(page, "html", lambda results: 1 / 0)
+    for path in place.glob("runs/pages/tiny-*/results.json"):
+        path.unlink()
     assert cli.main(["run", "tiny.yaml", "--here"]) == 0
     assert "no report: division by zero" in capsys.readouterr().out
 

@@ -85,7 +85,7 @@ def test_every_plugin_has_its_page(server):
         assert listing[plugin]["enabled"], plugin
     images = wait_for(lambda: ask(f"{server}/data/plugin/images/tags"))
     assert "views" in images["moco"] and "views" in images["pirl"] and "codes/dictionary" in images["codes"]
-    assert {"samples", "reconstructions", "interpolations", "accuracy/confusion"} <= set(images["vae"])
+    assert {"samples", "reconstructions", "interpolations", "confusion"} <= set(images["vae"])
     assert {"latent/codes", "latent/plane"} <= set(images["plane"])
 
 

@@ -120,7 +120,7 @@ class Run:
         self.logs.refresh(self.every)
         folder = self.logs.folder(self.every)
         shown = folder if folder.exists() else folder.parents[2]  # a file system without links
-        lines.say(f"tensorboard --logdir {shlex.quote(str(shown))}    then {logs.ADDRESS}")
+        lines.say(f"tensorboard --logdir {shlex.quote(str(shown))}    then {logs.address(self.every)}")
 
     def draw_report(self) -> None:
         """Draws the page of the config, whatever of it was asked for, and says where it lies, or why there is none:
@@ -131,7 +131,7 @@ class Run:
 
         try:
             self.plan()
-            page = report.write(self.words, self.logs.root, self.every)
+            page = report.write(self.words, self.logs.root, self.every, only_news=True)
         except Exception as error:
             lines.say(f"no report: {errors.first_line(error)}", event="warning")
         else:

@@ -131,8 +131,8 @@ def write_figures(
     step, source = max(points), f"Data {Path(data.test.folder).name}."
     near = figures.neighbours(test, data.y_test, pictures, data.names, name)
     table = figures.confusion(np.array(points[step].confusion), data.names, name)
-    board.image("accuracy/neighbours", step, near.of(source))
-    board.image("accuracy/confusion", step, table.of(source))
+    board.image("neighbours", step, near.of(source))
+    board.image("confusion", step, table.of(source))
 
 
 def principal(rows: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def bar(difference: facts.Difference, least: float, most: float) -> str:
     def at(value: float) -> str:
         return f"{4 + 192 * (value - least) / (most - least):.1f}"
 
-    colour = "line0" if difference.decided else "soft"
+    colour = "line0" if difference.decided else "even"
     low, mean, high, zero = (at(v) for v in (difference.low, difference.mean, difference.high, 0.0))
     return (
         f'<svg class="bar" viewBox="0 0 200 14" aria-hidden="true" style="color: var(--{colour})">'

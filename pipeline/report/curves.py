@@ -13,8 +13,8 @@ from pipeline.report import facts
 
 POINTS = 500
 """Points of a curve, at most."""
-LOSSES = ("/loss", "/objective")
-"""How the tags end of what a training or a dictionary lowers."""
+LOSSES = ("/loss", "/objective", "/elbo")
+"""How the tags end of what a training or a dictionary improves."""
 
 
 def curve(label: str, points: Sequence[tuple[int, float]]) -> facts.Curve:
@@ -41,7 +41,8 @@ def losses(stages: Iterable[PlannedStage]) -> list[facts.Chart]:
     for p in stages:
         for path in sorted(p.folder.glob("**/metrics.jsonl")):
             logged = rows(path)
-            for tag in sorted({tag for row in logged for tag in row if tag.endswith(LOSSES)}):
+            tags = {tag for row in logged for tag in row if tag.endswith(LOSSES)}
+            for tag in sorted(tags - ({"learn/loss"} if "vae/elbo" in tags else set())):  # whose price of the KL grows
                 part = path.parent.relative_to(p.folder).parts
                 points = [(int(row["step"]), row[tag]) for row in logged if tag in row]
                 if len(points) < 2:

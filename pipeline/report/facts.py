@@ -130,8 +130,8 @@ class Chart:
 @dataclass(frozen=True)
 class Probe:
     """A probe over all seeds and settings of a sweep: its rows, best first, what they are held against, paired
-    differences, and accuracies along training. ``protocol``: as the artifact has it; ``seeds``: those it was run with.
-    """
+    differences, and accuracies along training. ``protocol``: as the artifacts have it, what differs between them by
+    what marks each ("seed=1"); ``seeds``: those it was run with."""
 
     stage: str
     seeds: list[int]

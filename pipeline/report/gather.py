@@ -28,6 +28,7 @@ def results(words: Sequence[str], variants: Variants) -> facts.Results:
     stages = plan.merge(dict(variants))
     records = {p.key: record for p in stages if not p.provisional and (record := artifact.read(p.folder))}
     labels = {p.key: p.label or p.name for p in stages}
+    first = first_seeds(variants)
     done = [stage(p, records.get(p.key), labels, variants) for p in stages]
     return facts.Results(
         schema=facts.SCHEMA,
@@ -39,7 +40,7 @@ def results(words: Sequence[str], variants: Variants) -> facts.Results:
         probes=list(probes(variants, records)),
         losses=curves.losses(p for p in stages if not p.provisional),
         trainings=list(curves.trainings(p for p in stages if not p.provisional)),
-        sheets=[sheet for p in stages if not p.provisional for sheet in sheets(p)],
+        sheets=[sheet for p in stages if p.key in first and not p.provisional for sheet in sheets(p)],
         stages=done,
         environment=list(environment({labels[key]: record for key, record in records.items()})),
         commands=list(commands(words, stages, records)),
@@ -120,6 +121,15 @@ def probes(variants: Variants, records: dict[str, dict[str, Any]]) -> Iterator[f
 def unseeded(mark: str) -> str:
     """What marks a variant, less its seed."""
     return " ".join(word for word in mark.split(" ") if not re.fullmatch(r"(\w+\.)?seed=\d+", word))
+
+
+def first_seeds(variants: Variants) -> set[str]:
+    """Of stages that their seed alone tells apart the first one's key."""
+    found: dict[tuple[str, str], str] = {}
+    for mark, stages in variants.items():
+        for p in stages:
+            found.setdefault((unseeded(mark), p.name), p.key)
+    return set(found.values())
 
 
 def sheets(p: PlannedStage) -> Iterator[facts.Sheet]:

@@ -91,13 +91,24 @@ def probe(stage: str, runs: list[Run]) -> facts.Probe:
         stage=stage,
         seeds=sorted({run.seed for run in runs}),
         metrics=metrics,
-        protocol=runs[0].record["metrics"]["protocol"],
+        protocol=protocol(runs),
         rows=drawn,
         differences=differences,
         verdict=verdict(main, drawn[0], differences) if leader else None,
         along=[found for m in metrics if (found := along(m, rows))],
         confusion=confusion.confusion(leader.label, leader.name, leader.runs[0]) if leader else None,
     )
+
+
+def protocol(runs: list[Run]) -> dict[str, Any]:
+    """What the probes' artifacts have; what is not the same in all, by what marks each."""
+    each = {f"{run.variant} seed={run.seed}".strip(): run.record["metrics"]["protocol"] for run in runs}
+    found: dict[str, Any] = {}
+    for part in dict.fromkeys(part for one in each.values() for part in one):
+        values = {mark: one[part] for mark, one in each.items() if part in one}
+        first, *others = values.values()
+        found[part] = first if all(other == first for other in others) else values
+    return found | ({"seed": sorted({run.seed for run in runs})} if len(each) > 1 else {})
 
 
 def metrics_of(runs: list[Run]) -> Iterator[facts.Metric]:
