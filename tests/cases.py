@@ -93,7 +93,7 @@ NETS = {
     "grey_cd": Energy(trunk=MLP(width=8, layers=1, activation="silu")),
     "grey_pcd": Energy(trunk=MLP(width=8, layers=1, activation="silu"), spectral_norm=True),
     "grey_pcd_short": Energy(trunk=CNN(width=8, depth=2, activation="silu", norm=Norm(kind="none", groups=0))),
-    "score_matching": Energy(trunk=MLP(width=8, layers=2, activation="silu")),
+    "score_matching": Energy(trunk=MLP(width=8, layers=2, activation="silu"), base="cone"),
     "score_matching_sliced": Energy(trunk=CNN(width=8, depth=2, activation="silu", norm=Norm(kind="none"))),
     "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),
 }

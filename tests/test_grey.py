@@ -130,7 +130,7 @@ def test_a_training_goes_on_to_the_same_bits(digits, tmp_path, world):
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
     loaded: Any = objectives.load(tmp_path / "one")
-    assert loaded.particles.states.shape == (60, 64) and loaded.sample(3, 0).shape == (21, 3, 64)
+    assert loaded.particles.states.shape == (60, 64) and loaded.walk(3, 0).shape == (21, 3, 64)
 
 
 # ----------------------------------------------------------------------------------------------------- a known density
@@ -168,4 +168,4 @@ def test_persistent_chains_come_to_the_density_of_points():
         optimiser.step()
         o.commit(result.pending, step)
         rate.step()
-    assert first > 1 and divergence() < 0.05
+    assert first > 1 and divergence() < 0.1

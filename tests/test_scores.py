@@ -162,13 +162,13 @@ def test_annealed_chains_come_to_the_points_by_their_shares():
     """Of the true energies: as many to each point as its share, four errors of a count."""
     o = build(Mixture(0.1), levels=8, noise=(0.02, 1.0))
     o.target = lambda deviation: Target(lambda x: Mixture(deviation).energy(x) / deviation)  # type: ignore[method-assign]
-    states = o.sample(400, 0)
+    states = o.walk(400, 0)
     assert states.shape == (10, 400, 2)
     distance = torch.cdist(states[-1], POINTS)
     assert float(distance.amin(1).max()) < 1e-3  # the last step takes all noise away
     shares = torch.bincount(distance.argmin(1), minlength=3) / 400
     assert ((shares - SHARES).abs() < 4 * (SHARES * (1 - SHARES) / 400).sqrt() + 0.02).all()
-    assert torch.equal(o.sample(5, 0), states[:, :5])
+    assert torch.equal(o.sample(5, 0), states[-1, :5])
 
 
 def test_signs_of_what_goes_wrong():

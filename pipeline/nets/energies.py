@@ -99,10 +99,16 @@ class EnergyNet(nn.Module, ABC):
 
 
 class Energy(EnergyNet):
-    """E(x) = w^T trunk(x), for any trunk, which is given normalised images; a constant changes no density."""
+    """E(x) = w^T trunk(x), for any trunk, which is given normalised images; a constant changes no density. ``cone``:
+    E(x) + sqrt(D) || x - m ||, with m the mean image."""
 
-    def __init__(self, settings: settings.Energy, image: Image, seed: int):
+    mean: Tensor
+
+    def __init__(self, settings: settings.Energy, image: Image, seed: int, means: Tensor | None = None):
         super().__init__()
+        self.cone = math.sqrt(math.prod(image.shape)) if settings.base == "cone" else 0.0
+        if self.cone:
+            self.register_buffer("mean", chances(math.prod(image.shape), means))
         self.image, self.visible = image, math.prod(image.shape)
         self.bits = self.visible
         self.trunk = trunks.build(settings.trunk, image, None, seed)
@@ -126,7 +132,8 @@ class Energy(EnergyNet):
             layer.parametrizations.weight.eval()
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.head(self(x.view(-1, *self.image.shape)))[:, 0]
+        energies = self.head(self(x.view(-1, *self.image.shape)))[:, 0]
+        return energies + self.cone * (x - self.mean).norm(dim=1) if self.cone else energies
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [0, 1], [B, C, H, W] -> the trunk's features [B, features]."""
@@ -301,6 +308,6 @@ def build(net: Any, image: Image, seed: int = 0, means: Tensor | None = None) ->
     in [0, 1], [C, H, W]. Its first weights are a function of (seed, settings, means) alone."""
     with seeded(seed, "init", "energy"):
         if isinstance(net, settings.Energy):
-            return Energy(net, image, seed)
+            return Energy(net, image, seed, means)
         visible = math.prod(image.shape)
         return RBM(net, visible, means) if isinstance(net, settings.RBM) else Boltzmann(visible, means)

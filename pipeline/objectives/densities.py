@@ -39,7 +39,7 @@ class Density(Objective):
         if self.net.centred:
             self.commit_changes = ("net.visible_bias", "net.hidden_offset")
         if self.net.spectral:
-            self.commit_changes = tuple(f"net.{name}" for name, _ in self.net.named_buffers())
+            self.commit_changes = tuple(f"net.{k}" for k, _ in self.net.named_buffers() if ".parametrizations." in k)
 
     def states(self, batch: Batch) -> Tensor:
         """The batch's images as binary states [B, D]."""

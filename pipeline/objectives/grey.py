@@ -74,7 +74,7 @@ class GreyChains(Density):
             signs["chains"] = Sign(f"energies of chains are {gap:.3g} over those of data: they have lost each other")
         return signs
 
-    def sample(self, count: int, seed: int) -> Tensor:
+    def walk(self, count: int, seed: int) -> Tensor:
         """Chains from uniform noise, FRESH times as long as a step's: [FRESH + 1, count, D], the first the noise."""
         some, numbers = next(self.net.parameters()), np.arange(count)
         draws = keyed.uniform(self.net.visible, seed, "sample", numbers)
@@ -83,10 +83,14 @@ class GreyChains(Density):
             states.append(self.chain(states[-1], seed, "sample", part, numbers))
         return torch.stack(states)
 
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Where those chains end, [count, D]."""
+        return self.walk(count, seed)[-1]
+
     @torch.no_grad()
     def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
         """Samples by their energies, chains on their way from noise."""
-        states, sampler = self.sample(SAMPLES, seed), self.settings.sampler
+        states, sampler = self.walk(SAMPLES, seed), self.settings.sampler
         energies, of_data = (self.energy(x.flatten(1)) for x in (states[-1], images))
         how = f"{FRESH * sampler.steps:,} Langevin steps from uniform noise at temperature {sampler.temperature:.3g}"
         heads = [f"{part * sampler.steps:,}" for part in range(FRESH + 1)]

@@ -88,7 +88,7 @@ class ScoreMatching(Density):
         """The density of images under noise of this deviation, for chains."""
         return langevin.Target(lambda x: self.net.energy(x) / deviation)
 
-    def sample(self, count: int, seed: int) -> Tensor:
+    def walk(self, count: int, seed: int) -> Tensor:
         """Annealed Langevin (Song & Ermon 2019, algorithm 1) from noise: chains after each level, then once down the
         slope, by which the last noise is taken away (Jolicoeur-Martineau et al. 2020, arXiv 2009.05475, sec. 3.1):
         [levels + 2, count, D], the first the noise itself."""
@@ -102,10 +102,14 @@ class ScoreMatching(Density):
         last = ladder[-1] ** 2 * self.target(ladder[-1]).at(states[-1]).gradient
         return torch.stack([*states, states[-1] - last])
 
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Where those chains end, [count, D]."""
+        return self.walk(count, seed)[-1]
+
     @torch.no_grad()
     def figures(self, images: Tensor, classes: list[str], seed: int) -> dict[str, Picture]:
         """Samples by their energies, chains on their way from noise, and the energies of simple images beside them."""
-        states, shape = self.sample(SAMPLES, seed), images.shape[1:]
+        states, shape = self.walk(SAMPLES, seed), images.shape[1:]
         energies, of_data = (self.energy(x.flatten(1)) / self.deviations()[-1] for x in (states[-1], images))
         how = f"annealed Langevin from noise, {len(states) - 2} levels of {STEPS} steps at temperature 1"
         heads = ["noise", *[f"{deviation:.2g}" for deviation in self.deviations()], "less noise"]

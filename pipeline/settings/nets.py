@@ -155,6 +155,9 @@ class Energy(EnergyNet):
         halve="stride", activation="silu", norm=Norm(kind="none")
     )
     """A linear layer on its features is the energy. A cnn or a resnet has norm.kind none."""
+    base: Literal["none", "cone"] = "none"
+    """cone: sqrt(pixels) times the distance to the mean image is added, which is what score matching over a ladder of
+    noise comes to far from all images: the trunk has only the difference to learn."""
     spectral_norm: bool = False
     """Every weight matrix of the trunk is divided by its largest singular value (Miyato et al. 2018, arXiv
     1802.05957), as Du & Mordatch (2019, arXiv 1903.08689) do: features have bounded slopes."""

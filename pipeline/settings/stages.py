@@ -199,7 +199,12 @@ class Generate(Stage):
 
     version = 5
     makes = ("pictures",)
-    numbers = {"energy": "energy", "log_likelihood": "log-likelihood"}
+    numbers = {
+        "energy": "energy",
+        "log_likelihood": "log-likelihood",
+        "frechet": "Frechet distance",
+        "frechet_floor": "its floor",
+    }
     kind: Literal["generate"] = "generate"
     data: ShardsRef
     """The stage that packs the images."""
@@ -209,6 +214,11 @@ class Generate(Stage):
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
     likelihood: Likelihood = Likelihood()
     """Of an RBM or a variational autoencoder."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Samples whose Frechet distance from as many test images is measured, beside that of training images, of
+    what draws grey images; ten for each of the features at least. 0: none."""
+    features: EncoderRef | None = None
+    """The encoder whose features that distance is of; null: the images' own means over a grid of 7 x 7 cells."""
 
     def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
         model = stages.get(self.model)

@@ -11,7 +11,8 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
-from pipeline.evaluation import importance, likelihood
+from pipeline.evaluation import encoders, frechet, importance, likelihood
+from pipeline.evaluation.frechet import Cells
 from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
 from pipeline.objectives.variational import Variational
@@ -46,9 +47,27 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         board.histogram(tag, step, values.cpu().numpy())
     for tag, picture in chains.items():
         board.image(f"chains/{tag}", step, picture.of(source))
+    if settings.samples and hasattr(objective, "sample"):
+        found = frechet_distance(objective, settings, seed, inputs, world)
+        metrics |= found
+        scalars |= {f"density/{name}": found[name] for name in ("frechet", "frechet_floor")}
     board.scalars(0, scalars)
     board.close()
     return metrics
+
+
+def frechet_distance(
+    objective: Any, settings: Generate, seed: int, inputs: dict[str, Path], world: World
+) -> dict[str, Any]:
+    """The Frechet distance of samples from test images, and of training images from them."""
+    splits = [Shards.open(inputs[settings.data], split) for split in ("test", "train")]
+    count = min(settings.samples, *(shards.n for shards in splits))
+    sets = [test_images(x, keyed.permute(np.arange(count), x.n, seed, "frechet")) for x in splits]
+    drawn = objective.sample(count, seed).view(-1, *sets[0].shape[1:])
+    encoder = Cells() if settings.features is None else encoders.load(inputs[settings.features])
+    test, train = (images.to(world.device) for images in sets)
+    name = settings.features or "cells"
+    return frechet.measure(drawn, test, train, encoder.to(world.device), name)
 
 
 def measures(
