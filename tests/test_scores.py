@@ -10,6 +10,7 @@ from pipeline import keyed
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.image import Image
+from pipeline.nets.energies import EnergyNet
 from pipeline.objectives.base import Batch, Setup
 from pipeline.objectives.noise import GreyConditionalNCE
 from pipeline.objectives.scores import FLAT, ScoreMatching
@@ -40,7 +41,7 @@ class Given(Batch):
         return (self.signs < 0).double() if shape else torch.zeros(len(self.ids)).double()
 
 
-class Mixture(nn.Module):
+class Mixture(EnergyNet):
     """Energies under noise of a data set that is a few points, times the noise's deviation."""
 
     visible, features, centred = 2, 2, False
