@@ -120,6 +120,25 @@ TAGS = {
     "latent": {
         "codes": Tag("Where test images lie in the latent plane.", PICTURE, "classes apart, within two deviations"),
         "plane": Tag("What each place of the latent plane is decoded to.", PICTURE, "images everywhere, no jump"),
+        "cost": Tag("Cost of an image given the code that is inferred for it: what the free energy has without its "
+                    "penalty.", "half the squared pixel range, or nats", "falling"),
+        "nonzero": Tag("Share of the units of a code that are not zero.", SHARE, "above 0"),
+        "size": Tag("Root mean square of the units of a code.", "1", "above a tenth of the noise, where there is one"),
+        "unpredicted": Tag("Squared distance of inferred codes from the encoder's, over their squared length.",
+                           "ratio", "falling, below 1"),
+        "gap": Tag("Duality gap of the inferred codes, over the squared length of what they code: how far they may be "
+                   "from the best ones.", "ratio", "below 1e-3"),
+        "auroc_noise": Tag("Share of pairs in which the free energy of a test image is below that of one whose pixels "
+                           "are each of another image.", SHARE, "near 1"),
+        "auroc_halves": Tag("The same of images that are made of halves of two.", SHARE, "near 1"),
+        "nearer": Tag("Share of test images to which one of eight completions is nearer than the mean of many.",
+                      SHARE, "above 0.8"),
+        "completions": Tag("A part of an image, and what several codes complete it to.", PICTURE,
+                           "images, all different"),
+        "penalties": Tag("Free energies of images, and of what is none, by the penalty of inference.", PICTURE,
+                         "images below the others at the training's penalty"),
+        "atoms": Tag("What the units of a linear or convolutional decoder add to an image.", PICTURE,
+                     "strokes and edges, not noise"),
         "*": Tag("A picture of the latent space.", PICTURE),
     },
     "learn": {

@@ -20,6 +20,7 @@ from pipeline.settings.densities import (
     PseudoLikelihood,
     RatioMatching,
 )
+from pipeline.settings.latent_energies import Filters, Latent
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
 from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
@@ -65,6 +66,13 @@ CASES = {
     "iwae_doubly": IWAE(
         latent=4, decoder=NARROW, binarisation="threshold", samples=5, gradient="doubly_reparameterised"
     ),
+    "latent": Latent(latent=24, steps=10),
+    "latent_half": Latent(
+        condition="half", latent=3, decoder=NARROW.model_copy(update={"activation": "silu"}), regulariser="noise",
+        cost="bernoulli", steps=8, prediction=0.3,
+    ),
+    "latent_random": Latent(condition="random", latent=3, regulariser="l2", steps=8),
+    "latent_filters": Latent(decoder=Filters(filters=2, side=3), steps=8, prediction=0.5),
     "maximum_likelihood": MaximumLikelihood(),
     "cd": CD(k=2),
     "cd_boltzmann": CD(binarisation="threshold"),

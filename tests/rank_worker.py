@@ -23,8 +23,9 @@ NORMS = {
     "finer": Norm(kind="split", splits=4),
     "local": Norm(kind="local"),
 }
-DELICATE = ("pseudo_likelihood", "mpf_energy")
-"""Those whose gradients are small sums of large terms, in fp32 by more than the others are held to."""
+DELICATE = ("pseudo_likelihood", "mpf_energy", "latent_filters")
+"""Those whose gradients are small sums of large terms, or too large for these steps, in fp32 by more than the others
+are held to."""
 PARTICLES = ("pcd", "grey_pcd_short")
 RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     **{name: (name, "global", 1, torch.float64) for name in CASES},

@@ -187,7 +187,7 @@ def test_step_is_made_of_detached_scalars_and_whole_pending(name, world):
     result = objective(b)
     assert result.loss.shape == () and result.loss.requires_grad
     for tag, value in (result.scalars | objective.diagnostics(result, b)).items():
-        assert re.fullmatch(r"(learn|ae|vae|energy|codes|density|collapse)/[a-z_]+", tag)
+        assert re.fullmatch(r"(learn|ae|vae|latent|energy|codes|density|collapse)/[a-z_]+", tag)
         assert value.shape == () and not value.requires_grad and torch.isfinite(value), tag
         assert value.dtype == torch.float64 or tag in ("learn/queue_age", "vae/active_units"), tag
     assert not any(v.requires_grad for v in result.pending.values())

@@ -191,6 +191,10 @@ class Objective(nn.Module):
         where there is none: pictures by tag."""
         return {}
 
+    def measures(self, images: Tensor, seed: int) -> dict[str, float]:
+        """Numbers of a trained one on test images in [0, 1], [n, C, H, W], by tag."""
+        return {}
+
     @property
     def projection(self) -> nn.Module | None:
         """The head in whose space its energies are, from the encoder's features to [B, dim]; None: there is none."""

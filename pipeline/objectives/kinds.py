@@ -6,6 +6,7 @@ from pipeline.objectives.autoencoders import AE, DAE
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
 from pipeline.objectives.grey import GreyCD, GreyPCD
+from pipeline.objectives.latent_energies import Latent
 from pipeline.objectives.lista import LISTA
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dae": DAE,
     "vae": VAE,
     "iwae": IWAE,
+    "latent": Latent,
     "maximum_likelihood": MaximumLikelihood,
     "cd": CD,
     "pcd": PCD,

@@ -14,6 +14,7 @@ from .densities import (
     PseudoLikelihood,
     RatioMatching,
 )
+from .latent_energies import Latent
 from .objectives import AE, DAE, IWAE, PIRL, VAE, MoCo, MoCoV3, SimCLR
 from .scores import GreyCD, GreyConditionalNCE, GreyPCD, ScoreMatching
 
@@ -26,6 +27,7 @@ AnyObjective = Annotated[
     | DAE
     | VAE
     | IWAE
+    | Latent
     | MaximumLikelihood
     | CD
     | PCD

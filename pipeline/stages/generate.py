@@ -39,7 +39,9 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         board.image(tag, step, figure.of(source))
     energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
     metrics = {"energy": float(energies.mean())}
-    scalars = {"energy/test": metrics["energy"]}
+    numbers = objective.measures(pictures, seed)
+    metrics |= {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
+    scalars = {"energy/test": metrics["energy"]} | numbers
     found, chains, histograms = measures(objective, shards, settings, seed, world)
     metrics |= found
     scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
