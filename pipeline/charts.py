@@ -50,6 +50,10 @@ SECTIONS = {
         Chart("VAE: latent units in use: most of them", ("vae/active_units",)),
         Chart("AE: squared error of an image: down", ("ae/error",)),
     ),
+    "What did densities learn? Chains are under Images": (
+        Chart("log-likelihood of test images, nats: up", ("density/log_likelihood",)),
+        Chart("Frechet distance of samples: near its floor", ("density/frechet", "density/frechet_floor")),
+    ),
     "What did sparse codes learn? Atoms are under Images": (
         Chart("objective while the dictionary learns: down", ("codes/objective",)),
         Chart("nonzero entries of a code: few", ("codes/nnz",)),

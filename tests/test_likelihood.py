@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline import tags
 from pipeline.evaluation import likelihood
 from pipeline.nets import energies
 from pipeline.settings.nets import RBM
@@ -45,3 +46,4 @@ def test_exact_and_annealed_agree(net, states, monkeypatch):
         assert found[f"{name}_ess"] > 50
     assert found["log_likelihood_bound"] < exact["log_likelihood"] + 3 * found["log_likelihood_bound_se"]
     assert found["chain_rhat"] < 1.05 and found["chain_ess"] > 200
+    assert all(tags.find(f"density/{name}") for name in found)

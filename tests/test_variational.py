@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import keyed, objectives
+from pipeline import keyed, objectives, tags
 from pipeline.evaluation import importance
 from pipeline.objectives import pixels, variational
 from pipeline.objectives.base import Batch
@@ -100,6 +100,7 @@ def test_what_is_measured_says_what_it_is_of(world):
         "likelihood": "bernoulli", "binarisation": "dynamic", "images": 20, "by": "importance sampling, 30 draws",
     }  # fmt: skip
     assert found["elbo"] < found["log_likelihood"] < 0 <= found["unsure"] <= 1
+    assert all(tags.find(f"density/{name}") for name in found if name != "protocol")
     assert found["information"] + found["aggregate_kl"] == pytest.approx(found["kl"], abs=1.0)
     grey = make("vae", world)
     assert "log_likelihood" not in importance.evaluate(grey, images, np.arange(20), 30, 0)
