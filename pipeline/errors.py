@@ -40,6 +40,14 @@ class NoProgressError(PipelineError):
     code = 70
 
 
+class DivergedError(NoProgressError):
+    """A training has diverged or collapsed: ``found``, since ``step``, and ``advice`` for whoever has it end there."""
+
+    def __init__(self, found: str, advice: str = "", step: int = 0):
+        super().__init__(f"{found}; {advice}" if advice else found)
+        self.found, self.step = found, step
+
+
 class Stopped(PipelineError):
     """The process was asked to stop and has saved; the same command resumes."""
 

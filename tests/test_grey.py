@@ -1,6 +1,8 @@
 """Contrastive divergence of continuous images: chains, particles that take turns, and a density that is known."""
 
+import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 from pipeline import objectives
+from pipeline.errors import DivergedError
 from pipeline.image import Image
 from pipeline.nets import energies
 from pipeline.objectives.base import Batch, Setup
+from pipeline.objectives.grey import GreyPCD
 from pipeline.objectives.memory import GreyParticles
 from pipeline.settings import nets, scores
 from pipeline.settings.stages import Pretrain
@@ -131,6 +135,40 @@ def test_a_training_goes_on_to_the_same_bits(digits, tmp_path, world):
     assert first == second
     loaded: Any = objectives.load(tmp_path / "one")
     assert loaded.particles.states.shape == (60, 64) and loaded.walk(3, 0).shape == (21, 3, 64)
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_goes_back_at_half_the_rate(digits, tmp_path, world, capsys, monkeypatch):
+    """From the checkpoint before, as often as it is let; killed and started again, it comes to the same bits."""
+    net = {"kind": "energy", "trunk": {"kind": "mlp", "width": 16, "activation": "silu"}}
+    objective = {"kind": "grey_pcd", "particles": 20, "sampler": {"kind": "short_run", "steps": 2}}
+    given = {"kind": "pretrain", "data": "shards", "objective": objective, "net": net, "restores": 1}
+    settings = Pretrain(**given, steps=12, batch=100, save_steps=4, keep=3, log_steps=1, snapshots=0)
+    plain = GreyPCD.score
+
+    def score(self, embedded, batch):
+        """Too high a rate: at step 9 the loss is not finite until it is halved."""
+        step = plain(self, embedded, batch)
+        fails = batch.step == 9 and not (here / "restores.json").exists()
+        return replace(step, loss=step.loss * (torch.inf if fails else 1))
+
+    monkeypatch.setattr(GreyPCD, "score", score)
+    for name in ("one", "two"):
+        here = tmp_path / name
+        here.mkdir()
+        if name == "two":
+            shutil.copy(tmp_path / "one/restores.json", here)
+            shutil.copytree(tmp_path / "one/checkpoints/00000008", here / "checkpoints/00000008")
+        found = pretrain.run(settings, 0, {"shards": digits}, here, world)
+        assert found["restores"] == 1
+    assert "back to step 8, at half the learning rate (1 of at most 1 times)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "one/restores.json").read_text()) == [{"diverged": 9, "back_to": 8}]
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+    here = tmp_path / "never"
+    here.mkdir()
+    with pytest.raises(DivergedError, match="loss is not finite at step 9; the last good checkpoint is kept"):
+        pretrain.run(settings.model_copy(update={"restores": 0}), 0, {"shards": digits}, here, world)
 
 
 # ----------------------------------------------------------------------------------------------------- a known density

@@ -96,6 +96,9 @@ class Pretrain(Training, Stage):
     """How it is trained: what goes down, and what goes up or is limited."""
     views: EachView = (MoCoV2(),)
     """One mapping for both views, or a list of two: a distribution for each."""
+    restores: Annotated[int, Field(ge=0, le=10)] = 0
+    """Times that a training which diverges (a loss or gradient that is not finite or, with collapse: stop, a collapse)
+    goes back to its last good checkpoint and on at half the learning rate, before it ends with code 70."""
     online: Annotated[OnlineEvaluation, Housekeeping()] = OnlineEvaluation()
     """A kNN accuracy and the rank of the features, at each checkpoint."""
 

@@ -13,14 +13,14 @@ from pipeline import keyed, objectives, sheets
 from pipeline.data.images import class_names, images, whole
 from pipeline.data.loader import Loader
 from pipeline.data.shards import Shards
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DivergedError
 from pipeline.evaluation import online
 from pipeline.image import Image
 from pipeline.objectives import models
 from pipeline.objectives.base import Objective, Setup
 from pipeline.settings.stages import Pretrain
 from pipeline.sheets import Frame, Picture
-from pipeline.training import loop
+from pipeline.training import loop, restore
 from pipeline.views import jigsaw, transforms
 from pipeline.world import World
 
@@ -72,7 +72,19 @@ def pixel_means(shards: Shards, side: int, samples: int) -> Tensor | None:
 
 
 def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
-    """Trains on the shards' training split -> the last scalars; writes the model, its snapshots and the board."""
+    """Trains on the shards' training split -> the last scalars; writes the model, its snapshots and the board. A
+    training that diverges goes back and on at half the rate, as often as it is let."""
+    while True:
+        times = len(restore.record(out))
+        try:
+            scalars = attempt(restore.halved(settings, times), seed, inputs, out, world)
+            return scalars | ({"restores": times} if times else {})
+        except DivergedError as error:
+            restore.go_back(error, out, settings.restores, world)
+
+
+def attempt(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
+    """The training from its last checkpoint to its end, or to where it diverges."""
     shards = Shards.open(inputs[settings.data], "train")
     objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
     spec, image = models.spec(objective, setup), setup.image

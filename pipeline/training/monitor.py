@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.board import Board
-from pipeline.errors import NoProgressError
+from pipeline.errors import DivergedError, NoProgressError
 from pipeline.lines import say
 from pipeline.nets import norm
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Step
@@ -120,8 +120,11 @@ class CollapseAlarm:
         when = f"collapsed at step {first}" if lasted else f"ends with a sign of collapse, there since step {first}"
         text = f"{self.name}: {when}: {'; '.join(signs[name].text for name in named)}"
         if lasted and self.do == "stop":
-            raise NoProgressError(f"{text}; the last good checkpoint is kept: lower the temperature or the learning "
-                                  f"rate, or set norm.kind shuffle; collapse: ignore goes on")  # fmt: skip
+            advice = (
+                "the last good checkpoint is kept: lower the temperature or the learning rate, or set norm.kind "
+                "shuffle; collapse: ignore goes on"
+            )
+            raise DivergedError(text, advice, first)
         say(text, event="collapse", step=first)
         self.since, self.do = {}, "ignore"  # once
 
@@ -138,7 +141,7 @@ class FiniteCheck:
         self.notes.append((step, loss, norm))
 
     def check(self) -> None:
-        """Raises NoProgressError for the first value since the last check that is not finite."""
+        """Raises DivergedError for the first value since the last check that is not finite."""
         if not self.notes:
             return
         steps, *columns = zip(*self.notes, strict=True)
@@ -147,10 +150,8 @@ class FiniteCheck:
             finite = torch.isfinite(torch.stack(column))
             if not finite.all():
                 first = steps[int(finite.long().argmin())]
-                raise NoProgressError(
-                    f"{self.name}: the {quantity} is not finite at step {first}; the last good checkpoint is "
-                    f"kept: lower the learning rate or raise the temperature"
-                )
+                advice = "the last good checkpoint is kept: lower the learning rate or raise the temperature"
+                raise DivergedError(f"{self.name}: the {quantity} is not finite at step {first}", advice, first)
 
 
 def restart_cost(board: Board, start: int, batch: int) -> dict[str, float]:
