@@ -255,14 +255,17 @@ def reason(error: Any, annotation: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- what crosses stages
-def edges(stage: Stage) -> Iterator[tuple[str, Edge, str]]:
-    """(field, what it needs, stage named there) of every reference to another stage."""
-    for name, info in type(stage).model_fields.items():
+def edges(group: Settings, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Edge, str]]:
+    """(path, what it needs, stage named there) of every reference to another stage, in groups of settings too."""
+    for name, info in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, Settings):
+            yield from edges(value, (*above, name))
+            continue
         for edge in [m for m in marks(info.annotation, info.metadata) if isinstance(m, Edge)]:
-            value = getattr(stage, name)
             for ref in value if isinstance(value, tuple) else [value]:
                 if ref is not None:
-                    yield name, edge, ref
+                    yield (*above, name), edge, ref
 
 
 def marks(annotation: Any, metadata: Iterable[Any] = ()) -> Iterator[Any]:
@@ -287,7 +290,7 @@ def check_edges(name: str, stage: Stage, raw: dict, document: Document) -> None:
     made = {n: kind.makes for n, kind in kinds.items() if kind and issubclass(kind, Stage)}
     for key, edge, ref in edges(stage):
         makers = [n for n, things in made.items() if edge.needs in things and n != name]
-        path = ("stages", name, key)
+        path = ("stages", name, *key)
         if ref not in raw:
             document.wrong(path, f'no stage "{ref}"{nearest(ref, makers)}')
         elif edge.needs not in made.get(ref, (edge.needs,)):

@@ -25,6 +25,7 @@ from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
 from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.scores import GreyCD, GreyConditionalNCE, GreyPCD, Langevin, ScoreMatching, ShortRun
+from pipeline.world import World
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
@@ -84,6 +85,7 @@ CASES = {
     "mpf_energy": MPF(),
     "nce": NCE(),
     "nce_energy": NCE(),
+    "nce_model": NCE(model="vae", noise=2, samples=3),
     "conditional_nce": ConditionalNCE(noise=2),
     "grey_conditional_nce": GreyConditionalNCE(noise=2),
     "grey_cd": GreyCD(sampler=Langevin(steps=3, step=0.1, temperature=0.1, bounds="logit"), energy_penalty=1e-3),
@@ -136,7 +138,14 @@ def make(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtyp
 def setup(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dtype = torch.float64) -> Setup:
     """The same for every objective, but for the net."""
     net: Net = NETS.get(name, RBM(hidden=6)) if CASES[name].energy else CNN(width=8, depth=2, norm=norm)
-    return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(dtype), 0.2))
+    noise = autoencoder() if name == "nce_model" and world.device.type != "meta" else None
+    return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(dtype), 0.2), noise)
+
+
+def autoencoder() -> Objective:
+    """What noise is drawn from."""
+    settings = VAE(latent=4, decoder=NARROW, binarisation="dynamic")
+    return objectives.build(settings, Setup(IMAGE, SAMPLES, CNN(width=8, depth=2), World.single(device="cpu"), 0))
 
 
 def batch(

@@ -120,7 +120,7 @@ def population_loss(m: Machine, o) -> Tensor:
     if isinstance(o, Neighbours):
         return p @ o.losses(low, low[:, None] + o.net.flips(m.states))
     if isinstance(o, NCE):
-        q, away = o.log_noise(m.states), torch.tensor(torch.inf)
+        q, away = o.proposal.log_density(m.states, None), torch.tensor(torch.inf)
         of_data = o.losses(low, away.expand(len(low), 1), q, q[:, None])
         of_noise = o.losses(-away.expand(len(low)), low[:, None], q, q[:, None])
         return p @ of_data + o.settings.noise * q.exp() @ of_noise

@@ -38,6 +38,7 @@ class Lasso(NamedTuple):
 class Setup:
     """What an objective is built for, the same for all of them. ``samples``: how many ids there are, for memories with
     a row each; ``net``: the network that is trained; ``lasso``: for an objective that predicts sparse codes;
+    ``noise``: a trained autoencoder, for one that tells images from what it draws;
     ``pixel_means``: of the training images in [0, 1], [C, H, W], for one that trains energies and starts from them."""
 
     image: Image
@@ -46,6 +47,7 @@ class Setup:
     world: World
     seed: int
     lasso: Lasso | None = None
+    noise: "Objective | None" = None
     pixel_means: Tensor | None = None
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pipeline import keyed
-from pipeline.nets.energies import RAREST, chances
+from pipeline.nets.energies import chances
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Setup, Sign, Step
 from pipeline.objectives.densities import Density
 from pipeline.objectives.energies import full
+from pipeline.objectives.proposals import Generated, IndependentPixels
 from pipeline.settings import densities as kinds
 from pipeline.settings import scores as continuous
 
@@ -60,36 +60,33 @@ class Noise(Density, ABC):
 
 class NCE(Noise):
     """Noise-contrastive estimation (Gutmann & Hyvarinen, JMLR 13, 2012, eq. 8): L = - log sigmoid(G(x)) - sum_n log
-    sigmoid(-G(y_n)), with G = - E(x) - c - log q(x) - log n, q independent pixels with data's means, c for log Z.
-
-    q is fixed: the means of the training images at the start.
+    sigmoid(-G(y_n)), with G = - E(x) - c - log q(x) - log n, c for log Z, and q independent pixels with the means of
+    the training images, or a trained autoencoder.
     """
 
     Settings = kinds.NCE
     settings: kinds.NCE
-    means: Tensor
+    training_state = ("proposal.",)
 
     def __init__(self, settings: kinds.NCE, setup: Setup):
         super().__init__(settings, setup)
-        self.register_buffer("means", chances(self.net.visible, setup.pixel_means).clamp(RAREST, 1 - RAREST))
-        numbers = torch.as_tensor(keyed.uniform(ESTIMATE * self.net.visible, setup.seed, "log partition"))
-        y = (numbers.view(ESTIMATE, -1) < self.means).to(self.means.dtype)
+        if setup.noise is None:  # as it is where a finished model is read
+            self.proposal = IndependentPixels(chances(self.net.visible, setup.pixel_means))
+        else:
+            self.proposal = Generated(setup.noise, settings.samples, setup.image.shape)
         with torch.no_grad():
-            weights = -self.net.energy(y) - self.log_noise(y)
+            y, log_density = self.proposal.first(ESTIMATE, setup.seed)
+            weights = -self.net.energy(y) - log_density
             self.log_partition = nn.Parameter(weights.logsumexp(0) - math.log(ESTIMATE))
 
-    def log_noise(self, x: Tensor) -> Tensor:
-        """log q of states [..., D] -> [...]."""
-        return x @ self.means.logit() + torch.log1p(-self.means).sum()
-
     def noise(self, x: Tensor, batch: Batch) -> Tensor:
-        numbers = batch.uniform("noise", self.settings.noise, self.net.visible)
-        return (numbers < self.means).to(x.dtype)
+        return self.proposal.samples(batch, self.settings.noise).to(x.dtype)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> also log q of states, [B], and of noise, [B, n]."""
         x, *rows = super().embed(batch)
-        return x, *rows, self.log_noise(x), self.log_noise(self.noise(x, batch))
+        noise = self.noise(x, batch)
+        return x, *rows, self.proposal.log_density(x, batch), self.proposal.log_density(noise, batch)
 
     def logits(self, energies: Tensor, log_noise: Tensor) -> Tensor:
         """G of what has these energies and log q, of any shape."""

@@ -1,12 +1,13 @@
 """The objectives that train an energy of whole images. Defaults are the papers'."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import Count, Fraction, Positive
+from .base import Count, Fraction, Mistake, ModelRef, Positive
 from .nets import RBM
-from .objectives import Inputs, Objective
+from .objectives import Inputs, Objective, Variational
 from .training import SGD, Adam
 
 
@@ -96,10 +97,26 @@ class Noise(Density):
 
 
 class NCE(Noise):
-    """Noise-contrastive estimation (Gutmann & Hyvarinen 2010) against independent pixels, with log Z a parameter."""
+    """Noise-contrastive estimation (Gutmann & Hyvarinen 2010), with log Z a parameter, against independent pixels or
+    what an autoencoder draws."""
 
     kind: Literal["nce"] = "nce"
     noise: Count = 5
+    model: ModelRef | None = None
+    """The stage that trains a vae or an iwae of the same binarisation, whose samples are the noise: hard to tell from
+    images, where independent pixels leave little to learn. Null: independent pixels."""
+    samples: Count = 10
+    """Of the latent, from which the noise's log-density is estimated: too low in the mean, the more so the fewer."""
+
+    def misfits_of_noise(self, objective: Objective) -> Iterator[Mistake]:
+        """What of the objective that trains ``model`` does not go with this one."""
+        theirs = getattr(objective, "binarisation", None)
+        if not isinstance(objective, Variational) or theirs != self.binarisation:
+            kind = getattr(objective, "kind", "")
+            yield "objective.model", (
+                f'"{self.model}" is trained by {kind}, binarisation {theirs}; expected a vae or an iwae of '
+                f"binarisation {self.binarisation}"
+            )
 
 
 class ConditionalNCE(Noise):

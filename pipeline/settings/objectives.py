@@ -60,6 +60,11 @@ class Objective(Settings):
     training_defaults: ClassVar[dict[str, Any]] = {}
     """What a stage that trains it is given where nothing else is said."""
 
+    @property
+    def no_likelihood(self) -> str:
+        """Why nothing that it trains has a likelihood, in words; empty where it may have one."""
+        return ""
+
     def misfits(self, net: Any) -> Iterator[Mistake]:
         """What of a net, of those that give what it trains, it cannot train."""
         yield from ()

@@ -28,6 +28,10 @@ class Continuous(Objective):
     """Times the mean squared energy of images, and of what is pushed up, in the loss (Du & Mordatch 2019, arXiv
     1903.08689): differences and slopes alone leave a constant open."""
 
+    @property
+    def no_likelihood(self) -> str:
+        return f"is trained by {self.kind}: its partition function is not estimated here"  # type: ignore[attr-defined]
+
     def misfits(self, net: Any) -> Iterator[Mistake]:
         if not isinstance(net, Energy):
             yield "net.kind", f"a {net.kind} is of binary images; objective {self.kind} expects an energy"  # type: ignore[attr-defined]
@@ -121,6 +125,12 @@ class GreyChains(Continuous):
     """The chains."""
     deviation: Annotated[float, Field(ge=0)] = 0.03
     """Of Gaussian noise on images: without it nothing bounds the slope at pixels that are always black."""
+
+    @property
+    def no_likelihood(self) -> str:
+        temperature = self.sampler.temperature
+        where = f"is trained at temperature {temperature:.3g}: -E is not the log of its density, and has no likelihood"
+        return super().no_likelihood if temperature == 1 else where
 
 
 class GreyCD(GreyChains):

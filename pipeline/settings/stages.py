@@ -21,7 +21,7 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
-from .densities import CD, PCD
+from .densities import CD, NCE, PCD
 from .kinds import AnyObjective
 from .nets import CNN, Energy, EnergyNet, Net, ViT
 from .objectives import MoCo, MomentumEncoder
@@ -134,6 +134,11 @@ class Pretrain(Training, Stage):
         if self.view_size is not None:
             yield from self.misfits(self.view_size)
 
+    def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
+        noise = stages.get(self.objective.model or "") if isinstance(self.objective, NCE) else None
+        if isinstance(noise, Pretrain):
+            yield from self.objective.misfits_of_noise(noise.objective)
+
     def misfits(self, side: int) -> Iterator[Mistake]:
         """What does not go with views of ``side`` pixels."""
         if isinstance(self.net, ViT) and side % self.net.patch:
@@ -200,7 +205,7 @@ class Generate(Stage):
     """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
     how likely a restricted Boltzmann machine or a variational autoencoder finds all of them."""
 
-    version = 5
+    version = 6
     makes = ("pictures",)
     numbers = {
         "energy": "energy",
@@ -227,6 +232,8 @@ class Generate(Stage):
         model = stages.get(self.model)
         if isinstance(model, Pretrain) and not model.objective.draws:
             yield "model", f'"{self.model}" is trained by {model.objective.kind}, which draws nothing; leave this out'
+        elif isinstance(model, Pretrain) and "likelihood" in self.model_fields_set and model.objective.no_likelihood:
+            yield "likelihood", f'"{self.model}" {model.objective.no_likelihood}; leave likelihood out'
 
 
 class Codes(Coding, Stage):

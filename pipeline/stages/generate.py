@@ -30,9 +30,9 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     """Draws the model's figures on the board -> the mean energy of the images they are of, and a density's
     likelihood."""
     objective = objectives.load(inputs[settings.model]).to(world.device)
-    shards = Shards.open(inputs[settings.data], "test")
+    train, shards = (Shards.open(inputs[settings.data], split) for split in ("train", "test"))
     ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
-    pictures = test_images(shards, ids).to(world.device)
+    pictures = pixels(shards, ids).to(world.device)
     board = Board(out, -1)  # always anew: it costs seconds
     step, source = last_step(inputs[settings.model]) or 0, f"Model {settings.model}, data {settings.data}."
     for tag, figure in objective.figures(pictures, class_names(shards, ids), seed).items():
@@ -42,7 +42,7 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     numbers = objective.measures(pictures, seed)
     metrics |= {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
     scalars = {"energy/test": metrics["energy"]} | numbers
-    found, chains, histograms = measures(objective, shards, settings, seed, world)
+    found, chains, histograms = measures(objective, train, shards, settings, seed, world)
     metrics |= found
     scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
     for tag, values in histograms.items():
@@ -64,7 +64,7 @@ def frechet_distance(
     """The Frechet distance of samples from test images, and of training images from them."""
     splits = [Shards.open(inputs[settings.data], split) for split in ("test", "train")]
     count = min(settings.samples, *(shards.n for shards in splits))
-    sets = [test_images(x, keyed.permute(np.arange(count), x.n, seed, "frechet")) for x in splits]
+    sets = [pixels(x, keyed.permute(np.arange(count), x.n, seed, "frechet")) for x in splits]
     drawn = objective.sample(count, seed).view(-1, *sets[0].shape[1:])
     encoder = Cells() if settings.features is None else encoders.load(inputs[settings.features])
     test, train = (images.to(world.device) for images in sets)
@@ -73,34 +73,34 @@ def frechet_distance(
 
 
 def measures(
-    objective: Any, shards: Shards, settings: Generate, seed: int, world: World
+    objective: Any, train: Shards, shards: Shards, settings: Generate, seed: int, world: World
 ) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
     """What is measured of all test images, sheets of chains, and values of histograms by tag; empty where the model is
     no density."""
     if isinstance(getattr(objective, "net", None), RBM):
-        return evaluate(objective, shards, settings, seed, world)
+        return evaluate(objective, train, shards, settings, seed, world)
     if isinstance(objective, Variational):
-        ids, batch = test_batch(shards, seed, world)
+        ids, batch = keyed_batch(shards, seed, world)
         images = objective.target(batch)
         found = importance.evaluate(objective, images, ids, settings.likelihood.samples, seed)
         return found, {}, {"vae/kl_units": importance.divergences(objective, images)}
     return {}, {}, {}
 
 
-def test_batch(shards: Shards, seed: int, world: World) -> tuple[np.ndarray, Batch]:
-    """All test images in a keyed order, their ids beside them."""
-    ids = keyed.permute(np.arange(shards.n), shards.n, seed, "shown")
-    pictures = test_images(shards, ids).to(world.device)
+def keyed_batch(shards: Shards, seed: int, world: World, most: int | None = None) -> tuple[np.ndarray, Batch]:
+    """All images of a split, or so many of them, in a keyed order, their ids beside them."""
+    ids = keyed.permute(np.arange(min(most or shards.n, shards.n)), shards.n, seed, "shown")
+    pictures = pixels(shards, ids).to(world.device)
     return ids, Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
 
 
 def evaluate(
-    objective: Any, shards: Shards, settings: Generate, seed: int, world: World
+    objective: Any, train: Shards, shards: Shards, settings: Generate, seed: int, world: World
 ) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
     """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of test
-    images, chains and what is simpler than any image: a black one, and pixels on at random as often as in the images.
-    """
-    _, batch = test_batch(shards, seed, world)
+    and training images, chains and what is simpler than any image: a black one, and pixels on at random as often as
+    in the images."""
+    _, batch = keyed_batch(shards, seed, world)
     states = objective.states(batch).to(torch.uint8)
     particles = objective.particles.states if hasattr(objective, "particles") else None
     found = likelihood.evaluate(objective.net, states, particles, settings.likelihood, seed)
@@ -115,7 +115,14 @@ def evaluate(
     }
     ink = states.float().mean().expand(SHOWN, states.shape[1])
     noise = gibbs.bernoulli(ink, keyed.key(seed, "noise", np.arange(SHOWN)))
-    sets = {"test": states, "fresh": found.fresh, "particles": found.particles, "black": 0 * noise[:1], "noise": noise}
+    sets = {
+        "test": states,
+        "train": objective.states(keyed_batch(train, seed, world, len(states))[1]),
+        "fresh": found.fresh,
+        "particles": found.particles,
+        "black": 0 * noise[:1],
+        "noise": noise,
+    }
     return (
         found.metrics | {"protocol": protocol},
         {
@@ -126,6 +133,6 @@ def evaluate(
     )
 
 
-def test_images(shards: Shards, ids: np.ndarray) -> Tensor:
+def pixels(shards: Shards, ids: np.ndarray) -> Tensor:
     """The images of these ids in [0, 1], [n, C, H, W]."""
     return images(shards, ids, shards.image(None).side).float() / 255

@@ -18,6 +18,7 @@ from pipeline.evaluation import online
 from pipeline.image import Image
 from pipeline.objectives import models
 from pipeline.objectives.base import Objective, Setup
+from pipeline.settings.densities import NCE
 from pipeline.settings.stages import Pretrain
 from pipeline.sheets import Frame, Picture
 from pipeline.training import loop, restore
@@ -31,12 +32,13 @@ VIEW, PATCH = 112, 48  # pixels, about, of a view and of a patch of a jigsaw the
 
 
 def prepare(
-    settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None
+    settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None, noise: Path | None = None
 ) -> tuple[Objective, Setup, Loader]:
-    """The objective, what it was built for, and what feeds this rank. ``bad_samples``: where they are noted."""
+    """The objective, what it was built for, and what feeds this rank. ``bad_samples``: where they are noted;
+    ``noise``: the model whose samples an NCE's noise are."""
     image = shards.image(settings.view_size)
     samples = settings.samples(shards.n)
-    setup = Setup(image, samples, settings.net, world, seed)
+    setup = Setup(image, samples, settings.net, world, seed, noise=models.load(noise) if noise else None)
     if settings.objective.energy:
         means = world.from_first(lambda: pixel_means(shards, image.side, samples))
         setup = replace(setup, pixel_means=means)
@@ -86,7 +88,8 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
 def attempt(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
     """The training from its last checkpoint to its end, or to where it diverges."""
     shards = Shards.open(inputs[settings.data], "train")
-    objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl")
+    noise = inputs.get(settings.objective.model or "") if isinstance(settings.objective, NCE) else None
+    objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl", noise)
     spec, image = models.spec(objective, setup), setup.image
 
     def export(weights: dict[str, Tensor], where: Path) -> None:
