@@ -55,7 +55,7 @@ def logged(rows: Iterable[Mapping[str, float]], batch: int, threads: int) -> Mea
 def limit(speed: Measurement, size: int) -> str:
     """A line that says what limits a training on views of ``size`` pixels, and one setting to change."""
     if speed.fed:
-        return "the model limits it: the feed keeps up. To go faster: precision bf16, or more processes"
+        return "the model limits it: the feed keeps up. To go faster: more processes, or on a GPU precision bf16"
     if not speed.stages:
         return "the feed limits it: the training waits for its images"
     slowest = max(speed.stages, key=lambda k: speed.stages[k])

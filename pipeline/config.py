@@ -321,7 +321,9 @@ def check_source(stage: Pack, path: tuple, document: Document) -> None:
     at, source = (*path, "source"), sources.find(stage)
     scheme, colon, where = stage.source.partition(":")
     if source is None:
-        document.wrong(at, f"found {brief(stage.source)}{nearest(scheme + colon, sources.SOURCES)}")
+        folder = Path(stage.source).expanduser().is_dir()
+        near = f'; did you mean "folder:{stage.source}"?' if folder else nearest(scheme + colon, sources.SOURCES)
+        document.wrong(at, f"found {brief(stage.source)}{near}")
     elif colon and not where:
         document.wrong(at, f"found {brief(stage.source)}; expected something after the colon")
     elif problem := source.problem():

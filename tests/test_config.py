@@ -154,6 +154,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     # sources
     ("shards.source=digit", 'did you mean "digits"?'),
     ("shards.source=foldr:data", 'did you mean "folder:"?'),
+    ("shards.source=images", 'did you mean "folder:images"?'),
     ("shards.source='folder:'", "expected something after the colon"),
     ("shards.source=folder:imags", 'imags: no such folder; did you mean "images"?'),
     ("shards.source=folder:images/trian", 'did you mean "images/train"?'),

@@ -19,7 +19,9 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError, first_line
 
-if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+TOKEN = Path("~/.ray/auth_token").expanduser()
+"""Where Ray keeps a machine's token; if there is one, a cluster that is started there asks for it."""
+if TOKEN.is_file() or any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by ray when it is imported
 
 GRACE = 120
@@ -34,8 +36,8 @@ LEFT_OUT = [".git", ".venv", "/data", "/runs", "/tests", "/benchmarks", "uv.lock
 def connect(address: str) -> Any:
     """A job client of the cluster whose dashboard has this address, such as http://head:8265.
 
-    If the cluster requires a token, it is taken from RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH. Raises
-    ClusterError where the cluster does not answer.
+    If the cluster requires a token, it is taken from RAY_AUTH_TOKEN, from the file RAY_AUTH_TOKEN_PATH, or from TOKEN.
+    Raises ClusterError where the cluster does not answer.
     """
     from ray.job_submission import JobSubmissionClient
 
