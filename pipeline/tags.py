@@ -162,6 +162,7 @@ TAGS = {
         "auroc_halves": Tag("The same of images that are made of halves of two.", SHARE, "near 1"),
         "nearer": Tag("Share of test images to which one of eight completions is nearer than the mean of many.",
                       SHARE, "above 0.8"),
+        "nearest": Tag("Squared distance of that one over that of the mean.", "ratio", "well below 1"),
         "completions": Tag("A part of an image, and what several codes complete it to.", PICTURE,
                            "images, all different"),
         "penalties": Tag("Free energies of images, and of what is none, by the penalty of inference.", PICTURE,

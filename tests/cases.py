@@ -22,7 +22,7 @@ from pipeline.settings.densities import (
 )
 from pipeline.settings.latent_energies import Filters, Latent
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
-from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
+from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, PSD, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.scores import GreyCD, GreyConditionalNCE, GreyPCD, Langevin, ScoreMatching, ShortRun
 from pipeline.world import World
@@ -95,6 +95,7 @@ CASES = {
     "score_matching_sliced": ScoreMatching(loss="sliced", levels=1, noise=(0.3, 0.3), energy_penalty=1e-3),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
+    "psd": PSD(layers=2, steps=8),
 }
 NETS = {
     "cd_boltzmann": Boltzmann(),

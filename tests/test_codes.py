@@ -18,6 +18,7 @@ from pipeline.evaluation import encoders
 from pipeline.nets import trunks
 from pipeline.objectives import models
 from pipeline.settings.nets import CNN
+from pipeline.settings.objectives import PSD
 from pipeline.settings.stage import Place
 from pipeline.settings.stages import Codes
 from pipeline.sparse import dictionary, features, solvers
@@ -56,6 +57,19 @@ def test_it_measures_and_exports(made, digits):
     assert got.shape == (20, 2 * 48 * 4) and got.dtype == torch.float32
     loaded, _ = checkpoint.newest(out / "checkpoints") or ({}, {})
     assert torch.equal(encoder.module.coder.dictionary, loaded["atoms"].float())  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_dictionary_is_learned_with_what_predicts_its_codes(digits, world, tmp_path):
+    """Predictive sparse decomposition: the layers alone come within 5 % of the least energy of held-out patches."""
+    settings = SHORT.model_copy(update={"features": "lista", "lista": PSD(), "lista_steps": 300})
+    metrics = run(digits, world, tmp_path / "psd", settings)
+    assert 0 < metrics["lista_excess"] < 0.05 < metrics["fista_excess"]
+    encoder: Any = encoders.load(tmp_path / "psd")
+    online = checkpoint.newest(tmp_path / "psd" / "checkpoints")[0]["atoms"]  # type: ignore[index]
+    d = encoder.module.coder.dictionary
+    torch.testing.assert_close(d.norm(dim=0), torch.ones(48))
+    assert float((d - online).norm()) > 0.1 and torch.equal(encoder.module.coder.lista.dictionary, d)
 
 
 def test_what_is_shown(made):

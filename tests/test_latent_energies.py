@@ -184,7 +184,8 @@ def test_what_a_trained_one_draws(world):
     filled, hidden = o.complete(b, drawn), o.net.hidden(b.views[0])
     given = (~hidden).expand_as(filled)
     assert torch.equal(filled[given], b.views[0].expand_as(filled)[given])
-    assert set(o.measures(b.views[0], 0)) == {"latent/auroc_noise", "latent/auroc_halves", "latent/nearer"}
+    names = {"auroc_noise", "auroc_halves", "nearer", "nearest"}
+    assert set(o.measures(b.views[0], 0)) == {f"latent/{name}" for name in names}
     linear = build(replace_settings(SPARSE, steps=5), world)
     assert {tag for tag in linear.figures(b.views[0], [""] * 40, 0)} == {
         "reconstructions", "latent/penalties", "latent/atoms",

@@ -108,7 +108,7 @@ class SignalLoader:
         for step in range(start, self.settings.lista_steps):
             index = step * self.settings.lista_batch + self.world.rank * share + np.arange(share)
             y = white(self.signals.take(index))
-            views = (y, self.exact(y)) if self.settings.lista.loss == "code" else (y,)
+            views = (y, self.exact(y)) if getattr(self.settings.lista, "loss", "") == "code" else (y,)
             yield step, step // self.steps_per_epoch, [MicroBatch(views, torch.from_numpy(index).to(y.device))]
 
     def exact(self, y: Tensor) -> Tensor:

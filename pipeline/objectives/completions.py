@@ -12,9 +12,12 @@ ATOMS, ACROSS = 100, 10
 """Atoms on a sheet, and in a line of it."""
 
 
-def completions(images: Tensor, hidden: Tensor, mean: Tensor, completed: Tensor, share: float, count: int) -> Picture:
+def completions(
+    images: Tensor, hidden: Tensor, mean: Tensor, completed: Tensor, share: float, ratio: float, count: int
+) -> Picture:
     """Images [n, C, H, W] with their hidden part [n or 1, 1, H, W] as the mean of many codes has it, and as each of a
-    few codes has it, [K, n, C, H, W]; ``share``: of ``count`` images, those to which one of the few is nearer."""
+    few codes has it, [K, n, C, H, W]; ``share``: of ``count`` images, those to which one of the few is nearer;
+    ``ratio``: of the squared distance of that one to that of the mean."""
     given = torch.where(hidden, 0.5, images)
     columns = [sheets.images(x) for x in (given, mean, *completed, images)]
     lines = [list(line) for line in zip(*columns, strict=True)]
@@ -22,7 +25,8 @@ def completions(images: Tensor, hidden: Tensor, mean: Tensor, completed: Tensor,
     caption = (
         "Completions: the part of an image that is given (grey: what is not), the mean of its completions, then those "
         f"by {len(completed)} codes of training images, the same in a column, and the image itself. For "
-        f"{100 * share:.1f} % of {count:,} images the nearest of the {len(completed)} is nearer than the mean is."
+        f"{100 * share:.1f} % of {count:,} images the nearest of the {len(completed)} is nearer than the mean is; its "
+        f"squared distance is {ratio:.2f} of the mean's."
     )
     return Picture(sheets.sheet(lines, heads=heads), caption)
 

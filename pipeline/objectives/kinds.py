@@ -7,7 +7,7 @@ from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
 from pipeline.objectives.grey import GreyCD, GreyPCD
 from pipeline.objectives.latent_energies import Latent
-from pipeline.objectives.lista import LISTA
+from pipeline.objectives.lista import LISTA, PSD
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
 from pipeline.objectives.neighbours import MPF, PseudoLikelihood, RatioMatching
@@ -40,6 +40,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "grey_pcd": GreyPCD,
     "score_matching": ScoreMatching,
     "lista": LISTA,
+    "psd": PSD,
 }
 
 

@@ -146,13 +146,16 @@ class Latent(Objective):
         filled = [self.net.decode(z.expand(len(images), -1), features) for z in codes]
         return torch.stack([torch.where(hidden, decoded, images) for decoded in filled])
 
-    def completions(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
-        """The mean of `MANY` completions of the batch's images [n, C, H, W], and `FEW` other ones [K, n, C, H, W]; the
-        share of the images to which one of the few is nearer than the mean."""
+    def completions(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """The mean of `MANY` completions of the batch's images [n, C, H, W], and `FEW` other ones [K, n, C, H, W]; for
+        which share of the images one of the few is nearer than the mean, and the squared distance of the nearest over
+        that of the mean: where codes say nothing, the first is chance, and the second 1."""
         mean = self.complete(batch, self.draw_codes(MANY, batch.seed, "mean")).mean(0)
         few = self.complete(batch, self.draw_codes(FEW, batch.seed, "few"))
         of_mean, of_few = ((x - batch.views[0]).square().flatten(-3).sum(-1) for x in (mean, few))
-        return mean, few, float((of_few.amin(0) < of_mean).double().mean())
+        nearest = of_few.amin(0)
+        share, ratio = (nearest < of_mean).double().mean(), nearest.mean() / of_mean.mean()
+        return mean, few, {"latent/nearer": float(share), "latent/nearest": float(ratio)}
 
     @torch.no_grad()
     def measures(self, images: Tensor, seed: int) -> dict[str, float]:
@@ -164,7 +167,7 @@ class Latent(Objective):
             for name, other in self.others(images, seed).items()
         }
         if self.codes is not None:
-            found["latent/nearer"] = self.completions(batch)[2]
+            found |= self.completions(batch)[2]
         return found
 
     @torch.no_grad()
@@ -180,9 +183,9 @@ class Latent(Objective):
             "latent/penalties": self.along_penalty(self.batch(images[:SWEPT], seed)),
         }
         if self.codes is not None:
-            mean, few, share = self.completions(batch)
+            mean, few, found = self.completions(batch)
             some = (images[:COMPLETED], hidden[:COMPLETED], mean[:COMPLETED], few[:, :COMPLETED])
-            figures["latent/completions"] = completions.completions(*some, share, len(images))
+            figures["latent/completions"] = completions.completions(*some, *found.values(), len(images))
         if (weight := self.net.atoms()) is not None:
             figures["latent/atoms"] = completions.atoms(weight)
         return figures

@@ -1,14 +1,48 @@
-"""LISTA as an objective: a network that predicts the sparse code of a signal (Gregor & LeCun, ICML 2010)."""
+"""Networks that predict the sparse code of a signal (Gregor & LeCun, ICML 2010), of a dictionary that is given or of
+one that is trained with them."""
+
+from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import full, full_precision
-from pipeline.settings.objectives import LISTA as Settings
-from pipeline.sparse import lista
+from pipeline.settings import objectives as kinds
+from pipeline.sparse import lista, proximal
+from pipeline.sparse.solvers import soft_threshold
 
 
-class LISTA(Objective):
+class Predictor(Objective):
+    """What both have: the network, the lasso's energy of its codes, and the sign that it has given up."""
+
+    normalised = False
+    learned = False
+    """Whether the dictionary is trained, too."""
+
+    def __init__(self, settings: Any, setup: Setup):
+        super().__init__()
+        if setup.lasso is None:
+            raise TypeError(f"{type(self).__name__} needs the lasso whose codes it predicts")
+        self.settings = settings
+        self.net = lista.LISTA(*setup.lasso, settings.layers, settings.tied, self.learned)
+
+    def scalars(self, energy: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Of codes [B, k] that the network predicts, and their energies [B]."""
+        return {
+            "codes/energy": energy.detach().mean(),
+            "codes/nonzero": (codes.detach() != 0).to(codes.dtype).sum(1).mean(),
+            "energy/volume": codes.detach().abs().sum(1).mean(),
+        }
+
+    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
+        return {"zero": Sign("all codes are zero")} if scalars["codes/nonzero"] == 0 else {}
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.net
+
+
+class LISTA(Predictor):
     """E(y, z) = 1/2 ||y - D z||^2 + penalty ||z||_1 at z = LISTA(y), or the squared distance to the exact code.
 
     Gregor & LeCun's eq. 1, with the exact code as target (their eq. 11) or without targets, on the energy itself.
@@ -16,15 +50,7 @@ class LISTA(Objective):
     penalty on z.
     """
 
-    Settings = Settings
-    normalised = False
-
-    def __init__(self, settings: Settings, setup: Setup):
-        super().__init__()
-        if setup.lasso is None:
-            raise TypeError("LISTA needs the lasso whose codes it predicts")
-        self.settings = settings
-        self.net = lista.LISTA(*setup.lasso, settings.layers, settings.tied)
+    Settings = kinds.LISTA
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> energies [B], codes [B, k] and, for the code loss, their squared distance to the exact ones [B]."""
@@ -37,18 +63,40 @@ class LISTA(Objective):
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         low, codes, *distance = embedded
-        detached = codes.detach()
-        scalars = {
-            "codes/energy": low.detach().mean(),
-            "codes/nonzero": (detached != 0).to(low.dtype).sum(1).mean(),
-            "energy/volume": detached.abs().sum(1).mean(),
-        }
         loss = distance[0].mean() if distance else low.mean()
-        return Step(loss, low, low.new_empty(len(low), 0), scalars)
+        return Step(loss, low, low.new_empty(len(low), 0), self.scalars(low, codes))
 
-    def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
-        return {"zero": Sign("all codes are zero")} if scalars["codes/nonzero"] == 0 else {}
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.net
+class PSD(Predictor):
+    """F(y) = min over z of E(y, z) = 1/2 ||y - D z||^2 + penalty ||z||_1 + prediction / 2 ||z - LISTA(y)||^2, of which
+    D and the network are trained (Kavukcuoglu, Ranzato & LeCun 2008, arXiv 1010.3467, eq. 3, with their encoder's
+    place taken by LISTA's layers). Views: signals [B, p]."""
+
+    Settings = kinds.PSD
+    settings: kinds.PSD
+    learned = True
+
+    def infer(self, signals: Tensor, start: Tensor) -> Tensor:
+        """The codes [B, k] of signals [B, p] that minimise E, from those that the network predicts."""
+        atoms, start = self.net.atoms().detach(), start.detach()
+
+        def smooth(z: Tensor) -> Tensor:
+            error, away = signals - z @ atoms.T, z - start
+            return (error.square().sum(1) + self.settings.prediction * away.square().sum(1)) / 2
+
+        def threshold(z: Tensor, step: Tensor) -> Tensor:
+            return soft_threshold(z, step * self.net.penalty)
+
+        return proximal.minimise(smooth, threshold, start, self.settings.steps)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """-> energies [B], the network's codes [B, k] and the lasso's energies of these [B]."""
+        signals, start = full(batch.views[0]), full(self.net(batch.views[0]))
+        with full_precision(signals):
+            z = self.infer(signals, start)
+            low = self.net.energy(signals, z) + self.settings.prediction / 2 * (z - start).square().sum(1)
+            return low, start, self.net.energy(signals, start).detach()
+
+    def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
+        low, start, energy = embedded
+        return Step(low.mean(), low, low.new_empty(len(low), 0), self.scalars(energy, start))

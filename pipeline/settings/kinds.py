@@ -42,4 +42,4 @@ AnyObjective = Annotated[
     | ScoreMatching,
     Field(discriminator="kind"),
 ]
-"""LISTA is none: it is a part of sparse coding."""
+"""LISTA and PSD are none: they are a part of sparse coding."""

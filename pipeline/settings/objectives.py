@@ -263,14 +263,30 @@ class IWAE(Variational):
             yield "gradient", "doubly_reparameterised is of the bound itself; expected beta 1 and no warmup"
 
 
-class LISTA(Objective):
-    """LISTA (Gregor & LeCun 2010): layers z <- soft_threshold(We y + S z, theta), trained to predict sparse codes."""
+class Predictor(Objective):
+    """What predicts sparse codes by layers z <- soft_threshold(We y + S z, theta) (Gregor & LeCun 2010)."""
 
     inputs: ClassVar[Inputs] = Inputs(views=0, signals=True)
-    kind: Literal["lista"] = "lista"
     layers: Count = 3
     """Layers, each of which stands for an iteration of ISTA."""
     tied: bool = False
     """All layers share S and theta, as in the paper."""
+
+
+class LISTA(Predictor):
+    """LISTA (Gregor & LeCun 2010): layers that are trained to predict the codes of a dictionary."""
+
+    kind: Literal["lista"] = "lista"
     loss: Literal["code", "energy"] = "energy"
     """code: squared distance to the exact code; energy: the lasso's own objective."""
+
+
+class PSD(Predictor):
+    """Predictive sparse decomposition (Kavukcuoglu, Ranzato & LeCun 2008): the dictionary is trained on with the
+    layers, so that its codes can be predicted."""
+
+    kind: Literal["psd"] = "psd"
+    prediction: Positive = 0.3
+    """Times 1/2 ||z - Enc(y)||^2 in the energy that a code minimises."""
+    steps: Count = 20
+    """Of accelerated proximal gradient, from the layers' code to the best one."""

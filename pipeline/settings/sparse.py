@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .base import Count, Positive, Settings
-from .objectives import LISTA
+from .objectives import LISTA, PSD
 
 
 class Coding(Settings):
@@ -31,5 +31,6 @@ class Coding(Settings):
     """Of the soft threshold."""
     pool: Count = 2
     """Cells on a side over which the codes are summed; not for an encoder's features."""
-    lista: LISTA = LISTA()
-    """The network that predicts codes, if lista_steps are given it."""
+    lista: Annotated[LISTA | PSD, Field(discriminator="kind")] = LISTA()
+    """The network that predicts codes, if lista_steps are given it: of the dictionary as it is learned online, or psd:
+    of one that is trained on with the network."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.sparse.solvers import soft_threshold
+from pipeline.sparse.solvers import energy, soft_threshold
 
 
 class LISTA(nn.Module):
@@ -12,13 +12,17 @@ class LISTA(nn.Module):
 
     That is We = D'/L, S = I - D'D/L, theta = penalty/L, with L the largest eigenvalue of D'D. ``dictionary``: [p, k],
     atoms as columns. ``tied``: all layers share We, S and theta. theta is a softplus, so that it stays positive. The
-    first layer has no S, since z is 0 there.
+    first layer has no S, since z is 0 there. ``learned``: the dictionary is a parameter, too, of which `atoms` are the
+    columns scaled to norm 1.
     """
 
     dictionary: Tensor
 
-    def __init__(self, dictionary: Tensor, penalty: float, layers: int = 3, tied: bool = False):
+    def __init__(
+        self, dictionary: Tensor, penalty: float, layers: int = 3, tied: bool = False, learned: bool = False
+    ):
         super().__init__()
+        self.learned = learned
         self.penalty, self.layers, self.features = penalty, layers, dictionary.shape[1]
         own = 1 if tied else layers
         gram = dictionary.double().T @ dictionary.double()
@@ -26,7 +30,10 @@ class LISTA(nn.Module):
         encode = (dictionary.double().T / bound).to(dictionary)
         inhibit = (torch.eye(len(gram), device=gram.device) - gram / bound).to(dictionary)
         theta = torch.log(torch.expm1(penalty / bound)).to(dictionary)
-        self.register_buffer("dictionary", dictionary.detach().clone())
+        if learned:
+            self.dictionary = nn.Parameter(dictionary.detach().clone())
+        else:
+            self.register_buffer("dictionary", dictionary.detach().clone())
         self.encode = nn.ParameterList(encode.clone() for _ in range(own))
         self.inhibit = nn.ParameterList(inhibit.clone() for _ in range(min(own, layers - 1) if tied else layers - 1))
         self.theta = nn.ParameterList(theta.expand(len(gram)).clone() for _ in range(own))
@@ -43,7 +50,10 @@ class LISTA(nn.Module):
         assert z is not None
         return z
 
+    def atoms(self) -> Tensor:
+        """The dictionary [p, k], with unit columns."""
+        return nn.functional.normalize(self.dictionary, dim=0) if self.learned else self.dictionary
+
     def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
         """The energy 1/2 ||y - D z||^2 + penalty ||z||_1 of each signal [B, p] and code [B, k] -> [B]."""
-        error = signals - codes @ self.dictionary.T
-        return 0.5 * error.square().sum(1) + self.penalty * codes.abs().sum(1)
+        return energy(signals, self.atoms(), codes, self.penalty)

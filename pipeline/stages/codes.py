@@ -38,8 +38,10 @@ def run(settings: Codes, seed: int, inputs: dict[str, Path], out: Path, world: W
     learned = learn(settings, seed, train, white, out, world)
     coder = Coder(settings, *white, learned.atoms).to(world.device)
     network = train_lista(settings, seed, train, coder, out / "lista", world) if settings.lista_steps else None
-    if network is not None and settings.features == "lista":
-        coder.lista.load_state_dict(network.state_dict())
+    if network is not None:
+        coder = Coder(settings, *white, network.atoms()).to(world.device)
+        if settings.features == "lista":
+            coder.lista.load_state_dict(network.state_dict() | {"dictionary": coder.dictionary})
     metrics = {}
     if world.main:
         board = Board(out / "held_out", -1)  # always anew: it costs a second
@@ -116,8 +118,8 @@ def scalars(settings: Codes, y: Tensor, atoms: Tensor, z: Tensor, gaps: Tensor) 
     }
 
 
-def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: Path, world: World) -> nn.Module:
-    """Trains LISTA on the one loop, for ``lista_steps`` steps; returns the network."""
+def train_lista(settings: Codes, seed: int, train: Signals, coder: Coder, out: Path, world: World) -> Any:
+    """Trains LISTA on the one loop, for ``lista_steps`` steps, and with psd the dictionary; returns the network."""
     if world.main:
         out.mkdir(exist_ok=True)
     world.barrier()
