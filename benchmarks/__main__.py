@@ -31,6 +31,7 @@ FIGURES = {
     "ratio_matching": "densities",
     "pseudo_likelihood": "densities",
     "probability_flow": "densities",
+    "importance_sampling": "likelihood",
     "start": "starts",
     "dispatch": "starts",
 }

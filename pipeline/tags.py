@@ -237,6 +237,8 @@ TAGS = {
                            "near the log of the batch's size"),
         "aggregate_kl": Tag("Divergence of the mixture of the batch's latents from the prior; with vae/information it "
                             "is vae/kl.", "nats", "level"),
+        "means_rms": Tag("Root of the mean squared mean of q(z|x), over images and units.", "the latent's own",
+                         "level, below 1"),
         "kl_units": Tag("KL divergence of each latent unit from the prior, mean over test images.",
                         "nats, a histogram over units", "few units near 0"),
     },

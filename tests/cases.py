@@ -62,7 +62,7 @@ CASES = {
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
     "vae_gaussian": VAE(latent=4, decoder=NARROW, likelihood="gaussian", free_bits=0.05, beta=0.7),
-    "vae_logistic": VAE(latent=4, decoder=Decoder(width=16, activation="silu"), likelihood="logistic"),
+    "vae_logistic": VAE(latent=4, decoder=Decoder(width=16, activation="silu"), likelihood="logistic", variance="one"),
     "iwae": IWAE(latent=4, decoder=NARROW, binarisation="dynamic", samples=5, warmup=0.5),
     "iwae_doubly": IWAE(
         latent=4, decoder=NARROW, binarisation="threshold", samples=5, gradient="doubly_reparameterised"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import keyed, objectives, tags
-from pipeline.evaluation import importance
-from pipeline.objectives import pixels, variational
+from pipeline.board import METRICS
+from pipeline.evaluation import balls, importance
+from pipeline.objectives import models, pixels, variational
 from pipeline.objectives.base import Batch
 from pipeline.settings.nets import Norm
 from pipeline.settings.objectives import IWAE, VAE, Decoder
@@ -183,3 +184,37 @@ def test_an_image_is_binary_where_it_says_so(world):
     plain = make("vae", world)
     assert torch.equal(plain.target(b), b.views[0])
     assert IMAGE.side == 8 and isinstance(b, Batch)
+
+
+def test_balls_have_a_panel_for_each_form_and_its_number(tmp_path, world):
+    forms = {"noise": {"beta": 0.0}, "stiff": {"beta": 2.0}, "soft": {"beta": 1.0}, "whole": {"variance": "learned"}}
+    for i, (name, form) in enumerate(forms.items()):
+        settings = VAE(**{"latent": 2, "decoder": NARROW, "variance": "one"} | form)
+        objective, spec = objectives.build(settings, setup("vae", world)), setup("vae", world)
+        with torch.no_grad():
+            objective.mean.projection.weight.mul_(5 - i)
+        models.write(tmp_path / name, models.state(objective), models.spec(objective, spec))
+        rows = "".join(f'{{"step": {j}, "vae/means_rms": {j}}}\n' for j in range(8))
+        (tmp_path / name / METRICS).write_text(rows)
+    b = batch(objective, list(range(20)), dtype=torch.float32)
+    picture, found = balls.sheet([tmp_path / name for name in forms], b, [str(i % 3) for i in range(20)])
+    assert picture.pixels.shape[1] > 2.5 * picture.pixels.shape[0]
+    assert found["balls_growth"] == [0.5, 2.5, 4.5, 6.5] and found["balls_strengths"] == [1.0, 2.0]
+    means = [objectives.load(tmp_path / name).encode(b.views[0])[0] for name in ("soft", "stiff")]
+    assert found["balls_rms"] == pytest.approx([float(mean.square().mean() ** 0.5) for mean in means])
+    mean, deviation = torch.tensor([[0.0, 2.0], [0.0, -2.0]]), torch.tensor([[1.0, 0.5], [1.0, 0.5]])
+    assert balls.second_moment(mean, deviation) == 4.25 and found["balls_moment"] > 0
+
+
+def test_springs_alone_are_half_a_square(world):
+    """Noise of width one: KL = mu^2 / 2; without a penalty the loss is the reconstruction's alone."""
+    settings = VAE(latent=4, decoder=NARROW, variance="one", beta=0)
+    free = objectives.build(settings, setup("vae", world)).double()
+    b = batch(free, [3, 1, 7])
+    step = free(b)
+    mean, logvar = free.encode(b.views[0])
+    assert mean.shape == (3, 4) and not logvar.any()
+    torch.testing.assert_close(step.loss, step.scalars["vae/recon"])
+    torch.testing.assert_close(step.scalars["vae/kl"], 0.5 * mean.square().sum(1).mean().detach())
+    found = free.diagnostics(step, b)["vae/means_rms"]
+    torch.testing.assert_close(found, mean.square().mean().sqrt().detach())

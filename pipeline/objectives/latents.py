@@ -1,5 +1,7 @@
 """Pictures of what an autoencoder's latent holds."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from torch import Tensor
 
@@ -56,10 +58,9 @@ def plane(decoded: Tensor, quantiles: Tensor) -> Picture:
 
 def ellipses(mean: Tensor, deviation: Tensor, classes: list[str]) -> Picture:
     """Codes [n, 2] in a latent plane, each an ellipse whose half axes are its deviations [n, 2], coloured by class."""
-    from matplotlib.collections import EllipseCollection
-    from matplotlib.patches import Circle, Patch
+    from matplotlib.patches import Patch
 
-    centre, axes = mean.numpy(), deviation.numpy()
+    centre = mean.numpy()
     names = sorted(set(classes))
     number = np.array([names.index(name) for name in classes])
     palette, named = sheets.colours(len(names)), names if len(names) <= LEGEND else []
@@ -67,13 +68,7 @@ def ellipses(mean: Tensor, deviation: Tensor, classes: list[str]) -> Picture:
     longest = max([sheets.width_of(name, sheets.CAPTION) for name in shown], default=-80)
     figure, page = sheets.canvas(8 + (longest + 80) / 100, 8)
     plot = figure.add_subplot()
-    plot.add_collection(
-        EllipseCollection(
-            2 * axes[:, 0], 2 * axes[:, 1], np.zeros(len(centre)), units="xy", offsets=centre,
-            offset_transform=plot.transData, facecolors=palette[number], edgecolors="none", alpha=0.35,
-        )
-    )  # fmt: skip
-    plot.add_artist(Circle((0, 0), 2, fill=False, ls=":"))
+    draw_balls(plot, centre, deviation.numpy(), palette[number])
     for i, name in enumerate(shown if longest < SHORT else []):
         x, y = np.median(centre[number == i], 0)
         letters = {"family": families, "size": 14, "weight": "bold"}
@@ -81,10 +76,48 @@ def ellipses(mean: Tensor, deviation: Tensor, classes: list[str]) -> Picture:
     if shown:
         patches = [Patch(color=colour, label=name) for colour, name in zip(palette, shown, strict=True)]
         figure.legend(handles=patches, loc="outside right upper", prop={"family": families, "size": 11})
-    reach = max(4.0, 1.05 * float(np.abs(centre).max()))
-    plot.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z1", ylabel="z2")
     caption = (
         f"Codes of {len(centre):,} images in the latent plane, coloured by class: an ellipse at the mean of q(z|x), "
+        "whose half axes are its standard deviations. Dotted: two standard deviations of the prior."
+    )
+    return Picture(sheets.drawn(page), caption)
+
+
+def draw_balls(plot: Any, centre: np.ndarray, axes: np.ndarray, colours: np.ndarray) -> None:
+    """Ellipses at ``centre`` [n, 2] with half ``axes`` [n, 2] in ``colours`` [n, 3], and two deviations of the prior
+    dotted, on matplotlib's axes."""
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.patches import Circle
+
+    plot.add_collection(
+        EllipseCollection(
+            2 * axes[:, 0], 2 * axes[:, 1], np.zeros(len(centre)), units="xy", offsets=centre,
+            offset_transform=plot.transData, facecolors=colours, edgecolors="none", alpha=0.35,
+        )
+    )  # fmt: skip
+    plot.add_artist(Circle((0, 0), 2, fill=False, ls=":"))
+    reach = max(4.0, 1.05 * float(np.abs(centre).max()))
+    plot.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z1", ylabel="z2")
+
+
+class Panel(NamedTuple):
+    """A latent plane of a sheet: means and deviations of q(z|x) [n, 2], and lines of words above it."""
+
+    mean: Tensor
+    deviation: Tensor
+    title: str
+
+
+def balls(panels: list[Panel], classes: list[str]) -> Picture:
+    """Latent planes beside each other: where the same images lie in them, and how wide their noise is."""
+    names = sorted(set(classes))
+    palette = sheets.colours(len(names))[[names.index(name) for name in classes]]
+    figure, page = sheets.canvas(5.5 * len(panels), 6.3)
+    for plot, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw_balls(plot, panel.mean.numpy(), panel.deviation.numpy(), palette)
+        plot.set_title(panel.title, fontsize=13)
+    caption = (
+        f"Balls: {len(classes):,} test images in latent planes, coloured by class: an ellipse at the mean of q(z|x), "
         "whose half axes are its standard deviations. Dotted: two standard deviations of the prior."
     )
     return Picture(sheets.drawn(page), caption)

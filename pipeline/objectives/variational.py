@@ -30,9 +30,9 @@ class Variational(AE):
     """What all of them share: the encoder's distribution, the pixels', and what is measured of both."""
 
     settings: Any
-    parts = 2
 
     def __init__(self, settings: Any, setup: Setup):
+        self.parts = 1 if settings.variance == "one" else 2
         super().__init__(settings, setup)
         self.pixels = pixels.KINDS[settings.likelihood]()
 
@@ -51,7 +51,10 @@ class Variational(AE):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1], [B, C, H, W] -> mean and log variance of q(z|x), [B, latent] each, at least fp32."""
-        mean, logvar = full(self.mean.outputs(images)).chunk(2, 1)
+        outputs = full(self.mean.outputs(images))
+        if self.settings.variance == "one":
+            return outputs, torch.zeros_like(outputs)
+        mean, logvar = outputs.chunk(2, 1)
         return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -104,6 +107,7 @@ class Variational(AE):
         information, aggregate = divergence_parts(means, logvars, draws)
         return {
             "vae/active_units": active(means).to(means.dtype).sum(),
+            "vae/means_rms": means.square().mean().sqrt(),
             "vae/information": information,
             "vae/aggregate_kl": aggregate,
         }

@@ -226,6 +226,9 @@ class Variational(AutoEncoder):
     """Of pixels for bernoulli. dynamic: each is 1 with its grey value as probability, drawn afresh each epoch; static:
     drawn once for all epochs; threshold: 1 above a half; none: grey pixels, of which bernoulli is a continuous
     relaxation and no likelihood. A likelihood under one of them says nothing about another's."""
+    variance: Literal["learned", "one"] = "learned"
+    """Of q(z|x). one: noise of a fixed width, whose KL divergence mu^2 / 2 is a spring of strength beta that holds
+    each mean to the origin; with beta 0 nothing does."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL divergence; 1: the bound itself."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -24,7 +24,7 @@ from .data import Characters, EachView, MoCoV2, Splits
 from .densities import CD, NCE, PCD
 from .kinds import AnyObjective
 from .nets import CNN, Energy, EnergyNet, Net, ViT
-from .objectives import MoCo, MomentumEncoder
+from .objectives import MoCo, MomentumEncoder, Variational
 from .sparse import Coding
 from .stage import Stage
 from .training import Training
@@ -222,6 +222,9 @@ class Generate(Stage):
     """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
     likelihood: Likelihood = Likelihood()
     """Of an RBM or a variational autoencoder."""
+    beside: tuple[ModelRef, ...] = ()
+    """Other variational autoencoders of two latent units, whose balls stand on one sheet with this one's: those whose
+    noise nothing limits, those that springs hold (variance one), and those with the whole KL divergence."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Samples whose Frechet distance from as many test images is measured, beside that of training images, of
     what draws grey images; ten for each of the features at least. 0: none."""
@@ -234,6 +237,10 @@ class Generate(Stage):
             yield "model", f'"{self.model}" is trained by {model.objective.kind}, which draws nothing; leave this out'
         elif isinstance(model, Pretrain) and "likelihood" in self.model_fields_set and model.objective.no_likelihood:
             yield "likelihood", f'"{self.model}" {model.objective.no_likelihood}; leave likelihood out'
+        for name in (self.model, *self.beside) if self.beside else ():
+            objective = getattr(stages.get(name), "objective", None)
+            if objective is not None and (not isinstance(objective, Variational) or objective.latent != 2):
+                yield "beside", f'"{name}" is no variational autoencoder of two latent units; leave it out'
 
 
 class Codes(Coding, Stage):

@@ -11,7 +11,7 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
-from pipeline.evaluation import encoders, frechet, importance, likelihood
+from pipeline.evaluation import balls, encoders, frechet, importance, likelihood
 from pipeline.evaluation.frechet import Cells
 from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
@@ -37,8 +37,8 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
     step, source = last_step(inputs[settings.model]) or 0, f"Model {settings.model}, data {settings.data}."
     for tag, figure in objective.figures(pictures, class_names(shards, ids), seed).items():
         board.image(tag, step, figure.of(source))
-    energies = objective(Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)).low
-    metrics = {"energy": float(energies.mean())}
+    batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
+    metrics: dict[str, Any] = {"energy": float(objective(batch).low.mean())}
     numbers = objective.measures(pictures, seed)
     metrics |= {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
     scalars = {"energy/test": metrics["energy"]} | numbers
@@ -53,6 +53,11 @@ def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world
         found = frechet_distance(objective, settings, seed, inputs, world)
         metrics |= found
         scalars |= {f"density/{name}": found[name] for name in ("frechet", "frechet_floor")}
+    if settings.beside:
+        folders = [inputs[name] for name in (*settings.beside, settings.model)]
+        picture, found = balls.sheet(folders, batch, class_names(shards, ids))
+        metrics |= found
+        board.image("latent/balls", step, picture.of(f"Data {settings.data}."))
     board.scalars(0, scalars)
     board.close()
     return metrics
