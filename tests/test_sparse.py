@@ -130,6 +130,24 @@ def test_single_precision_reaches_its_tolerance_in_double():
     assert solvers.fista(y, d, 0.15).gap.max() <= 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dense_codes_of_correlated_atoms_are_solved(dtype):
+    """By a tenth of the sweeps that descent from 0 at the small penalty would take: it then has more atoms than
+    dimensions, and leaves some codes unsolved after 10,000 sweeps."""
+    y, d = problem(64, 256, 12, dtype=dtype)
+    d = d + 1.5 * problem(64, 1, 1, seed=9, dtype=dtype)[1]
+    d = d / d.norm(dim=0)
+    for penalty in (1e-4, 1e-3):
+        assert penalty < solvers.largest_penalty(y, d).min() / 100
+        codes = solvers.descend(y, d, penalty)
+        assert solvers.certify(y, d, codes.z, penalty)[0].max() <= 1e-4
+        assert (codes.z != 0).sum(1).min() > 55 and codes.iterations.max() < 1000
+        fewest = solvers.descend(y, d, penalty, limit=40)  # stopped on the way, the gap is still of this penalty
+        gap, violation = solvers.certify(y, d, fewest.z, penalty)
+        torch.testing.assert_close(fewest.gap, gap, atol=1e-10, rtol=1e-9)
+        torch.testing.assert_close(fewest.violation, violation, atol=1e-10, rtol=1e-9)
+
+
 def test_a_code_depends_on_its_signal_alone():
     """To the bit: alone, in any company, any order, any number of threads."""
     y, d = problem(36, 100, 1100, dtype=torch.float32)

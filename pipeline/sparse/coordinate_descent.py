@@ -10,6 +10,8 @@ LOOSE = 0.1  # goal for the working set's gap, as a share of the gap over all co
 SWEEPS = 4  # between two computations of the working set's gap
 PAYS = 6  # `_jump` takes the time of size / PAYS sweeps
 RIDGE = 1e-10  # added to the diagonal of the support's Gram matrix, whose entries are 1
+FAR = 8  # times a penalty, above which the largest correlation makes a code dense, and hard to reach from 0
+ROUGH = 0.03  # gap to which a larger penalty's problem is solved on the way, as a share of ||y||^2 and of that penalty
 STALLS = 20  # times that an unchanged working set is solved to a tenth of the gap; after that rounding limits it
 
 
@@ -20,8 +22,8 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
     For each signal it repeats three steps: (1) compute c = q - G z over all k, in float64, and the gap from it, for
     the code as rounded to the output's dtype; (2) add to the working set the coordinates that violate |c_j| <= penalty
     most; (3) sweep z_j <- soft_threshold(c_j + G_jj z_j, penalty) / G_jj over the set, with its own copy of G, until
-    the set's gap is small enough. Where a signal, its square or its correlations are not finite, code, gap and
-    violation are NaN.
+    the set's gap is small enough. A code that will be dense is approached by way of sparser ones, with penalties that
+    are halved. Where a signal, its square or its correlations are not finite, code, gap and violation are NaN.
     """
     k = d.shape[1]
     q_block, c = np.empty((BLOCK, k)), np.empty(k)
@@ -41,13 +43,19 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
         marked[:] = False
         goal = tolerance * yy
         inner = goal / 3
+        largest = np.abs(q).max()
+        now = max(penalty, largest / FAR)
+        dense = now > penalty
         while True:
             _round(z_out, size, zs)
-            cmax, gap = _certify(size, members, zs, q, gram, yy, penalty, c)
+            cmax, gap = _certify(size, members, zs, q, gram, yy, now, c)
+            if now > penalty and (gap <= max(goal, ROUGH * yy * now / largest) or stalls > 3 or sweeps >= limit):
+                now, inner, stalls = max(penalty, now / 2), goal / 3, 0
+                continue
             if gap <= goal or sweeps >= limit or stalls > STALLS or np.isnan(gap):
                 break
             before = size
-            size = _join(size, q, c, cmax, penalty, marked, breaching, members, zs, qs)
+            size = _join(size, q, c, cmax, now, marked, breaching, members, zs, qs)
             if size == before:
                 inner, stalls = inner / 10, stalls + 1
             aim = max(inner, LOOSE * gap) if size > before else inner
@@ -56,7 +64,7 @@ def solve(y, d, gram, penalty, tolerance, limit, start, stop, z_out, gap_out, vi
             _extend(before, size, members, gram, sub)
             for a in range(size):
                 cs[a] = c[members[a]]
-            sweeps += _solve_set(size, sub, zs, cs, qs, yy, penalty, aim, limit - sweeps)
+            sweeps += _solve_set(size, sub, zs, cs, qs, yy, now, aim, limit - sweeps, dense)
         for a in range(size):
             z_out[n, members[a]] = zs[a]
         gap_out[n], violation_out[n] = gap, _violation(size, members, zs, c, penalty)
@@ -191,8 +199,9 @@ def _gap(yr, rr, cmax, l1, penalty):
 
 
 @jit()
-def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
-    """Solves the lasso on the working set until its gap is at most ``goal``. Returns the number of sweeps."""
+def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit, dense):
+    """Solves the lasso on the working set until its gap is at most ``goal``. Returns the number of sweeps. ``dense``:
+    jumps come before the signs are settled, and until one ends at the minimiser."""
     done, since = 0, 0
     live, step, factor = np.empty(size, np.int64), np.empty(size), np.empty((size, size))
     while done < max(1, limit):
@@ -207,8 +216,9 @@ def _solve_set(size, sub, z, c, q, yy, penalty, goal, limit):
         if _set_gap(size, z, c, q, yy, penalty) <= goal:
             break
         # A jump takes as long as size / PAYS sweeps, so it comes after as many, and when the signs no longer change.
-        if settled and since * PAYS > size:
-            _jump(size, sub, z, c, penalty, live, step, factor)
+        if (settled or dense) and since * PAYS > size:
+            while _jump(size, sub, z, c, penalty, live, step, factor) and dense:
+                pass
             since = 0
     return done
 
@@ -248,7 +258,8 @@ def _set_gap(size, z, c, q, yy, penalty):
 
 @jit()
 def _jump(size, sub, z, c, penalty, live, step, factor):
-    """Moves the nonzero coordinates S towards their joint minimiser for fixed signs, until the first reaches 0.
+    """Moves the nonzero coordinates S towards their joint minimiser for fixed signs, until the first reaches 0, and
+    returns whether one did.
 
     Sweeps converge slowly where atoms are correlated; feature-sign search (Lee et al. 2006) instead solves
     (G_SS + RIDGE) step = c_S - penalty sign(z_S), here by elimination. P does not rise on the way, since it is a
@@ -269,7 +280,7 @@ def _jump(size, sub, z, c, penalty, live, step, factor):
     for i in range(m):
         pivot = factor[i, i]
         if pivot < 0.5 * RIDGE:
-            return
+            return False
         top = factor[i]
         for j in range(i + 1, m):
             share = top[j] / pivot
@@ -295,3 +306,4 @@ def _jump(size, sub, z, c, penalty, live, step, factor):
         by, row = z[a] - old, sub[a]
         for b in range(size):
             c[b] -= by * row[b]
+    return first >= 0
