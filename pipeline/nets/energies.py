@@ -191,9 +191,8 @@ class FreeEnergy(torch.autograd.Function):
     def forward(ctx, v, weight, visible_bias, hidden_bias, visible_offset, hidden_offset, half):
         a = gibbs.product(v, weight, hidden_bias - visible_offset @ weight, half=half)
         hidden, pixels = a.sigmoid(), v.to(a.dtype)
-        # softplus(a) is a or 0, whichever is more, less the log of the likelier state's probability: half the time.
-        soft = a.relu().sum(1) - torch.maximum(hidden, 1 - hidden).log().sum(1)
-        energy = a @ hidden_offset - soft - pixels @ visible_bias + visible_offset @ visible_bias
+        linear = pixels @ visible_bias - visible_offset @ visible_bias
+        energy = a @ hidden_offset - softplus(a).sum(1) - linear
         ctx.half = half
         ctx.save_for_backward(v, pixels, hidden, visible_offset, hidden_offset)
         ctx.mark_non_differentiable(hidden)
@@ -204,7 +203,7 @@ class FreeEnergy(torch.autograd.Function):
     def backward(ctx, *grads):
         v, pixels, hidden, visible_offset, hidden_offset = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            of_a = (hidden_offset - hidden) * grads[0][:, None]
+            of_a = (hidden_offset - hidden).mul_(grads[0][:, None])
             of_hidden = of_a.sum(0)
             of_offset = torch.outer(-visible_offset, of_hidden)
             of_weight = gibbs.product(v, of_a, of_offset, of_columns=True, half=ctx.half)
