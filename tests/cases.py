@@ -95,6 +95,9 @@ CASES = {
     "score_matching_sliced": ScoreMatching(loss="sliced", levels=1, noise=(0.3, 0.3), energy_penalty=1e-3),
     "lista_energy": LISTASettings(),
     "lista_code": LISTASettings(loss="code", tied=True),
+    "lista_coupled": LISTASettings(form="coupled", supervision="all"),
+    "lista_analytic": LISTASettings(form="analytic", loss="code"),
+    "lista_steps": LISTASettings(form="steps", layers=4),
     "psd": PSD(layers=2, steps=8),
 }
 NETS = {

@@ -1,13 +1,19 @@
 """Latent-variable energies against the lasso's solvers, closed forms and finite differences; what trained ones do."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline import keyed, objectives
 from pipeline.config import load
+from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError
 from pipeline.objectives.base import Setup
 from pipeline.objectives.latent_energies import Latent, auroc
@@ -16,7 +22,9 @@ from pipeline.settings.latent_energies import Latent as Settings
 from pipeline.settings.nets import MLP
 from pipeline.settings.objectives import Decoder
 from pipeline.sparse import proximal, solvers
+from pipeline.stages.generate import test_images as images_of
 from tests.cases import IMAGE, SAMPLES, batch
+from tests.small import ROOT, alone, only
 from tests.test_sparse import problem
 
 IDS = list(range(12))
@@ -190,6 +198,23 @@ def test_what_a_trained_one_draws(world):
     assert {tag for tag in linear.figures(b.views[0], [""] * 40, 0)} == {
         "reconstructions", "latent/penalties", "latent/atoms",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_half_a_digit_leaves_open_what_two_units_say(tmp_path):
+    """As `configs/latent.yaml` trains it, used by another process than the one that trained it: images of two halves
+    and noise lie above test images, and of eight completions one is nearer than their mean."""
+    words = ["run", str(ROOT / "configs/latent.yaml"), "--here", f"root={tmp_path}", "--only", "halves_drawn"]
+    done = subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=ROOT, env=alone(), capture_output=True)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    metrics = json.loads(only(tmp_path, "halves_drawn-*/artifact.json").read_text())["metrics"]
+    assert metrics["auroc_noise"] > 0.95 and metrics["auroc_halves"] > 0.93
+    assert metrics["nearer"] > 0.8 and metrics["nearest"] < 0.95
+    shards, ids = Shards.open(only(tmp_path, "shards-*"), "test"), keyed.permute(np.arange(359), 359, 0, "shown")
+    found = objectives.load(only(tmp_path, "halves-*")).measures(images_of(shards, ids), 0)
+    assert {f"latent/{name}" for name in ("nearer", "nearest", "auroc_noise", "auroc_halves")} == set(found)
+    for tag, value in found.items():
+        assert metrics[tag.partition("/")[2]] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from pipeline import keyed
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.sparse import Coding
 from pipeline.settings.stages import Codes
-from pipeline.sparse import dictionary, features, solvers
-from pipeline.sparse.lista import LISTA
+from pipeline.sparse import dictionary, features, lista, solvers
 
 SOLVERS = {"ista": solvers.ista, "fista": solvers.fista, "descend": solvers.descend}
 
@@ -244,9 +243,28 @@ def test_fista_follows_its_equations():
     torch.testing.assert_close(at.z, torch.stack(expected), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["lista", "coupled", "steps"])
+def test_each_form_starts_as_ista(form):
+    y, d = problem()
+    *_, wanted = solvers.iterates(y, d, 0.1, 5, momentum=False)
+    network = lista.build(LISTASettings(layers=5, form=form), d, 0.1)
+    torch.testing.assert_close(network(y), wanted, atol=1e-9, rtol=0)
+
+
+def test_the_analytic_weight_is_the_least_coherent_one():
+    """No other weight with w_j'd_j = 1 has a smaller ||W'D||_F: the norm's slope is along d_j alone."""
+    _, d = problem()
+    weight = lista.least_coherent(d).requires_grad_()
+    torch.testing.assert_close((weight * d).sum(0), torch.ones(50).double())
+    (slope,) = torch.autograd.grad((weight.T @ d).square().sum(), [weight])
+    across = slope - d * (slope * d).sum(0)
+    assert float(across.abs().max()) < 1e-9 < float(slope.abs().max())
+    assert (weight.T @ d).square().sum() < (d.T @ d).square().sum()
+
+
 def test_lista_starts_as_ista_and_only_the_plus_sign_does():
     y, d = problem()
-    network = LISTA(d, 0.1, layers=5)
+    network = lista.LISTA(d, 0.1, layers=5)
     at, gram, q, step = solvers.begin(y @ d), d.T @ d, y @ d, 1 / solvers.curvature(d)
     wrong = torch.zeros_like(q)
     for _ in range(5):

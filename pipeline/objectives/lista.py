@@ -3,6 +3,7 @@ one that is trained with them."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.objectives.base import Batch, Objective, Setup, Sign, Step
@@ -16,15 +17,13 @@ class Predictor(Objective):
     """What both have: the network, the lasso's energy of its codes, and the sign that it has given up."""
 
     normalised = False
-    learned = False
-    """Whether the dictionary is trained, too."""
 
     def __init__(self, settings: Any, setup: Setup):
         super().__init__()
         if setup.lasso is None:
             raise TypeError(f"{type(self).__name__} needs the lasso whose codes it predicts")
         self.settings = settings
-        self.net = lista.LISTA(*setup.lasso, settings.layers, settings.tied, self.learned)
+        self.net = lista.build(settings, *setup.lasso)
 
     def scalars(self, energy: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Of codes [B, k] that the network predicts, and their energies [B]."""
@@ -53,18 +52,23 @@ class LISTA(Predictor):
     Settings = kinds.LISTA
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> energies [B], codes [B, k] and, for the code loss, their squared distance to the exact ones [B]."""
-        codes = full(self.net(batch.views[0]))
-        with full_precision(codes):
-            low = self.net.energy(full(batch.views[0]), codes)
-            if self.settings.loss == "energy":
-                return low, codes
-            return low, codes, (codes - batch.views[1]).square().sum(1)
+        """-> energies [B], codes [B, k] and what is minimised [B]: of the last layer or the mean of all of them, the
+        energy, or the squared distance to the exact codes."""
+        outputs = [full(z) for z in self.net.outputs(batch.views[0])]
+        with full_precision(outputs[-1]):
+            low = self.net.energy(full(batch.views[0]), outputs[-1])
+            losses = [self.loss(z, batch) for z in outputs[-1 if self.settings.supervision == "last" else 0 :]]
+            return low, outputs[-1], torch.stack(losses).mean(0)
+
+    def loss(self, codes: Tensor, batch: Batch) -> Tensor:
+        """Of a layer's codes [B, k] -> [B]."""
+        if self.settings.loss == "energy":
+            return self.net.energy(full(batch.views[0]), codes)
+        return (codes - batch.views[1]).square().sum(1)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        low, codes, *distance = embedded
-        loss = distance[0].mean() if distance else low.mean()
-        return Step(loss, low, low.new_empty(len(low), 0), self.scalars(low, codes))
+        low, codes, losses = embedded
+        return Step(losses.mean(), low, low.new_empty(len(low), 0), self.scalars(low, codes))
 
 
 class PSD(Predictor):
@@ -74,7 +78,6 @@ class PSD(Predictor):
 
     Settings = kinds.PSD
     settings: kinds.PSD
-    learned = True
 
     def infer(self, signals: Tensor, start: Tensor) -> Tensor:
         """The codes [B, k] of signals [B, p] that minimise E, from those that the network predicts."""

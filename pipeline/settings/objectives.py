@@ -280,8 +280,19 @@ class LISTA(Predictor):
     """LISTA (Gregor & LeCun 2010): layers that are trained to predict the codes of a dictionary."""
 
     kind: Literal["lista"] = "lista"
+    form: Literal["lista", "coupled", "analytic", "steps"] = "lista"
+    """Of a layer. lista: the paper's, two matrices and as many thresholds as atoms; coupled: one matrix (LISTA-CP,
+    Chen et al. 2018); analytic: a step and a threshold, with a matrix that is computed (ALISTA, Liu et al. 2019);
+    steps: a step alone (Ablin et al. 2019)."""
     loss: Literal["code", "energy"] = "energy"
     """code: squared distance to the exact code; energy: the lasso's own objective."""
+    supervision: Literal["last", "all"] = "last"
+    """Which layers the loss is of: of many, the first learn little from the last one's."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.tied and self.form != "lista":
+            yield "tied", f"is of form: lista; layers of form {self.form} share all that they can"
 
 
 class PSD(Predictor):

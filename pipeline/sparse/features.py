@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.settings.sparse import Coding
-from pipeline.sparse import solvers
-from pipeline.sparse.lista import LISTA
+from pipeline.sparse import lista, solvers
 
 CACHED, HELD = 1 << 21, 1 << 25  # values of code maps computed at a time, to fit in a CPU's cache, and in memory
 
@@ -65,7 +64,7 @@ class Coder(nn.Module):
             self.register_buffer(name, value.detach().float().clone())
         self.settings = settings
         if settings.features == "lista":
-            self.lista = LISTA(self.dictionary, settings.penalty, settings.lista.layers, settings.lista.tied)
+            self.lista = lista.build(settings.lista, self.dictionary, settings.penalty)
 
     def whiten(self, signals: Tensor) -> Tensor:
         return (signals - self.mean) @ self.zca
