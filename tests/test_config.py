@@ -149,6 +149,7 @@ OVERRIDES = [  # what is typed, and what the answer has to hold
     ("moco.data=SHARDS", "expected the name of a stage"),
     ("codes.encoder=codes", "needs itself: codes needs codes"),
     ("drawn.model=moco", 'drawn.model: "moco" is trained by moco, which draws nothing; leave this out'),
+    ("drawn.likelihood.samples=9", '"vae" is trained on grey pixels, of which bernoulli is no likelihood'),
     ("drawn.beside=[vae]", '"vae" is no variational autoencoder of two latent units; leave it out'),
     ("vae.objective={kind: vae, likelihood: logistic, binarisation: static}", "likelihood logistic is of grey pixels"),
     ("vae.objective={kind: iwae, gradient: doubly_reparameterised, warmup: 0.1}", "expected beta 1 and no warmup"),

@@ -69,4 +69,5 @@ class Logistic(Located):
         return below + above + inside.masked_fill(black | white, 0)
 
 
-KINDS: dict[str, type[nn.Module]] = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": Logistic}
+Pixels = Bernoulli | Gaussian | Logistic
+KINDS: dict[str, type[Pixels]] = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": Logistic}

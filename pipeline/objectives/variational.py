@@ -34,12 +34,7 @@ class Variational(AE):
     def __init__(self, settings: Any, setup: Setup):
         self.parts = 1 if settings.variance == "one" else 2
         super().__init__(settings, setup)
-        self.pixels = pixels.KINDS[settings.likelihood]()
-
-    @property
-    def pixels_are_modelled(self) -> bool:
-        """Whether p(x|z) is of the pixels as they are: of grey ones a Bernoulli distribution is not."""
-        return self.settings.likelihood != "bernoulli" or self.settings.binarisation != "none"
+        self.pixels: pixels.Pixels = pixels.KINDS[settings.likelihood]()
 
     def target(self, batch: Batch) -> Tensor:
         """The batch's images [B, C, H, W] as they are modelled: grey, or as binary states; a pixel that is no number

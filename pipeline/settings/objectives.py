@@ -234,6 +234,11 @@ class Variational(AutoEncoder):
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of training over which beta rises linearly from 0."""
 
+    @property
+    def no_likelihood(self) -> str:
+        grey = self.likelihood == "bernoulli" and self.binarisation == "none"
+        return "is trained on grey pixels, of which bernoulli is no likelihood" if grey else ""
+
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
         if self.binarisation != "none" and self.likelihood != "bernoulli":
