@@ -47,7 +47,7 @@ class Setup:
     world: World
     seed: int
     lasso: Lasso | None = None
-    noise: "Objective | None" = None
+    noise: Any = None
     pixel_means: Tensor | None = None
 
 

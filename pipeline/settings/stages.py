@@ -135,8 +135,7 @@ class Pretrain(Training, Stage):
             yield from self.misfits(self.view_size)
 
     def mistakes_among(self, stages: Mapping[str, Stage]) -> Iterator[Mistake]:
-        noise = stages.get(self.objective.model or "") if isinstance(self.objective, NCE) else None
-        if isinstance(noise, Pretrain):
+        if isinstance(self.objective, NCE) and isinstance(noise := stages.get(self.objective.model or ""), Pretrain):
             yield from self.objective.misfits_of_noise(noise.objective)
 
     def misfits(self, side: int) -> Iterator[Mistake]:
