@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from pipeline import objectives
+from pipeline import keyed, objectives
 from pipeline.errors import DivergedError
 from pipeline.image import Image
-from pipeline.nets import energies
+from pipeline.nets import ema, energies
 from pipeline.objectives.base import Batch, Setup
 from pipeline.objectives.grey import GreyPCD
 from pipeline.objectives.memory import GreyParticles
+from pipeline.objectives.scores import ScoreMatching
 from pipeline.settings import nets, scores
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
@@ -172,38 +174,76 @@ def test_a_training_that_diverges_goes_back_at_half_the_rate(digits, tmp_path, w
 
 
 # ----------------------------------------------------------------------------------------------------- a known density
+CENTRES = torch.tensor([[0.35, 0.35], [0.65, 0.45], [0.45, 0.65]], dtype=torch.float64)
+SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+PLANE = Image(2, 1, (0.5,) * 2, (0.5,) * 2)
+SAMPLES, STEPS = 2000, 500
+CHAINS = scores.Langevin(steps=10, step=1e-3, temperature=1.0)
+OBJECTIVES = {
+    "grey_cd": scores.GreyCD(deviation=0.0, sampler=CHAINS),
+    "grey_pcd": scores.GreyPCD(particles=1000, refresh=0.0, deviation=0.0, sampler=CHAINS),
+    "grey_conditional_nce": scores.GreyConditionalNCE(deviation=0.2, noise=2),
+    "score_matching": scores.ScoreMatching(noise=(0.05, 0.05), levels=1),
+    "score_matching_sliced": scores.ScoreMatching(noise=(0.05, 0.05), levels=1, loss="sliced"),
+}
+"""At temperature 1. Score matching learns the density of points with its noise on them, and is measured by that."""
+
+
+class Clouds:
+    """Three of them in the unit square: a grid of its points [n, 2], and samples."""
+
+    def __init__(self):
+        line = (torch.arange(60, dtype=torch.float64) + 0.5) / 60
+        self.grid = torch.cartesian_prod(line, line)
+        draws = torch.from_numpy(keyed.uniform(SAMPLES, "clouds"))
+        numbers = torch.searchsorted(self.log_p().exp().cumsum(0), draws)
+        self.samples = self.grid[numbers.clamp(max=len(self.grid) - 1)]
+
+    def log_p(self, noise: float = 0.0) -> Tensor:
+        """Log-probabilities of the grid's points, of the clouds under noise of this deviation."""
+        squares = torch.cdist(self.grid, CENTRES).square() / (2 * (0.1**2 + noise**2))
+        return (SHARES.log() - squares).logsumexp(1).log_softmax(0)
+
+    def fit(self, o: Any, loss: Any) -> float:
+        """KL(p || q) in nats after so many steps, of the parameters' mean over their second half."""
+        optimiser, average = torch.optim.Adam(o.parameters(), 1e-2), ema.Average(o)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+        for step in range(STEPS):
+            optimiser.zero_grad()
+            loss(step).backward()
+            optimiser.step()
+            rate.step()
+            average.update(1 - 1 / max(1, step + 1 - STEPS // 2))
+        with torch.no_grad(), average.swapped():
+            noise = o.deviations()[-1] if isinstance(o, ScoreMatching) else 0.0
+            log_p, log_q = self.log_p(noise), (-o.energy(self.grid) / (noise or 1.0)).log_softmax(0)
+            return float(log_p.exp() @ (log_p - log_q))
+
+    def divergence(self, settings: Any) -> float:
+        """Of an objective; without one, of maximum likelihood by the grid."""
+        o = build(settings or OBJECTIVES["grey_cd"], nets.Energy(trunk=nets.MLP(width=32, activation="silu")), PLANE)
+
+        def likelihood(step: int) -> Tensor:
+            return o.energy(self.samples).mean() + o.energy(self.grid).neg().logsumexp(0)
+
+        def loss(step: int) -> Tensor:
+            views = (self.samples.view(-1, 2, 1, 1),)
+            result = o(Batch(views, torch.arange(SAMPLES), step, step, dtype=torch.float64))
+            o.commit(result.pending, step)
+            return result.loss
+
+        return self.fit(o, loss if settings else likelihood)
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    made = Clouds()
+    return made, made.divergence(None)
+
+
 @pytest.mark.slow
-def test_persistent_chains_come_to_the_density_of_points():
-    """Three clouds in the unit square, by an MLP in float64 at temperature 1: the divergence from data to the energy's
-    own density by quadrature, against that of the uniform density it starts near."""
-    centres = torch.tensor([[0.25, 0.25], [0.75, 0.4], [0.35, 0.8]], dtype=torch.float64)
-    line = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    grid = torch.cartesian_prod(line, line)
-    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    log_p = (-torch.cdist(grid, centres).square() / (2 * 0.08**2) + shares.log()).logsumexp(1).log_softmax(0)
-    draws = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    points = grid[torch.searchsorted(log_p.exp().cumsum(0), draws).clamp(max=len(grid) - 1)]
-    plane = Image(2, 1, (0.5,) * 2, (0.5,) * 2)
-    sampler = scores.Langevin(steps=10, step=1e-3, temperature=1.0)
-    o = build(
-        scores.GreyPCD(particles=1000, refresh=0.02, deviation=0.0, sampler=sampler),
-        nets.Energy(trunk=nets.MLP(width=64, layers=2, activation="silu")),
-        plane,
-    )
-    optimiser = torch.optim.Adam(o.parameters(), 5e-3)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 1000)
-    given = points.view(-1, 2, 1, 1)
-
-    def divergence() -> float:
-        with torch.no_grad():
-            return float(log_p.exp() @ (log_p - (-o.energy(grid)).log_softmax(0)))
-
-    first = divergence()
-    for step in range(1000):
-        result = o(Batch((given,), torch.arange(2000), step, step, dtype=torch.float64))
-        optimiser.zero_grad()
-        result.loss.backward()
-        optimiser.step()
-        o.commit(result.pending, step)
-        rate.step()
-    assert first > 1 and divergence() < 0.1
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_from_2000_points_it_comes_nearly_as_close_as_maximum_likelihood(name, clouds):
+    """Of persistent chains six times its divergence: after as many steps they are behind (seen: 4.8)."""
+    known, least = clouds
+    assert known.divergence(OBJECTIVES[name]) < (6 if name == "grey_pcd" else 2.5) * least < 0.2
