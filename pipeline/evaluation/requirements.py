@@ -40,7 +40,8 @@ def labels(settings: Probe, folder: Path, train: Shards, test: Shards) -> tuple[
         if (each < 0).any():
             raise DataError(
                 f"{folder}: {(each < 0).sum():,} of {len(each):,} images of the {split} split have no label; a "
-                f"probe needs one for each: pack folders named by class, or leave the probe out"
+                f"probe needs one for each: pack folders named by class, or leave the probe out (--only, with the "
+                f"names of the other stages)"
             )
     return both
 

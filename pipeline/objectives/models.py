@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline import files, tensors
 from pipeline.errors import DataError
+from pipeline.hints import sibling
 from pipeline.image import Image
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.kinds import OBJECTIVES
@@ -50,6 +51,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def unreadable(folder: Path, error: Exception) -> DataError:
+    if not folder.exists():
+        return DataError(f"{folder}: no such folder{sibling(folder)}")
     return DataError(f"{folder}: no model that can be read ({type(error).__name__}: {error})")
 
 
