@@ -442,7 +442,7 @@ def test_what_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no model that can be read"):
         encoders.load(tmp_path)
     (tmp_path / "simclr-5cb264f9").mkdir()
-    with pytest.raises(DataError, match='simclr-1234abcd: no such folder; did you mean ".*simclr-5cb264f9"'):
+    with pytest.raises(DataError, match=r'simclr-1234abcd: no such folder; did you mean ".*simclr-5cb264f9"'):
         encoders.load(tmp_path / "simclr-1234abcd")
     trunk(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
