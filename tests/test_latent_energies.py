@@ -22,7 +22,7 @@ from pipeline.settings.latent_energies import Latent as Settings
 from pipeline.settings.nets import MLP
 from pipeline.settings.objectives import Decoder
 from pipeline.sparse import proximal, solvers
-from pipeline.stages.generate import test_images as images_of
+from pipeline.stages.generate import pixels
 from tests.cases import IMAGE, SAMPLES, batch
 from tests.small import ROOT, alone, only
 from tests.test_sparse import problem
@@ -211,7 +211,7 @@ def test_half_a_digit_leaves_open_what_two_units_say(tmp_path):
     assert metrics["auroc_noise"] > 0.95 and metrics["auroc_halves"] > 0.93
     assert metrics["nearer"] > 0.8 and metrics["nearest"] < 0.95
     shards, ids = Shards.open(only(tmp_path, "shards-*"), "test"), keyed.permute(np.arange(359), 359, 0, "shown")
-    found = objectives.load(only(tmp_path, "halves-*")).measures(images_of(shards, ids), 0)
+    found = objectives.load(only(tmp_path, "halves-*")).measures(pixels(shards, ids), 0)
     assert {f"latent/{name}" for name in ("nearer", "nearest", "auroc_noise", "auroc_halves")} == set(found)
     for tag, value in found.items():
         assert metrics[tag.partition("/")[2]] == pytest.approx(value, rel=1e-6)
