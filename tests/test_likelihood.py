@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline import tags
+from pipeline.errors import Stopped
 from pipeline.evaluation import likelihood
 from pipeline.nets import energies
 from pipeline.settings.nets import RBM
@@ -30,6 +31,20 @@ def test_parameters_without_offsets_are_the_same_density(net, states):
     machine = net.uncentred()
     energy = net.energy(states.float()) + machine.log_density(states, machine.activations(states))
     assert float(energy.detach().std()) < 1e-5
+
+
+def test_a_signal_ends_chains_at_their_next_step(net, states):
+    """And not before the signal: with 300 temperatures `forward` alone asks 300 times."""
+    asked = []
+
+    def halt() -> None:
+        asked.append(None)
+        if len(asked) == 40:
+            raise Stopped("asked to stop")
+
+    with pytest.raises(Stopped):
+        likelihood.evaluate(net, states, None, Likelihood(chains=200, temperatures=300, sweeps=50), 0, halt)
+    assert len(asked) == 40
 
 
 def test_exact_and_annealed_agree(net, states, monkeypatch):

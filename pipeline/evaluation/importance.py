@@ -6,6 +6,7 @@ so the more draws there are, and the better q fits p(z|x).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,15 +35,19 @@ class Weights(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(objective: Variational, images: Tensor, ids: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+def evaluate(
+    objective: Variational, images: Tensor, ids: np.ndarray, samples: int, seed: int,
+    halt: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:  # fmt: skip
     """The mean log-likelihood of images [N, C, H, W] as they are modelled, with its standard error over images and its
-    protocol; and what their latents hold. ``ids``: what the draws of an image are keyed by, int64 [N]."""
+    protocol; and what their latents hold. ``ids``: what the draws of an image are keyed by, int64 [N]. ``halt`` may
+    end it between images, by an error."""
     found = latents(objective, images, ids, seed)
     if objective.settings.no_likelihood:
         return found
     values, how = exact(objective, images), "exact"
     if values is None:
-        weights, how = estimate(objective, images, ids, samples, seed), f"importance sampling, {samples} draws"
+        weights, how = estimate(objective, images, ids, samples, seed, halt), f"importance sampling, {samples} draws"
         values = weights.log_likelihood
         found |= {"elbo": float(weights.elbo.mean()), "unsure": float((weights.effective < FEW).double().mean())}
     protocol = {"likelihood": objective.settings.likelihood, "binarisation": objective.settings.binarisation}
@@ -78,12 +83,18 @@ def divergences(objective: Variational, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def estimate(objective: Variational, images: Tensor, ids: np.ndarray, samples: int, seed: int) -> Weights:
+def estimate(
+    objective: Variational, images: Tensor, ids: np.ndarray, samples: int, seed: int,
+    halt: Callable[[], None] = lambda: None,
+) -> Weights:  # fmt: skip
     """`Weights` from so many draws for each image, which depend on (seed, id, draw) alone. Each image is encoded once;
     several images' draws are decoded together."""
     block = IMAGES[images.device.type]
     blocks = zip(images.split(block), np.split(ids, range(block, len(ids), block)), strict=True)
-    parts = [of_weights(log_weights(objective, x, number, samples, seed)) for x, number in blocks]
+    parts = []
+    for some, numbers in blocks:
+        halt()
+        parts.append(of_weights(log_weights(objective, some, numbers, samples, seed)))
     return Weights(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -4,6 +4,7 @@ between an estimate that is too high in the mean and one that is too low, with a
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +24,12 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net: RBM, states: Tensor, particles: Tensor | None, settings: Likelihood, seed: int) -> Evaluation:
+def evaluate(
+    net: RBM, states: Tensor, particles: Tensor | None, settings: Likelihood, seed: int,
+    halt: Callable[[], None] = lambda: None,
+) -> Evaluation:  # fmt: skip
     """The mean log-likelihood of binary images, uint8 [N, D]. ``particles``, uint8 [n, D]: chains of the training;
-    where there are none, fresh ones take their place.
+    where there are none, fresh ones take their place. ``halt`` may end it at any step, by an error.
 
     Metrics: log_likelihood (exact, or by reverse AIS and so rather too low), log_likelihood_high (by AIS, rather too
     high), log_likelihood_bound (of the annealed chain, too low whatever the chains did: `ais.trajectory`); _se of each
@@ -33,7 +37,7 @@ def evaluate(net: RBM, states: Tensor, particles: Tensor | None, settings: Likel
     """
     machine = net.uncentred()
     base = machine.base()._replace(visible_bias=net.visible_bias.detach())
-    path = ais.Path.of_temperatures(machine, base, settings.temperatures)
+    path = ais.Path.of_temperatures(machine, base, settings.temperatures, halt)
     fresh = ais.forward(path, settings.chains, seed)
     start = fresh.states if particles is None else particles[: settings.chains]
     ends, chains = settle(machine, start, settings.sweeps, seed)

@@ -11,7 +11,7 @@ Murray 2008). A chain that follows it collects a log weight; E exp(weight) is th
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,19 +62,23 @@ def between(first: RBM, second: RBM, share: float) -> RBM:
 
 class Path:
     """``steps`` + 1 machines on the way along ``points``, from independent units (the first, without weights) to the
-    machine of interest (the last): as many steps between each two."""
+    machine of interest (the last): as many steps between each two. ``halt`` is called at each step; an error that it
+    raises ends the chains."""
 
-    def __init__(self, points: Sequence[RBM], steps: int):
+    def __init__(self, points: Sequence[RBM], steps: int, halt: Callable[[], None] = lambda: None):
         if points[0].weight.any() or len(points) < 2 or steps < 1:
             raise ValueError("a path leads in one step or more from a machine without weights to another")
-        self.points, self.steps = points, steps
+        self.points, self.steps, self.halt = points, steps, halt
 
     @classmethod
-    def of_temperatures(cls, machine: RBM, base: RBM, steps: int) -> "Path":
+    def of_temperatures(
+        cls, machine: RBM, base: RBM, steps: int, halt: Callable[[], None] = lambda: None
+    ) -> "Path":
         """From the base straight to the machine, denser near it."""
-        return cls([base, *(between(base, machine, share) for share in TEMPERATURES), machine], steps)
+        return cls([base, *(between(base, machine, share) for share in TEMPERATURES), machine], steps, halt)
 
     def at(self, step: int) -> RBM:
+        self.halt()
         place = step * (len(self.points) - 1) / self.steps
         first = min(int(place), len(self.points) - 2)
         return between(self.points[first], self.points[first + 1], place - first)

@@ -84,7 +84,7 @@ class Pretrain(Training, Stage):
     """Trains a net by an objective. What the objective usually takes (`training_defaults` of its settings: an
     autoencoder's Adam, say) stands where a config says nothing else."""
 
-    version = 3
+    version = 4
     makes = ("model", "encoder")
     shared = True
     kind: Literal["pretrain"] = "pretrain"

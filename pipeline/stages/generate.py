@@ -1,5 +1,6 @@
 """What a trained model draws of test images, and the energies that it gives them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
+from pipeline.errors import Stopped
 from pipeline.evaluation import balls, encoders, frechet, importance, likelihood
 from pipeline.evaluation.frechet import Cells
 from pipeline.nets.energies import RBM
@@ -87,7 +89,7 @@ def measures(
     if isinstance(objective, Variational):
         ids, batch = keyed_batch(shards, seed, world)
         images = objective.target(batch)
-        found = importance.evaluate(objective, images, ids, settings.likelihood.samples, seed)
+        found = importance.evaluate(objective, images, ids, settings.likelihood.samples, seed, partial(halt, world))
         return found, {}, {"vae/kl_units": importance.divergences(objective, images)}
     return {}, {}, {}
 
@@ -108,7 +110,7 @@ def evaluate(
     _, batch = keyed_batch(shards, seed, world)
     states = objective.states(batch).to(torch.uint8)
     particles = objective.particles.states if hasattr(objective, "particles") else None
-    found = likelihood.evaluate(objective.net, states, particles, settings.likelihood, seed)
+    found = likelihood.evaluate(objective.net, states, particles, settings.likelihood, seed, partial(halt, world))
     protocol = likelihood.protocol(objective, len(states), settings.likelihood)
     filters = objective.net.weight.T[:SHOWN]
     filters = 0.5 + 0.5 * filters / filters.abs().amax(1, keepdim=True)
@@ -136,6 +138,12 @@ def evaluate(
         },
         {f"density/energy_{name}": objective.energy(rows.float()) for name, rows in sets.items()},
     )
+
+
+def halt(world: World) -> None:
+    """Raises Stopped where the stage was asked to stop."""
+    if world.stopping():
+        raise Stopped("asked to stop: a likelihood is kept when it is whole; the same command begins it anew")
 
 
 def pixels(shards: Shards, ids: np.ndarray) -> Tensor:
