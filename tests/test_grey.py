@@ -76,7 +76,8 @@ def test_energies_that_have_run_away_are_seen_at_their_temperature():
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_particles_take_turns_and_come_back_to_their_places(size):
     """A third of them at a step; the same ones whatever the number of ranks."""
-    parts = [GreyParticles(24, 5, 0, SimpleNamespace(rank=rank, size=size), moved=8) for rank in range(size)]
+    worlds: list[Any] = [SimpleNamespace(rank=rank, size=size) for rank in range(size)]
+    parts = [GreyParticles(24, 5, 0, world, moved=8) for world in worlds]
     for step in range(7):
         seen = []
         for particles in parts:
