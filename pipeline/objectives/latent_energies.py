@@ -185,7 +185,8 @@ class Latent(Objective):
         if self.codes is not None:
             mean, few, found = self.completions(batch)
             some = (images[:COMPLETED], hidden[:COMPLETED], mean[:COMPLETED], few[:, :COMPLETED])
-            figures["latent/completions"] = completions.completions(*some, *found.values(), len(images))
+            share, ratio = found.values()
+            figures["latent/completions"] = completions.completions(*some, share, ratio, len(images))
         if (weight := self.net.atoms()) is not None:
             figures["latent/atoms"] = completions.atoms(weight)
         return figures
