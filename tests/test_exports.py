@@ -141,8 +141,10 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize("net, image, kept", [
-    (ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3), 4),
-    (ViT(width=64, depth=2, heads=4, patch=8), Image(3, 32, (0.5,) * 3, (0.2,) * 3), 4),
+    pytest.param(ResNet(), Image(3, 64, (0.5,) * 3, (0.2,) * 3), 4, marks=pytest.mark.slow),
+    pytest.param(
+        ViT(width=64, depth=2, heads=4, patch=8), Image(3, 32, (0.5,) * 3, (0.2,) * 3), 4, marks=pytest.mark.slow
+    ),
     (CNN(grid=4), Image(1, 28, (0.1,), (0.3,)), 1),
 ], ids=["resnet", "vit", "cnn"])  # fmt: skip
 def test_as_onnx_it_runs_without_torch(net, image, kept, tmp_path, capfd):

@@ -107,6 +107,7 @@ def on_workers(cluster: Raylets, config: Path, stage: str) -> None:
     assert json.loads(record.read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_workers_of_ray_train_are_the_ranks_of_torchrun(cluster, tmp_path):
     """Two processes each, under two launchers: every loss, and every byte of the artifacts, is the same."""
     config = small.write(root := tmp_path / "workers")

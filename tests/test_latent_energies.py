@@ -41,6 +41,7 @@ def build(settings: Settings, world, **weights: Tensor) -> Latent:
     return made
 
 
+@pytest.mark.slow
 def test_proximal_gradient_solves_the_lasso():
     y, d = problem(20, 50)
     wanted = solvers.descend(y, d, 0.1, 1e-13).z
@@ -70,6 +71,7 @@ def test_without_an_encoder_a_linear_decoder_has_the_lassos_codes(world):
     torch.testing.assert_close(o.encoder(b.views[0]), at.z, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_gap_knows_the_encoders_pull_and_the_part_that_is_given(world):
     o = build(replace_settings(SPARSE, condition="half", prediction=0.7), world)
     b = batch(o, IDS)
