@@ -22,7 +22,7 @@ def pictures(
         f"Samples: {how}; the number: energy, of samples {spread(energies)}, of {len(of_data):,} test images "
         f"{spread(of_data)}."
     )
-    cells, words = sheets.images(states[-1].unflatten(1, shape)), [f"{energy:.3g}" for energy in energies.tolist()]
+    cells, words = sheets.images(states[-1].unflatten(1, shape)), [f"{energy:.4g}" for energy in energies.tolist()]
     every = -(-len(states) // PLACES)
     shown = sorted({*range(0, len(states), every), len(states) - 1})
     films = states[shown][:, :FILMS].transpose(0, 1).flatten(0, 1).unflatten(1, shape)
@@ -35,4 +35,4 @@ def pictures(
 
 def spread(values: Tensor) -> str:
     """Mean and standard deviation, in words."""
-    return f"{values.mean():.3g} ± {values.std():.3g}"
+    return f"{values.mean():.4g} ± {values.std():.3g}"
