@@ -129,14 +129,14 @@ def placement(settings: Stage, here: bool) -> str:
 def only(stages: list[PlannedStage], names: Iterable[str]) -> list[PlannedStage]:
     """The named stages, and the unfinished stages that they need. Raises ConfigError for an unknown name."""
     by_name = {p.name: p for p in stages}
-    wanted, todo = set(), list(names)
-    while todo:
-        name = todo.pop()
+    wanted, needed = set(), list(names)
+    while needed:
+        name = needed.pop()
         if name not in by_name:
             raise ConfigError(f"--only {name}: no such stage{config.nearest(name, by_name)}")
         if name not in wanted:
             wanted.add(name)
-            todo += [ref for ref in by_name[name].inputs if not by_name[ref].done]
+            needed += [ref for ref in by_name[name].inputs if not by_name[ref].done]
     return [p for p in stages if p.name in wanted]
 
 

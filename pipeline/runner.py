@@ -179,8 +179,8 @@ def execute(
 def check_shares(selection: list[PlannedStage]) -> None:
     """Raises ConfigError where a batch does not divide over the ranks that a launcher started."""
     ranks = range(launcher.size(), launcher.size() + 1)
-    todo = [p for p in selection if p.settings.shared and not p.done]
-    if mistakes := [f"{p.name}.{key}: {text}" for p in todo for key, text in p.settings.unequal_shares(ranks)]:
+    shared = [p for p in selection if p.settings.shared and not p.done]
+    if mistakes := [f"{p.name}.{key}: {text}" for p in shared for key, text in p.settings.unequal_shares(ranks)]:
         raise ConfigError("\n".join(mistakes))
 
 

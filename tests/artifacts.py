@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+
+from pipeline.settings.stages import Pretrain
+from pipeline.stages import pretrain
+from pipeline.world import World
 
 WALL = {"config", "started", "finished", "seconds", "host", "cpu", "pid", "placed", "versions", "git"}
 
@@ -26,3 +31,13 @@ def differences(a: Path, b: Path) -> list[str]:
     """Files that are missing from one or differ."""
     one, two = content(a), content(b)
     return [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+
+
+def whole_and_resumed(settings: Pretrain, step: int, shards: Path, folder: Path, world: World) -> tuple[bytes, bytes]:
+    """The files of the model of a training, ``folder``/one, and of one that goes on from its checkpoint of a step."""
+    one, two = folder / "one", folder / "two"
+    one.mkdir()
+    pretrain.run(settings, 0, {"shards": shards}, one, world)
+    shutil.copytree(one / f"checkpoints/{step:08d}", two / f"checkpoints/{step:08d}")
+    pretrain.run(settings, 0, {"shards": shards}, two, world)
+    return (one / "model.safetensors").read_bytes(), (two / "model.safetensors").read_bytes()

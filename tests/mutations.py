@@ -259,7 +259,7 @@ MUTATIONS = (
     M("a failure ends with 0", "runner.py", "return failures[0]", "return 0",
       RUNNER + "after_a_failure_those_in_flight_finish"),
     M("--only without what it needs", "plan.py",
-      "todo += [ref for ref in by_name[name].inputs if not by_name[ref].done]", "pass",
+      "needed += [ref for ref in by_name[name].inputs if not by_name[ref].done]", "pass",
       RUNNER + "only_runs_a_stage_and_what_it_still_needs"),
     M("an override through an alias", "config.py", "group[key] = copy.copy(below)", "group[key] = below",
       "test_config.py::test_an_override_does_not_reach_through_an_alias"),

@@ -5,7 +5,6 @@ maximum likelihood does.
 """
 
 import re
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from pipeline.settings import nets
 from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
 from pipeline.world import World
+from tests.artifacts import whole_and_resumed
 
 SETTINGS = {
     "maximum_likelihood": kinds.MaximumLikelihood(),
@@ -411,12 +411,7 @@ def test_a_training_goes_on_to_the_same_bits(kind, digits, tmp_path, world):
     """From a checkpoint in its middle, particles and all; the model that it writes is read back whole."""
     given = {"kind": "pretrain", "data": "shards", "objective": {"kind": kind}, "net": {"kind": "rbm", "hidden": 20}}
     chosen = Pretrain(**given, steps=12, batch=100, save_steps=6, keep=2, log_steps=3, snapshots=1)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    pretrain.run(chosen, 0, {"shards": digits}, tmp_path / "one", world)
-    shutil.copytree(tmp_path / "one/checkpoints/00000006", tmp_path / "two/checkpoints/00000006")
-    pretrain.run(chosen, 0, {"shards": digits}, tmp_path / "two", world)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    first, second = whole_and_resumed(chosen, 6, digits, tmp_path, world)
     assert first == second
     loaded: Any = objectives.load(tmp_path / "one")
     assert loaded.settings.binarisation == "dynamic" and loaded.encoder(torch.rand(3, 1, 8, 8)).shape == (3, 20)

@@ -24,6 +24,7 @@ from pipeline.settings.stages import Pretrain
 from pipeline.stages import pretrain
 from pipeline.training import monitor
 from pipeline.world import World
+from tests.artifacts import whole_and_resumed
 
 IMAGE = Image(1, 8, (0.5,), (0.5,))
 SMOOTH = nets.Energy(trunk=nets.MLP(width=8, layers=1, activation="silu"))
@@ -129,12 +130,7 @@ def test_a_training_goes_on_to_the_same_bits(digits, tmp_path, world):
     net = {"kind": "energy", "spectral_norm": True, "trunk": {"kind": "mlp", "width": 16, "activation": "silu"}}
     given = {"kind": "pretrain", "data": "shards", "objective": objective, "net": net}
     settings = Pretrain(**given, steps=14, batch=100, save_steps=7, keep=2, log_steps=7, snapshots=0)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    pretrain.run(settings, 0, {"shards": digits}, tmp_path / "one", world)
-    shutil.copytree(tmp_path / "one/checkpoints/00000007", tmp_path / "two/checkpoints/00000007")
-    pretrain.run(settings, 0, {"shards": digits}, tmp_path / "two", world)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    first, second = whole_and_resumed(settings, 7, digits, tmp_path, world)
     assert first == second
     loaded: Any = objectives.load(tmp_path / "one")
     assert loaded.particles.states.shape == (60, 64) and loaded.walk(3, 0).shape == (21, 3, 64)

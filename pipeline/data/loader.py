@@ -66,8 +66,9 @@ class Loader:
     ranks and micro-batches, DataError where unreadable samples are too many (see `faults`).
 
     On a CPU threads read, decode, crop and compute the views. For a GPU, or with ``processes``, worker processes do
-    so, or leave the views to the device, ahead of the training: a thread copies what they write to pinned memory, on a
-    CUDA stream of its own."""
+    so; where the images are too many to be kept decoded, they leave the views to the device, whose rounding these then
+    have. They write to pinned memory, which a thread brings to the device ahead of the training, on a CUDA stream of
+    its own."""
 
     def __init__(
         self,

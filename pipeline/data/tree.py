@@ -53,9 +53,9 @@ def walk(path: Path, root: Path | None = None) -> Tree:
         raise DataError(f"folder:{path}: there is no such folder")
     runs = os.path.realpath(root) if root else ""
     tree = Tree(path)
-    todo: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(str(path), (), ())]
-    while todo:
-        folder, parts, above = todo.pop()
+    folders: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(str(path), (), ())]
+    while folders:
+        folder, parts, above = folders.pop()
         name = "/".join(parts)
         real = os.path.realpath(folder)
         if real in above:
@@ -88,7 +88,7 @@ def walk(path: Path, root: Path | None = None) -> Tree:
                     tree.leave("broken links" if entry.is_symlink() else "no regular files", "/".join(below))
             except OSError:
                 tree.leave("broken links" if entry.is_symlink() else "files that cannot be read", "/".join(below))
-        todo += reversed(inner)
+        folders += reversed(inner)
     tree.images.sort()
     tree.tables.sort()
     return tree

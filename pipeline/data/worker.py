@@ -89,6 +89,7 @@ class Workers:
 
     def _death(self) -> str:
         code = self.process.wait()
+        code = 128 - code if code < 0 else code  # of the process that has forked the others
         how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with code {code}"
         hint = "memory may have run out: lower threads; " if code == 128 + signal.SIGKILL else ""
         return f"a process that decodes images was {how}; {hint}the same command goes on from the last checkpoint"

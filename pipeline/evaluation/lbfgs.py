@@ -21,20 +21,20 @@ def minimise(
     pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
     stuck = torch.zeros_like(value, dtype=torch.bool)
     for _ in range(limit):
-        todo = (gradient.norm(dim=1) > tolerance) & ~stuck
-        if not todo.any():
+        unsolved = (gradient.norm(dim=1) > tolerance) & ~stuck
+        if not unsolved.any():
             break
-        step = torch.where(todo[:, None], direction(gradient, pairs), 0)
+        step = torch.where(unsolved[:, None], direction(gradient, pairs), 0)
         slope = (step * gradient).sum(1)
-        length, fine = torch.ones_like(value), ~todo
+        length, fine = torch.ones_like(value), ~unsolved
         for _ in range(HALVINGS):
             ahead = x + length[:, None] * step
             value_ahead, gradient_ahead = function(ahead)
-            fine = (value_ahead <= value + ARMIJO * length * slope) | ~todo
+            fine = (value_ahead <= value + ARMIJO * length * slope) | ~unsolved
             if fine.all():
                 break
             length = torch.where(fine, length, length / 2)
-        stuck, moved = stuck | ~fine, (fine & todo)[:, None]
+        stuck, moved = stuck | ~fine, (fine & unsolved)[:, None]
         s, y = torch.where(moved, ahead - x, 0), torch.where(moved, gradient_ahead - gradient, 0)
         product = (s * y).sum(1, keepdim=True)
         pairs.append((s, y, torch.where(product > 0, 1 / product, 0)))  # a problem that stands still adds nothing

@@ -30,13 +30,18 @@ class Noise(Density, ABC):
 
     @abstractmethod
     def losses(self, low: Tensor, high: Tensor, *odds: Tensor) -> Tensor:
-        """Of energies [B] and of their noise's [B, n] -> [B]; what else ``embed`` gives comes after them."""
+        """Of energies [B] and of their noise's [B, n] -> [B]; then come the ``odds``."""
+
+    def odds(self, x: Tensor, noise: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """What else ``losses`` needs of states [B, D] and their noise [B, n, D]."""
+        return ()
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> also the energies of the states' noise, [B, n]."""
+        """-> also the energies of the states' noise, [B, n], and their ``odds``."""
         x, *rows = super().embed(batch)
         noise = self.noise(x, batch)
-        return x, *rows, self.energy(noise.flatten(0, 1)).view(noise.shape[:2])
+        high = self.energy(noise.flatten(0, 1)).view(noise.shape[:2])
+        return x, *rows, high, *self.odds(x, noise, batch)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
         """low [B], high [B, n]."""
@@ -82,11 +87,9 @@ class NCE(Noise):
     def noise(self, x: Tensor, batch: Batch) -> Tensor:
         return self.proposal.samples(batch, self.settings.noise).to(x.dtype)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> also log q of states, [B], and of noise, [B, n]."""
-        x, *rows = super().embed(batch)
-        noise = self.noise(x, batch)
-        return x, *rows, self.proposal.log_density(x, batch), self.proposal.log_density(noise, batch)
+    def odds(self, x: Tensor, noise: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """log q of states, [B], and of noise, [B, n]."""
+        return self.proposal.log_density(x, batch), self.proposal.log_density(noise, batch)
 
     def logits(self, energies: Tensor, log_noise: Tensor) -> Tensor:
         """G of what has these energies and log q, of any shape."""

@@ -1,6 +1,7 @@
 """LISTA: a few steps of ISTA as a network, trained to predict the sparse code (Gregor & LeCun, ICML 2010), and its kin
 with fewer weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,30 @@ from pipeline.settings.objectives import PSD
 from pipeline.sparse.solvers import energy, soft_threshold
 
 
-class LISTA(nn.Module):
+class Layers(nn.Module, ABC):
+    """A network whose layers predict the codes of a dictionary [p, k] with unit columns better and better."""
+
+    dictionary: Tensor
+    penalty: float
+
+    @abstractmethod
+    def outputs(self, signals: Tensor) -> Iterator[Tensor]:
+        """Signals [B, p] -> the codes [B, k] after each layer."""
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Signals [B, p] -> codes [B, k]."""
+        return list(self.outputs(signals))[-1]
+
+    def atoms(self) -> Tensor:
+        """The dictionary [p, k]."""
+        return self.dictionary
+
+    def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
+        """The energy 1/2 ||y - D z||^2 + penalty ||z||_1 of each signal [B, p] and code [B, k] -> [B]."""
+        return energy(signals, self.atoms(), codes, self.penalty)
+
+
+class LISTA(Layers):
     """Layers z <- soft_threshold(We y + S z, theta) from z = 0, initialised as ISTA on 1/2 ||y - D z||^2 +
     penalty ||z||_1.
 
@@ -21,8 +45,6 @@ class LISTA(nn.Module):
     first layer has no S, since z is 0 there. ``learned``: the dictionary is a parameter, too, of which `atoms` are the
     columns scaled to norm 1.
     """
-
-    dictionary: Tensor
 
     def __init__(
         self, dictionary: Tensor, penalty: float, layers: int = 3, tied: bool = False, learned: bool = False
@@ -45,7 +67,6 @@ class LISTA(nn.Module):
         self.theta = nn.ParameterList(theta.expand(len(gram)).clone() for _ in range(own))
 
     def outputs(self, signals: Tensor) -> Iterator[Tensor]:
-        """Signals [B, p] -> the codes [B, k] after each layer."""
         z = None
         for i in range(self.layers):
             at = i % len(self.encode)
@@ -55,20 +76,11 @@ class LISTA(nn.Module):
             z = soft_threshold(drive, softplus(self.theta[at]))
             yield z
 
-    def forward(self, signals: Tensor) -> Tensor:
-        """Signals [B, p] -> codes [B, k]."""
-        return list(self.outputs(signals))[-1]
-
     def atoms(self) -> Tensor:
-        """The dictionary [p, k], with unit columns."""
         return nn.functional.normalize(self.dictionary, dim=0) if self.learned else self.dictionary
 
-    def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
-        """The energy 1/2 ||y - D z||^2 + penalty ||z||_1 of each signal [B, p] and code [B, k] -> [B]."""
-        return energy(signals, self.atoms(), codes, self.penalty)
 
-
-class Coupled(nn.Module):
+class Coupled(Layers):
     """Layers z <- soft_threshold(z + step W'(y - D z), threshold) from z = 0: what encodes y and what inhibits z have
     the same weight W [p, k], without which layers do not come to the code (Chen, Liu, Wang & Yin 2018, arXiv
     1808.10038, theorem 1). Initialised as ISTA, or with the analytic W in the place of D.
@@ -79,7 +91,6 @@ class Coupled(nn.Module):
     Gramfort 2019, arXiv 1905.11071, sec. 4).
     """
 
-    dictionary: Tensor
     weight: Tensor
 
     def __init__(self, dictionary: Tensor, penalty: float, layers: int, form: str):
@@ -98,7 +109,6 @@ class Coupled(nn.Module):
             self.theta = nn.Parameter(inverse_softplus(penalty / bound).to(dictionary).repeat(layers))
 
     def outputs(self, signals: Tensor) -> Iterator[Tensor]:
-        """Signals [B, p] -> the codes [B, k] after each layer."""
         z, steps = signals.new_zeros(len(signals), self.features), softplus(self.step)
         thresholds = self.penalty * steps if self.form == "steps" else softplus(self.theta)
         for i in range(self.layers):
@@ -106,19 +116,8 @@ class Coupled(nn.Module):
             z = soft_threshold(z + steps[i] * (signals - z @ self.dictionary.T) @ weight, thresholds[i])
             yield z
 
-    def forward(self, signals: Tensor) -> Tensor:
-        """Signals [B, p] -> codes [B, k]."""
-        return list(self.outputs(signals))[-1]
 
-    def atoms(self) -> Tensor:
-        return self.dictionary
-
-    def energy(self, signals: Tensor, codes: Tensor) -> Tensor:
-        """The lasso's energies of signals [B, p] and codes [B, k] -> [B]."""
-        return energy(signals, self.dictionary, codes, self.penalty)
-
-
-def build(settings: Settings | PSD, dictionary: Tensor, penalty: float) -> LISTA | Coupled:
+def build(settings: Settings | PSD, dictionary: Tensor, penalty: float) -> Layers:
     """The network that the settings name, for the lasso of a dictionary [p, k]."""
     if isinstance(settings, PSD) or settings.form == "lista":
         return LISTA(dictionary, penalty, settings.layers, settings.tied, isinstance(settings, PSD))
