@@ -174,7 +174,8 @@ def test_a_training_that_diverges_goes_back_at_half_the_rate(digits, tmp_path, w
 CENTRES = torch.tensor([[0.35, 0.35], [0.65, 0.45], [0.45, 0.65]], dtype=torch.float64)
 SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 PLANE = Image(2, 1, (0.5,) * 2, (0.5,) * 2)
-SAMPLES, STEPS = 2000, 500
+SAMPLES, STEPS, SLOW = 2000, 500, 1500
+"""Points, and steps of a fit; of persistent chains, which follow a density that moves away from them."""
 CHAINS = scores.Langevin(steps=10, step=1e-3, temperature=1.0)
 OBJECTIVES = {
     "grey_cd": scores.GreyCD(deviation=0.0, sampler=CHAINS),
@@ -201,16 +202,16 @@ class Clouds:
         squares = torch.cdist(self.grid, CENTRES).square() / (2 * (0.1**2 + noise**2))
         return (SHARES.log() - squares).logsumexp(1).log_softmax(0)
 
-    def fit(self, o: Any, loss: Any) -> float:
+    def fit(self, o: Any, loss: Any, steps: int) -> float:
         """KL(p || q) in nats after so many steps, of the parameters' mean over their second half."""
         optimiser, average = torch.optim.Adam(o.parameters(), 1e-2), ema.Average(o)
-        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-        for step in range(STEPS):
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        for step in range(steps):
             optimiser.zero_grad()
             loss(step).backward()
             optimiser.step()
             rate.step()
-            average.update(1 - 1 / max(1, step + 1 - STEPS // 2))
+            average.update(1 - 1 / max(1, step + 1 - steps // 2))
         with torch.no_grad(), average.swapped():
             noise = o.deviations()[-1] if isinstance(o, ScoreMatching) else 0.0
             log_p, log_q = self.log_p(noise), (-o.energy(self.grid) / (noise or 1.0)).log_softmax(0)
@@ -229,7 +230,7 @@ class Clouds:
             o.commit(result.pending, step)
             return result.loss
 
-        return self.fit(o, loss if settings else likelihood)
+        return self.fit(o, loss if settings else likelihood, SLOW if isinstance(o, GreyPCD) else STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +242,5 @@ def clouds():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_from_2000_points_it_comes_nearly_as_close_as_maximum_likelihood(name, clouds):
-    """Of persistent chains six times its divergence: after as many steps they are behind (seen: 4.8)."""
     known, least = clouds
-    assert known.divergence(OBJECTIVES[name]) < (6 if name == "grey_pcd" else 2.5) * least < 0.2
+    assert known.divergence(OBJECTIVES[name]) < 2.5 * least < 0.2
