@@ -27,7 +27,8 @@ def trained(config: str, stage: str, root: Path, shards: Path, seed: int, *chang
     for path in sorted(place.glob("*/artifact.json")):
         record = json.loads(path.read_text())
         found |= record["metrics"] if record["kind"] != "pack" else {}
-    print(json.dumps(found if done.returncode == 0 else found | {"error": done.stdout[-300:] + done.stderr[-300:]}))
+    said = done.stdout[-300:] + done.stderr[:1500] + done.stderr[-300:]  # what was thrown comes before its trace
+    print(json.dumps(found if done.returncode == 0 else found | {"error": said}))
     sys.stdout.flush()
     return found
 

@@ -12,6 +12,7 @@ import copy
 import gc
 import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -212,9 +213,10 @@ class Bench:
         run.mkdir(exist_ok=True)
         pretrain.run(self.settings("bf16"), 0, {"shards": shards}, run, self.world)
         rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
-        last = [r for r in rows if "speed/images_per_s" in r][-1]
-        wait = last["speed/wait"] * last["speed/images_per_s"] / self.batch
-        return {"images_per_s": last["speed/images_per_s"], "wait_share": wait}
+        rows = [row for row in rows if "speed/images_per_s" in row]
+        rows = rows[1:-1] or rows  # the first ones start up, the last ones save
+        rates, waits = ([row[f"speed/{name}"] for row in rows] for name in ("images_per_s", "wait_share"))
+        return {"images_per_s": statistics.median(rates), "wait_share": statistics.median(waits)}
 
 
 def main() -> int:

@@ -69,7 +69,7 @@ def test_ray_data_in_a_cluster(packed, tmp_path):  # noqa: F811
     code = """
 import sys, ray
 from pipeline.data import datasource
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)  # whatever else runs on this machine
 ours = {r["key"]: bytes(r["image"]) for r in ray.data.read_datasource(datasource(sys.argv[1])).take_all()}
 ray_own = ray.data.read_webdataset(sys.argv[1] + "/train-000000.tar", decoder=None).take_all()
 assert len(ours) == 97 and len(ray_own) == 25
