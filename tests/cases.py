@@ -10,6 +10,7 @@ from pipeline import keyed, objectives
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Lasso, Objective, Setup
 from pipeline.objectives.contrastive import Contrastive
+from pipeline.objectives.joint_embeddings import JointEmbedding
 from pipeline.settings.densities import (
     CD,
     MPF,
@@ -114,7 +115,14 @@ NETS = {
 """Other energies than a restricted Boltzmann machine's."""
 CROPPED = {"simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "pirl_rotation_crops"}
 """Those that see three small crops of each image as well."""
-CONTRASTIVE = [name for name in CASES if issubclass(objectives.OBJECTIVES[CASES[name].kind], Contrastive)]
+
+
+def of(family: type[Objective]) -> list[str]:
+    """The names of those of a family."""
+    return [name for name in CASES if issubclass(objectives.OBJECTIVES[CASES[name].kind], family)]
+
+
+CONTRASTIVE, JOINT = of(Contrastive), of(JointEmbedding)
 
 
 def dictionary() -> Tensor:

@@ -15,7 +15,7 @@ from pipeline.objectives.memory import Queue, unit_rows
 from pipeline.settings.nets import Norm
 from pipeline.settings.objectives import Jigsaw
 from pipeline.views import jigsaw
-from tests.cases import CASES, CONTRASTIVE, batch, make, random, warm
+from tests.cases import CASES, JOINT, batch, make, random, warm
 from tests.rank_worker import train
 from tests.test_ranks import hold, start
 
@@ -101,7 +101,7 @@ def test_07_patches_have_all_their_jitter_and_come_from_everywhere():
     assert pieces.shape == (2, 9, 3, 64, 64)
 
 
-@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("name", JOINT)
 def test_08_energies_are_not_halved_by_autocast(name, world):
     objective = warm(make(name, world, dtype=torch.float32), dtype=torch.float32)
     b = batch(objective, IDS, 3, torch.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.settings.nets import Norm
-from tests.cases import CASES, CONTRASTIVE, batch, make, warm
+from tests.cases import CASES, JOINT, batch, make, warm
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic algorithms ask for
 pytestmark = pytest.mark.gpu
@@ -33,7 +33,7 @@ def test_loss_gradient_and_memory_are_the_cpus(name, world):
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("name", JOINT)
 def test_bf16_stays_near(name, world):
     losses = []
     for enabled in (False, True):

@@ -12,7 +12,8 @@ from pipeline.board import Board
 from pipeline.errors import NoProgressError
 from pipeline.objectives import energies
 from pipeline.objectives.base import PATIENCE_STEPS, Objective
-from pipeline.objectives.contrastive import pair_statistics, ranking
+from pipeline.objectives.contrastive import ranking
+from pipeline.objectives.joint_embeddings import pair_statistics
 from pipeline.objectives.moco import MoCo
 from pipeline.settings import objectives as chosen
 from pipeline.settings.nets import CNN, Norm

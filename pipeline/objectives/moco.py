@@ -5,8 +5,9 @@ from torch import Tensor
 
 from pipeline.nets import ema, heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
-from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
+from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
+from pipeline.objectives.joint_embeddings import embed_crops
 from pipeline.objectives.memory import Queue
 from pipeline.settings.objectives import MoCo as Settings
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from pipeline import keyed
 from pipeline.nets import heads, seeded, trunks
 from pipeline.objectives.base import Batch, Setup, Step
-from pipeline.objectives.contrastive import Contrastive, embed_crops, false_negatives
+from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import binary_nce, full_precision, infonce, nce, unit
+from pipeline.objectives.joint_embeddings import embed_crops
 from pipeline.objectives.memory import Bank
 from pipeline.settings.objectives import PIRL as Settings
 from pipeline.tensors import send
