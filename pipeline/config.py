@@ -263,8 +263,8 @@ def edges(group: Settings, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield from edges(value, (*above, name))
             continue
         for edge in [m for m in marks(info.annotation, info.metadata) if isinstance(m, Edge)]:
-            for ref in value if isinstance(value, tuple) else [value]:
-                if ref is not None:
+            for text in value if isinstance(value, tuple) else [value]:
+                if text is not None and (ref := edge.stage(text)) is not None:
                     yield (*above, name), edge, ref
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings.stage import Stage
 
 Fingerprints = dict[str, dict[str, str]]
-"""The fingerprint of each pack's source (`artifact.fingerprint`), by the folder of runs and the pack's settings."""
+"""What identifies what a stage takes from outside (`artifact.fingerprint`), by the folder of runs and its settings."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PlannedStage:
     folder: Path
     inputs: dict[str, str]
     fingerprint: dict[str, str]
-    """That of a pack's source (`artifact.fingerprint`); empty for other stages."""
+    """Of what it takes from outside of the runs (`artifact.fingerprint`)."""
     place: str
     """Where it runs: "here", "task" or "workers"."""
     done: bool

@@ -16,17 +16,16 @@ from pipeline import files, tensors
 from pipeline.errors import DataError
 from pipeline.hints import sibling
 from pipeline.image import Image
+from pipeline.nets.pretrained import SPEC, WEIGHTS
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.kinds import OBJECTIVES
-from pipeline.settings.nets import Net
+from pipeline.settings.nets import Net, changed
 from pipeline.world import World
-
-WEIGHTS, SPEC = "model.safetensors", "model.json"
 
 
 def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
-    """What rebuilds the objective, as JSON."""
-    settings = {"objective": objective.settings, "net": setup.net}
+    """What rebuilds the objective, as JSON; not where its first weights came from."""
+    settings = {"objective": objective.settings, "net": changed(setup.net, init=None)}
     return {name: part.model_dump(mode="json") for name, part in settings.items()} | {"image": asdict(setup.image)}
 
 
