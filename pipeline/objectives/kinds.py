@@ -16,6 +16,7 @@ from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
 from pipeline.objectives.variational import IWAE, VAE
+from pipeline.settings.imports import OfAFile
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
@@ -44,6 +45,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
+def of(settings: Any) -> type[Objective]:
+    """The class that the settings name: one of ours, or of a user's file."""
+    return settings.made if isinstance(settings, OfAFile) else OBJECTIVES[settings.kind]
+
+
 def build(settings: Any, setup: Setup) -> Objective:
     """The objective that the settings name."""
-    return OBJECTIVES[settings.kind](settings, setup)  # type: ignore[call-arg]
+    return of(settings)(settings, setup)  # type: ignore[call-arg]

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .base import (
     Count,
@@ -22,7 +22,7 @@ from .base import (
 )
 from .data import Characters, EachView, MoCoV2, Splits
 from .densities import CD, NCE, PCD
-from .kinds import AnyObjective
+from .kinds import AnyObjective, training_defaults
 from .nets import CNN, Energy, EnergyNet, Net, ViT
 from .objectives import MoCo, MomentumEncoder, Variational
 from .sparse import Coding
@@ -104,10 +104,10 @@ class Pretrain(Training, Stage):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_objective_is_trained(cls, body: Any) -> Any:
+    def _as_the_objective_is_trained(cls, body: Any, info: ValidationInfo) -> Any:
         if not isinstance(body, dict):
             return body
-        defaults = training_defaults(body.get("objective"))
+        defaults = training_defaults(body.get("objective"), info)
         return body | {name: over(usual, body.get(name, usual)) for name, usual in defaults.items()}
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -176,13 +176,6 @@ class Pretrain(Training, Stage):
     def view_size(self) -> int | None:
         """Side of a view in pixels; none: that of the packed images."""
         return self.views[0].size if self.objective.inputs.views else None
-
-
-def training_defaults(objective: Any) -> dict[str, Any]:
-    """What the objective of a body that is not validated yet is usually trained with."""
-    kind = objective.get("kind") if isinstance(objective, dict) else getattr(objective, "kind", None)
-    models = get_args(get_args(AnyObjective)[0])
-    return next((model.training_defaults for model in models if model.model_fields["kind"].default == kind), {})
 
 
 class Likelihood(Settings):
