@@ -86,6 +86,8 @@ TAGS = {
                           NATS, "falling towards -4"),
         "batchnorm_leakage": Tag("How much nearer two views are for having had the same companions in batch norm.",
                                  "cosine", f"near 0; above {LEAKAGE} batch norm gives the answer away"),
+        "teacher_entropy": Tag("Entropy of DINO's teacher distribution of an image.", NATS,
+                               "between 0, which is one prototype, and the log of how many there are"),
     },
     "confusion": {"": Tag("How many test images of each class were taken for which.", PICTURE, "a dark diagonal")},
     "density": {

@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.objectives.autoencoders import AE, DAE
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
+from pipeline.objectives.distillation import BYOL, DINO, SimSiam
 from pipeline.objectives.grey import GreyCD, GreyPCD
 from pipeline.objectives.latent_energies import Latent
 from pipeline.objectives.lista import LISTA, PSD
@@ -23,6 +24,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "moco": MoCo,
     "moco_v3": MoCoV3,
     "pirl": PIRL,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
     "ae": AE,
     "dae": DAE,
     "vae": VAE,

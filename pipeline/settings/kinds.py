@@ -15,6 +15,7 @@ from .densities import (
     PseudoLikelihood,
     RatioMatching,
 )
+from .distillation import BYOL, DINO, SimSiam
 from .imports import imports_of, of_file
 from .latent_energies import Latent
 from .objectives import AE, DAE, IWAE, PIRL, VAE, MoCo, MoCoV3, Objective, SimCLR
@@ -25,6 +26,9 @@ AnyObjective = Annotated[
     | MoCo
     | MoCoV3
     | PIRL
+    | BYOL
+    | SimSiam
+    | DINO
     | AE
     | DAE
     | VAE

@@ -95,7 +95,7 @@ class Pretrain(Training, Stage):
     objective: AnyObjective = MoCo()
     """How it is trained: what goes down, and what goes up or is limited."""
     views: EachView = (MoCoV2(),)
-    """One mapping for both views, or a list of two: a distribution for each."""
+    """One mapping for both views, or a list of two, of some objectives of any number: a distribution for each."""
     restores: Annotated[int, Field(ge=0, le=10)] = 0
     """Times that a training which diverges (a loss or gradient that is not finite or, with collapse: stop, a collapse)
     goes back to its last good checkpoint and on at half the learning rate, before it ends with code 70."""
@@ -126,6 +126,8 @@ class Pretrain(Training, Stage):
             yield "weights", f"objective {self.objective.kind} is not trained on shards; leave weights out"
         if self.objective.inputs.views == 0 and "views" in self.model_fields_set:
             yield "views", f"objective {self.objective.kind} is given the image itself; leave views out"
+        elif len(self.views) > 2 and not self.objective.inputs.more_views:
+            yield "views", f"found a list of {len(self.views)}; objective {self.objective.kind} takes two views"
         elif getattr(self.views[0], "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"

@@ -162,7 +162,7 @@ def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: lo
     for i, view in enumerate(image.denormalise(view) for view in given):
         if view.ndim == 4:
             columns[f"view {i + 1}"] = sheets.images(view, VIEW)
-        elif i < inputs.views:
+        elif inputs.jigsaw is not None and i < inputs.views:
             orders = jigsaw.orders(seed, 0, ids, view.shape[1])
             columns[f"view {i + 1}: patches"] = [puzzle(*row) for row in zip(view, orders, strict=True)]
         else:
@@ -171,7 +171,8 @@ def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: lo
     cells = sheets.lines([cell for row in zip(*columns.values(), strict=True) for cell in row], width * across)
     words = sheets.lines([word for name in names for word in [name, *[""] * (width - 1)]], width * across)
     starts = [(row, first) for row, line in enumerate(cells) for first in range(0, len(line), width)]
-    frames = [Frame((row, first + 1), (row, first + inputs.views), sheets.MARKED) for row, first in starts]
+    large = sum(name.startswith("view") for name in columns)
+    frames = [Frame((row, first + 1), (row, first + large), sheets.MARKED) for row, first in starts]
     caption = (
         f"What {kind} is given of {settings.data}: images, and the random views of each; framed: a positive pair."
     )
