@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
 
-POINT, NARROW, FAR, FLAT, LEAKAGE = 0.17, 1.5, 0.9, 0.02, 0.08
+POINT, NARROW, FAR, FLAT, LEAKAGE, UNLIMITED = 0.17, 1.5, 0.9, 0.02, 0.08, 0.5
 """Limits past which a training counts as collapsed: the embeddings' deviation over that of the sphere, the directions
-they fill, the ratio of distances of positives to others, nats between negatives and positives, a cosine."""
+they fill, the ratio of distances of positives to others, nats between negatives and positives, a cosine, the share of
+what no limit of the volume would give."""
 
 
 class Tag(NamedTuple):
@@ -86,8 +87,8 @@ TAGS = {
                           NATS, "falling towards -4"),
         "batchnorm_leakage": Tag("How much nearer two views are for having had the same companions in batch norm.",
                                  "cosine", f"near 0; above {LEAKAGE} batch norm gives the answer away"),
-        "teacher_entropy": Tag("Entropy of DINO's teacher distribution of an image.", NATS,
-                               "between 0, which is one prototype, and the log of how many there are"),
+        "unlimited": Tag("What limits the volume of low energy in a method without negatives, over what it would be "
+                         "without a limit.", "ratio", f"falling towards 0; above {UNLIMITED} nothing limits it"),
     },
     "confusion": {"": Tag("How many test images of each class were taken for which.", PICTURE, "a dark diagonal")},
     "density": {
@@ -142,8 +143,9 @@ TAGS = {
         "high": Tag("Mean energy of negatives.", "nats, or the objective's own", "above energy/low"),
         "gap": Tag("How far the energies of negatives lie above those of positives.", "nats, or the objective's own",
                    f"rising; below {FLAT} nothing is told apart"),
-        "volume": Tag("What keeps most energies high: directions of an AE's codes, KL of a VAE, L1 norm of codes.",
-                      "directions, nats or length", "above 0, then level"),
+        "volume": Tag("What keeps most energies high: directions of an AE's codes, KL of a VAE, L1 norm of codes, "
+                      "the part of the loss that spreads joint embeddings.",
+                      "directions, nats, length, or the loss's own", "above 0, then level"),
         "test": Tag("Mean energy of test images under the trained model.", "the objective's own", "near energy/low"),
     },
     "features": {"": Tag("Test images by their features on principal axes.", "projector", "classes apart")},
@@ -189,6 +191,14 @@ TAGS = {
         "queue_age": Tag("Steps since the negatives in queue or bank were written, in the mean.", "steps", "level"),
         "key_distance": Tag("Distance of the momentum encoder's weights from the encoder's, over the latter's norm.",
                             "ratio", "small, falling at the end"),
+        "variance_loss": Tag("What the deviations of embeddings lack of 1, mean over dimensions, of both views.",
+                             "deviations, 0 to 2", "falling towards 0"),
+        "covariance_loss": Tag("Squared covariances of a dimension with all others, in the mean, of both views.",
+                               "squared variances", "falling"),
+        "redundancy_loss": Tag("Squared correlations of the first view's dimensions with others of the second.",
+                               "summed squared correlations", "falling"),
+        "sigreg": Tag("Distance of the embeddings' characteristic function from that of normal ones, times the images "
+                      "of a batch.", "Epps-Pulley statistic", "falling towards 1"),
         "online_images": Tag("Training images that the encoder is evaluated on while it learns.", "images"),
     },
     "neighbours": {"": Tag("Test images, and beside each the nearest others.", PICTURE, "neighbours of one class")},

@@ -21,7 +21,7 @@ from pipeline.settings.densities import (
     PseudoLikelihood,
     RatioMatching,
 )
-from pipeline.settings.distillation import BYOL, DINO, SimSiam
+from pipeline.settings.joint_embeddings import BarlowTwins, LeJEPA, VICReg
 from pipeline.settings.latent_energies import Filters, Latent
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
 from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, PSD, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
@@ -33,10 +33,11 @@ IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
 SAMPLES = 64
 GLOBAL = Norm()
 HEAD = Head(hidden=12, dim=6)
+PROJECTOR = Head(hidden=12, dim=6, layers=3, norm="hidden")
 NARROW = Decoder(width=16)
 CASES = {
     "simclr": SimCLR(head=HEAD, temperature=0.5),
-    "simclr_v2": SimCLR(head=Head(hidden=12, dim=6, layers=3, norm="hidden"), temperature=0.5),
+    "simclr_v2": SimCLR(head=PROJECTOR, temperature=0.5),
     "simclr_crops": SimCLR(head=HEAD, temperature=0.5),
     "moco": MoCo(queue=20, momentum=0.9, head=HEAD),
     "moco_symmetric": MoCo(queue=21, momentum=0.9, symmetric=True, head=HEAD),
@@ -47,7 +48,7 @@ CASES = {
         momentum_schedule="cosine",
         symmetric=True,
         reduction="sum",
-        head=Head(hidden=12, dim=6, layers=3, norm="hidden"),
+        head=PROJECTOR,
     ),
     "moco_crops": MoCo(queue=22, momentum=0.9, symmetric=True, head=HEAD),
     "moco_v3": MoCoV3(momentum=0.9, head=Head(hidden=12, dim=6, norm="all"), predictor=Head(hidden=12, dim=6)),
@@ -60,13 +61,10 @@ CASES = {
     "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
     "pirl_crops": PIRL(negatives=16, temperature=0.5, weight=0.3, head=Head(hidden=0, dim=6)),
     "pirl_rotation_crops": PIRL(loss="binary_nce", negatives=16, pretext="rotation", temperature=0.5, head=HEAD),
-    "byol": BYOL(momentum=0.9, head=HEAD, predictor=Head(hidden=12, dim=6, norm="hidden")),
-    "byol_crops": BYOL(momentum=0.9, head=HEAD, predictor=Head(hidden=12, dim=6)),
-    "simsiam": SimSiam(head=Head(hidden=12, dim=6, layers=3, norm="all"), predictor=Head(hidden=4, dim=6)),
-    "dino": DINO(
-        momentum=0.9, prototypes=10, head=Head(hidden=12, dim=6, layers=3, norm="hidden", activation="gelu")
-    ),
-    "dino_crops": DINO(momentum=0.9, prototypes=10, centre_momentum=0.5, head=HEAD),
+    "vicreg": VICReg(invariance=1, variance=1, covariance=0.04, head=PROJECTOR),
+    "barlow_twins": BarlowTwins(redundancy=0.1, head=PROJECTOR),
+    "lejepa": LeJEPA(slices=16, head=PROJECTOR),
+    "lejepa_crops": LeJEPA(weight=0.3, slices=16, points=9, bound=3, head=PROJECTOR),
     "ae": AE(latent=4, decoder=NARROW),
     "dae": DAE(latent=4, decoder=Decoder(kind="conv", width=16)),
     "vae": VAE(latent=4, decoder=NARROW, warmup=0.5),
@@ -121,10 +119,8 @@ NETS = {
     "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),
 }
 """Other energies than a restricted Boltzmann machine's."""
-CROPPED = {
-    "simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "pirl_rotation_crops", "byol_crops", "dino_crops",
-}  # fmt: skip
-"""Those that see three small crops of each image as well; where they take more views than two, a third view too."""
+CROPPED = {"simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "lejepa_crops", "pirl_rotation_crops"}
+"""Those that see three small crops of each image as well."""
 
 
 def of(family: type[Objective]) -> list[str]:
@@ -189,8 +185,6 @@ def batch(
     else:
         views = images, images + 0.2 * each(1, 8, 8, first=1000 * (step + 1))
     if getattr(objective, "cropped", False):
-        if inputs.more_views:
-            views = *views, images + 0.2 * each(1, 8, 8, first=500)
         views = *views, each(3, 1, 4, 4, first=-1, stride=-1)
     views = tuple(view.to(dtype) for view in views)
     return Batch(views, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress, dtype=dtype)

@@ -22,11 +22,12 @@ from tests.test_ranks import hold, start
 ROOT = Path(__file__).parent.parent
 IDS = [3, 1, 12, 25, 9, 30, 17, 6]
 RUNS = ("moco", "simclr")
+REGULARISED = ("vicreg", "barlow_twins", "lejepa")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return start(tmp_path_factory.mktemp("two"), 2, *RUNS)
+    return start(tmp_path_factory.mktemp("two"), 2, *RUNS, *REGULARISED)
 
 
 def test_01_memory_is_in_the_checkpoint(world):
@@ -160,11 +161,42 @@ def test_12_13_loss_and_gradient_are_the_global_batchs(run, two, world):
     hold(two[0][run], run, train(run, world))
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize("run", REGULARISED)
+def test_14_15_statistics_are_the_global_batchs(run, two, world):
+    """Their losses and their gradients; the halves of a batch by themselves have others."""
+    hold(two[0][run], run, train(run, world))
+    objective = make(run, world, norm=Norm(kind="none"))
+    whole, *halves = (float(objective(batch(objective, ids)).loss.detach()) for ids in (IDS, IDS[:4], IDS[4:]))
+    assert abs(whole - sum(halves) / 2) > 1e-3 * whole
+
+
+def test_16_the_weight_of_sigreg_is_a_share(world):
+    def gradient(weight: float):
+        objective = make("lejepa", world)
+        objective.settings = CASES["lejepa"].model_copy(update={"weight": weight})
+        b = batch(objective, IDS)
+        (rows,) = (r.detach().requires_grad_() for r in objective.embed(b))
+        return torch.autograd.grad(objective.score((rows,), b).loss, rows)[0]
+
+    near, half, normal = (gradient(weight) for weight in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(near[:, 0], -near[:, 1])  # views are drawn to their mean, and nothing else happens
+    torch.testing.assert_close(half, (near + normal) / 2)
+
+
+def test_17_sigreg_is_each_views_own(world):
+    """An image's views all alike: the statistic is that of one of them, not of a sample twice as large."""
+    objective = make("lejepa", world)
+    b, view = batch(objective, IDS), random(8, 1, 6)
+    once, twice = (objective.sigreg(view.expand(-1, views, -1), b) for views in (1, 2))
+    torch.testing.assert_close(once, twice, rtol=1e-12, atol=0)
+
+
 def test_every_row_of_the_table_has_its_test():
     table = (ROOT / "docs/defects.md").read_text()
     rows = {int(n) for n in re.findall(r"^\| (\d+) \|", table, re.M)}
     named = {int(n) for name in globals() for n in re.findall(r"(?:test_|_)(\d\d)(?=_)", name)}
-    assert rows == named == set(range(1, 14))
+    assert rows == named == set(range(1, 18))
 
 
 def test_rows_are_of_length_one():

@@ -3,11 +3,12 @@
 from typing import Any
 
 from pipeline.objectives.autoencoders import AE, DAE
+from pipeline.objectives.barlow_twins import BarlowTwins
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
-from pipeline.objectives.distillation import BYOL, DINO, SimSiam
 from pipeline.objectives.grey import GreyCD, GreyPCD
 from pipeline.objectives.latent_energies import Latent
+from pipeline.objectives.lejepa import LeJEPA
 from pipeline.objectives.lista import LISTA, PSD
 from pipeline.objectives.moco import MoCo
 from pipeline.objectives.moco_v3 import MoCoV3
@@ -17,16 +18,16 @@ from pipeline.objectives.pirl import PIRL
 from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
 from pipeline.objectives.variational import IWAE, VAE
-from pipeline.settings.imports import OfAFile
+from pipeline.objectives.vicreg import VICReg
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "moco": MoCo,
     "moco_v3": MoCoV3,
     "pirl": PIRL,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "dino": DINO,
+    "vicreg": VICReg,
+    "barlow_twins": BarlowTwins,
+    "lejepa": LeJEPA,
     "ae": AE,
     "dae": DAE,
     "vae": VAE,
@@ -49,11 +50,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def of(settings: Any) -> type[Objective]:
-    """The class that the settings name: one of ours, or of a user's file."""
-    return settings.made if isinstance(settings, OfAFile) else OBJECTIVES[settings.kind]
-
-
 def build(settings: Any, setup: Setup) -> Objective:
     """The objective that the settings name."""
-    return of(settings)(settings, setup)  # type: ignore[call-arg]
+    return OBJECTIVES[settings.kind](settings, setup)  # type: ignore[call-arg]

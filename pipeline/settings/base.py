@@ -1,7 +1,6 @@
 """The base of every settings model, and the type of a reference from one stage to another."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -92,22 +91,12 @@ def over(default: Any, body: Any) -> Any:
 
 @dataclass(frozen=True)
 class Edge:
-    """Marks a field that names another stage, which has to make what this one ``needs``. ``prefix``: of the field's
-    text, before the stage's name; a text without it, or with more than a name after it, names no stage."""
+    """Marks a field that names another stage, which has to make what this one ``needs``."""
 
     needs: str
-    prefix: str = ""
-
-    def stage(self, text: str) -> str | None:
-        """The stage that the field's text names."""
-        name = text.removeprefix(self.prefix)
-        return name if text.startswith(self.prefix) and (not self.prefix or re.fullmatch(STAGE, name)) else None
 
 
-STAGE = r"^[a-z0-9_]+$"
-
-
-StageName = Annotated[str, Field(pattern=STAGE)]
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 ShardsRef = Annotated[StageName, Edge("shards")]
 ModelRef = Annotated[StageName, Edge("model")]
 EncoderRef = Annotated[StageName, Edge("encoder")]
