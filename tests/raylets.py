@@ -144,10 +144,12 @@ class Raylets:
 
 
 def submit(cluster: Raylets, config: Path, *words: str) -> str:
-    """As `ray job submit --working-dir . -- python jobs/run.py CONFIG ...`, with a longer grace."""
+    """As `ray job submit --working-dir . -- python jobs/run.py CONFIG ...`, with a longer grace and a variable that
+    the program would give its workers, too."""
+    given = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "OMP_NUM_THREADS": "1"}
     return cluster.client().submit_job(
         entrypoint=f"python jobs/run.py {config} {shlex.join(words)}",
-        runtime_env={"working_dir": str(small.ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
+        runtime_env={"working_dir": str(small.ROOT), "env_vars": given},
     )
 
 

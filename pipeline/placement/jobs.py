@@ -90,7 +90,7 @@ def submit(client: Any, run: str, attempt: int, words: list[str], root: Path, py
         runtime_env={
             "working_dir": ".",
             "excludes": LEFT_OUT,
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE), "OMP_NUM_THREADS": "1"},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)},
         },
         metadata={"root": str(root), "tensorboard": f"tensorboard --logdir {shlex.quote(str(root))}"},
     )

@@ -4,6 +4,7 @@ RAY_ADDRESS names the cluster; without it a local cluster starts with the run an
 files: a task receives settings and folders, and returns metrics.
 """
 
+import json
 import logging
 import math
 import os
@@ -72,10 +73,7 @@ class Cluster:
             ) from error
 
     def _join(self, address: str) -> None:
-        # Inside a Ray job the package is in the job's working directory, which its workers have already.
-        inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        env = {"OMP_NUM_THREADS": "1"} | ({} if inside_job else {"PYTHONPATH": ROOT})
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env})
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables()})
         wait_for_nodes(int(launcher.number("PIPELINE_NODES", 1)), launcher.number("PIPELINE_JOIN_S", 300))
 
     def _start(self) -> None:
@@ -141,6 +139,14 @@ class Cluster:
     def close(self) -> None:
         """Disconnects from the cluster; a local one ends."""
         ray.shutdown()
+
+
+def variables() -> dict[str, str]:
+    """The environment of our workers in a cluster of others. Those of a Ray job find the package in its working
+    directory, and have the job's own variables, which Ray refuses to be told twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
+    given = {"PYTHONPATH"} | job.get("runtime_env", {}).get("env_vars", {}).keys() if job is not None else ()
+    return {k: v for k, v in {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}.items() if k not in given}
 
 
 def start_local(folder: str | None) -> None:
