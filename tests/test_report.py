@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import cli, plan, report
 from pipeline.commands.run import load
-from pipeline.report import confusion, curves, facts, gather, page, rows
+from pipeline.report import charts, confusion, curves, facts, gather, page, rows
 from tests.test_tensorboard import CHROMIUM
 
 CLASSES = ["<b>cat & dog", 'it\'s "ö"', "{{ 7 * 7 }}"]
@@ -272,6 +272,22 @@ def test_curves_have_few_points_and_keep_both_ends():
     thinned = curves.curve("x", points)
     assert len(thinned.steps) == curves.POINTS and (thinned.steps[0], thinned.steps[-1]) == (0, 999_990)
     assert curves.curve("x", points[:3]).values == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("values", [[0.5], [2.0, 2.0], [0.0, float("nan"), 1e-9], [float("inf")], [-3e6, 7e6], []])
+def test_any_curve_can_be_drawn(values):
+    """Constant, without end, huge or of no points: within the drawing, between round numbers."""
+    curve = facts.Curve("a", list(range(0, 10 * len(values), 10)), values, 0.0)
+    drawn = charts.lines(facts.Chart("t", "<tag>", [curve] * 9), percent=False)
+    assert "<tag>" not in drawn and "nan" not in drawn and "inf" not in drawn
+    for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", drawn):
+        assert 0 <= float(x) <= charts.WIDTH and 0 <= float(y) <= charts.HEIGHT
+    assert len(re.findall('class="middle"', drawn)) >= 1 and 3 <= len(re.findall('class="end"', drawn)) - 1 <= 9
+
+
+def test_ticks_are_round():
+    assert [*charts.Axis(-0.013, 0.213, 0, 1).ticks(5)] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert [*charts.Axis(0.9, 3.1, 0, 1).ticks(5, least=1)] == [1, 2, 3]
 
 
 def test_sheets_are_made_smaller_until_they_have_room(tmp_path):

@@ -6,7 +6,7 @@
     confusion.py    what was taken for what, and the images behind it
     curves.py       losses, and what limited each training
     page.py         facts -> HTML, by page.html and page.css
-    charts.py       matplotlib's SVG in the colours of the page; graph.py: the graph of stages
+    charts.py       curves and intervals as SVG; graph.py: the graph of stages
 """
 
 import json

@@ -110,11 +110,14 @@ class Drawn:
 
     def along(self, probe: int) -> list[Markup]:
         along = self.results.probes[probe].along
-        return [drawing(charts.lines(c, percent=True), f"Test accuracy along training, {c.title}", c) for c in along]
+        return [drawing(charts.lines(c, True), f"Test accuracy along training, {c.title}", c) for c in along]
 
     @cached_property
     def losses(self) -> list[Markup]:
-        return [drawing(charts.lines(c, percent=False), f"{c.title}, {c.tag}", c) for c in self.results.losses]
+        return [drawing(charts.lines(c, False), f"{c.title}, {c.tag}", c) for c in self.results.losses]
+
+    def key(self, k: int, count: int) -> Markup:
+        return charts.key(k, count)
 
     def bar(self, probe: int, k: int) -> Markup:
         """The interval of a difference, on one scale with the others of its metric."""
@@ -147,11 +150,11 @@ class Drawn:
         return picture(data, text, "thumb pixels") if data else Markup("<i>{}</i>").format(text)
 
 
-def drawing(svg: str, text: str, chart: facts.Chart) -> Markup:
+def drawing(svg: Markup, text: str, chart: facts.Chart) -> Markup:
     """A chart, and for those who do not see it what it is and where its curves begin and end."""
     lines = (f"{c.label} from {c.values[0]:.4g} to {c.final:.4g} at step {c.steps[-1]:,}" for c in chart.curves)
     head = Markup('<div role="img" aria-label="{}">{}</div>')
-    return head.format(f"{text}: {'; '.join(lines)}", Markup(svg))
+    return head.format(f"{text}: {'; '.join(lines)}", svg)
 
 
 def picture(data: bytes, text: str, style: str) -> Markup:
