@@ -6,7 +6,7 @@
     Shards         packed images, by id                                          training loop of one's own
     Stream         their files in exact order, for torch          datasource     the same for Ray Data
     Loader         batches of views, from any step on             World          this process, or one of several ranks
-    Objective, Batch, Step                                        what a new objective is made of
+    Objective, ObjectiveSettings, Batch, Step                     what a new objective is made of
     PipelineError, ConfigError, DataError                         what goes wrong, in one line, with its exit code
 
 The settings, every one with its unit, default and source, are models in `pipeline.settings`. A name is imported when
@@ -31,6 +31,7 @@ HOME = {
     "Objective": "objectives.base",
     "Batch": "objectives.base",
     "Step": "objectives.base",
+    "ObjectiveSettings": "settings.objectives:Objective",
     "PipelineError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline import files, progress
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError, Stopped
+from pipeline.settings.nets import stage_named, trunk_of
 from pipeline.settings.stage import Stage
 from pipeline.settings.stages import Pack
 
@@ -37,17 +38,26 @@ BEAT, STALE = 10.0, 60.0
 # ---------------------------------------------------------------------------------------------------------------- keys
 def key(settings: Stage, seed: int, inputs: dict[str, str], outside: dict[str, str]) -> str:
     """SHA-256 of everything that can change the result -> 64 hex digits. ``seed``: the stage's, or the config's where
-    it has none. ``inputs``: the identity of each stage that it reads. ``outside``: the fingerprint of a pack's source,
-    which replaces the settings that name the source."""
-    elsewhere = {"seed"} | ({"source", "root"} if outside else set())
+    it has none. ``inputs``: the identity of each stage that it reads. ``outside``: the fingerprint of what lies
+    outside (`fingerprint`), which replaces the settings that name it."""
+    elsewhere = {"seed"} | ({"source", "root"} if isinstance(settings, Pack) and outside else set())
+    parts = {name: part for name, part in settings.key_parts().items() if name not in elsewhere}
     facts = {
         "version": settings.version,
-        "settings": {name: part for name, part in settings.key_parts().items() if name not in elsewhere},
+        "settings": parts if isinstance(settings, Pack) else by_content(parts, outside),
         "seed": seed,
         "inputs": inputs,
         "outside": outside,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def by_content(parts: dict[str, Any], outside: dict[str, str]) -> dict[str, Any]:
+    """The parts with, at each dotted name of ``outside``, the digest in the place of the path."""
+    for name, digest in outside.items():
+        first, _, rest = name.partition(".")
+        parts = parts | {first: by_content(parts[first], {rest: digest}) if rest else digest}
+    return parts
 
 
 def idle_changes(settings: Stage, record: dict[str, Any]) -> str:
@@ -58,9 +68,17 @@ def idle_changes(settings: Stage, record: dict[str, Any]) -> str:
 
 
 def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
-    """Identifies the data of a pack's source without reading its images; empty for other stages. ``root``: the folder
-    of runs, whose images are not packed. Raises DataError where the source cannot be packed."""
-    return open_source(settings, root).fingerprint() if isinstance(settings, Pack) else {}
+    """Identifies what a stage takes from outside of the runs: the data of a pack's source, without reading its images,
+    and the file of a net's first weights. Empty for other stages. ``root``: the folder of runs, whose images are not
+    packed. Raises DataError where the source cannot be packed, ConfigError where there is no such file."""
+    if isinstance(settings, Pack):
+        return open_source(settings, root).fingerprint()
+    trunk = trunk_of(getattr(settings, "net", None))
+    if trunk is None or trunk.init is None or stage_named(trunk.init):
+        return {}
+    from pipeline.nets import pretrained
+
+    return {"net.trunk.init" if trunk is not settings.net else "net.init": pretrained.digest(trunk.init)}
 
 
 def identity(out: Path, digest: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from pipeline.document import Document, brief, parse_value, read
+from pipeline.document import Document, brief, parse_value, read, read_imports
 from pipeline.errors import ConfigError
 from pipeline.hints import nearest
 from pipeline.settings.base import Edge, FilePath, RuleError, Settings
@@ -42,6 +42,9 @@ class Top(Settings):
     """Of every stage that does not set its own."""
     root: Annotated[FilePath, Field(min_length=1)] = "runs"
     """Folder of all artifacts."""
+    imports: tuple[str, ...] = ()
+    """Files of your own, such as mine.py; relative ones lie beside the config. `kind: mine:Triplet` names a class in
+    one, whose hash is in the key."""
 
 
 class Config(Top):
@@ -106,11 +109,12 @@ def load(path: str, overrides: Iterable[str] = ()) -> Config:
         if key not in Config.model_fields:
             document.wrong((str(key),), f'unknown key "{key}"{nearest(key, Config.model_fields)}')
     top = check(TypeAdapter(Top), {k: v for k, v in document.data.items() if k in Top.model_fields}, Top, (), document)
+    read_imports(document, top.imports if top else None)
     stages = check_stages(document)
     if document.mistakes:
         raise ConfigError("\n".join(dict.fromkeys(document.mistakes)))
     name = top.name or re.sub(r"[^\w.+-]", "_", Path(path).stem).lstrip(".") or "config"
-    return Config.model_construct(name=name, seed=top.seed, root=top.root, stages=stages)
+    return Config.model_construct(**top.model_dump() | {"name": name, "stages": stages})
 
 
 def check_stages(document: Document) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def check(adapter: TypeAdapter, body: Any, annotation: Any, path: tuple, documen
     """The settings in a body, or None after recording its mistakes. They are validated as JSON: pydantic's strict mode
     then accepts no string for a number and no number for a string, but a list for a tuple."""
     try:
-        return adapter.validate_json(json.dumps(body), strict=True)
+        return adapter.validate_json(json.dumps(body), strict=True, context=document.imports)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             describe(problem, annotation, path, document)
@@ -179,7 +183,11 @@ def describe(error: Any, annotation: Any, path: tuple, document: Document) -> No
             continue
         options = members(annotation)
         if len(options) > 1 and isinstance(part, str):
-            annotation = owner = next(m for m in options if part in tags(m))
+            annotation = owner = next((m for m in options if part in tags(m)), None)
+            if owner is None:  # a user's class, whose kind is not in the location
+                kind = value_at(document.data, (*path, "kind"))
+                annotation = owner = next(m for m in document.imports.models if kind in tags(m))
+                location.insert(0, part)
             continue
         owner = options[0] if options else owner
         info = owner.model_fields.get(str(part)) if owner else None
@@ -263,8 +271,8 @@ def edges(group: Settings, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield from edges(value, (*above, name))
             continue
         for edge in [m for m in marks(info.annotation, info.metadata) if isinstance(m, Edge)]:
-            for ref in value if isinstance(value, tuple) else [value]:
-                if ref is not None:
+            for text in value if isinstance(value, tuple) else [value]:
+                if text is not None and (ref := edge.stage(text)) is not None:
                     yield (*above, name), edge, ref
 
 

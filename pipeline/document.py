@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.settings import imports
+from pipeline.settings.imports import Imports
 
 
 class Yaml(yaml.SafeLoader):
@@ -37,13 +40,15 @@ Yaml.add_constructor("tag:yaml.org,2002:float", number)
 
 @dataclass
 class Document:
-    """A config as it was read. ``lines``: the line of each key, by its path; ``overrides``: their texts, by path."""
+    """A config as it was read. ``lines``: the line of each key, by its path; ``overrides``: their texts, by path;
+    ``imports``: the user's files that it names."""
 
     file: str
     data: dict[str, Any] = field(default_factory=dict)
     lines: dict[tuple, int] = field(default_factory=dict)
     overrides: dict[tuple, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
+    imports: Imports = field(default_factory=Imports)
 
     def where(self, path: tuple) -> str:
         """The override or the line that the key, or the nearest one above it, comes from."""
@@ -84,6 +89,18 @@ def read(path: str) -> Document:
         raise ConfigError(f"{path}: found {value_text}; expected keys name, seed, root and stages")
     document.data = value
     return document
+
+
+def read_imports(document: Document, names: Iterable[str] | None) -> None:
+    """Reads the user's files that a config names; None where that is a mistake already. Raises ConfigError where they
+    are not known: no kind that names a class in one could be checked."""
+    try:
+        document.imports = imports.read(names or (), Path(document.file).parent)
+    except ValueError as error:
+        document.wrong(("imports",), str(error))
+        names = None
+    if names is None and "imports" in document.data:
+        raise ConfigError("\n".join(dict.fromkeys(document.mistakes)))
 
 
 def parse(text: str, document: Document | None = None) -> Any:

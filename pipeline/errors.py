@@ -7,6 +7,7 @@
 import errno as numbers
 import os
 import re
+import traceback
 from collections.abc import Iterator
 
 
@@ -38,6 +39,10 @@ class NoProgressError(PipelineError):
     """The same command would fail again in the same way."""
 
     code = 70
+
+
+class UserError(NoProgressError):
+    """A file of the user's own (`imports` of a config) has raised an error."""
 
 
 class DivergedError(NoProgressError):
@@ -92,6 +97,10 @@ BUGS = {numbers.EBADF, numbers.EFAULT, numbers.ENOTSOCK, numbers.ECHILD, numbers
 """Numbers of system errors that only a fault of this program causes."""
 
 
+USERS: set[str] = set()
+"""Paths of the user's own files that this process runs (`imports` of a config)."""
+
+
 def explain(error: BaseException, where: str = "") -> PipelineError | None:
     """Turns an error into one with a line for the user, if the user's files, disk, rights or limits caused it; None if
     it is a fault of this program. ``where``: what was being written, for errors that name no file."""
@@ -113,7 +122,17 @@ def explain(error: BaseException, where: str = "") -> PipelineError | None:
     if isinstance(error, OSError) and error.errno not in BUGS:
         why = f"{subject(error, where)}{error.strerror.lower()}" if error.strerror else first_line(error)
         return DataError(f"{why}: see that it is there and can be reached, {AGAIN}")
-    return None
+    line = user_line(error)
+    return UserError(line) if line else None
+
+
+def user_line(error: BaseException) -> str | None:
+    """"mine.py:31: KeyError: 'x'" for an error that came about in one of USERS, or in what it called."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, SyntaxError) and error.filename in USERS:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f"{f.filename}:{f.lineno}: {text}" for f in reversed(frames) if f.filename in USERS), None)
 
 
 def peer_lost(error: BaseException) -> bool:

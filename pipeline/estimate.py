@@ -15,6 +15,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.splits import halves
 from pipeline.image import Image
 from pipeline.objectives.base import Batch, Objective, Setup
+from pipeline.settings.nets import changed, stage_named, trunk_of
 from pipeline.settings.stages import Pack, Pretrain
 from pipeline.views import transforms
 from pipeline.world import World
@@ -59,8 +60,11 @@ def build(settings: Pretrain, data: Packed | None, seed: int) -> tuple[Objective
     image = Image(channels, side, (0.5,) * channels, (0.5,) * channels)
     world = World.single(device="meta")
     samples = settings.samples(data.images) if data else settings.train_examples or 1
+    trunk = trunk_of(settings.net)
+    here = trunk is None or not stage_named(trunk.init)  # the weights of another stage may not be there yet
+    net = settings.net if here else changed(settings.net, init=None)
     with torch.device("meta"):
-        return objectives.build(settings.objective, Setup(image, samples, settings.net, world, seed)), image
+        return objectives.build(settings.objective, Setup(image, samples, net, world, seed)), image
 
 
 def parameters(objective: Objective) -> int:

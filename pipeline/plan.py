@@ -17,10 +17,12 @@ from typing import Any
 
 from pipeline import artifact, config, launcher
 from pipeline.errors import ConfigError
+from pipeline.settings import imports
+from pipeline.settings.imports import UserFile
 from pipeline.settings.stage import Stage
 
 Fingerprints = dict[str, dict[str, str]]
-"""The fingerprint of each pack's source (`artifact.fingerprint`), by the folder of runs and the pack's settings."""
+"""What identifies what a stage takes from outside (`artifact.fingerprint`), by the folder of runs and its settings."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PlannedStage:
     folder: Path
     inputs: dict[str, str]
     fingerprint: dict[str, str]
-    """That of a pack's source (`artifact.fingerprint`); empty for other stages."""
+    """Of what it takes from outside of the runs (`artifact.fingerprint`)."""
     place: str
     """Where it runs: "here", "task" or "workers"."""
     done: bool
@@ -74,6 +76,8 @@ class Job:
     """Entries of artifact.json about the stage's origin."""
     needs: tuple[str, ...] = ()
     """Keys of the stages that must be done before it."""
+    files: tuple[UserFile, ...] = ()
+    """The user's files that it, or a stage whose artifact it reads, is made with."""
 
 
 def plan(cfg: "config.Config", here: bool = False, fingerprints: Fingerprints | None = None) -> list[PlannedStage]:
@@ -167,4 +171,12 @@ def job(p: PlannedStage, stages: list[PlannedStage]) -> Job:
     }
     stop = str(out / artifact.STOP)
     name, needs = p.label or p.name, tuple(p.needs.values())
-    return Job(name, p.kind, p.settings, p.seed, folders, str(out), p.key, stop, os.getcwd(), facts, needs)
+    used = files(p, stages)
+    facts |= {"imports": {file.name: file.fact for file in used}} if used else {}
+    return Job(name, p.kind, p.settings, p.seed, folders, str(out), p.key, stop, os.getcwd(), facts, needs, used)
+
+
+def files(p: PlannedStage, stages: list[PlannedStage]) -> tuple[UserFile, ...]:
+    """The user's files that a stage, or one whose artifact it reads, is made with, each once."""
+    below = [file for key in p.needs.values() for q in stages if q.key == key for file in files(q, stages)]
+    return tuple(dict.fromkeys([*imports.used(p.settings), *below]))

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, errors, launcher, lines, plan
+from pipeline import artifact, errors, files, launcher, lines, plan
 from pipeline.errors import ClusterError, ConfigError, PipelineError, Stopped
 from pipeline.plan import Job, PlannedStage
+from pipeline.settings import imports
 from pipeline.settings.stages import Stage
 from pipeline.signals import Stop
 
@@ -40,6 +41,7 @@ def work(
     def stop() -> bool:
         return stop_signal() or os.path.exists(job.stop_file)
 
+    imports.remember(job.files)
     try:
         if os.path.isdir(job.cwd):
             os.chdir(job.cwd)
@@ -52,6 +54,8 @@ def work(
     except Exception as error:
         if not isinstance(error, Stopped):
             record_failure(job, error)
+        if errors.user_line(error):  # the traceback, which says so, does not reach another process
+            raise explain(job, error) from error
         raise
 
 
@@ -85,6 +89,8 @@ def run_stage(job: Job, world: Any, lock: artifact.Lock | None) -> Any:
         (out / artifact.FAILED).unlink(missing_ok=True)
         if changes := artifact.begin(out, job.facts):
             lines.say(f"goes on with other versions than it began with: {changes}", job.name)
+        for file in job.files:
+            files.write(out / imports.COPIES / f"{file.name}.py", file.text)
     stage = importlib.import_module(f"pipeline.stages.{job.kind}")
     inputs = {name: Path(folder) for name, folder in job.inputs.items()}
     metrics = stage.run(job.settings, job.seed, inputs, out, world)
@@ -109,15 +115,20 @@ def record_failure(job: Job, error: Exception) -> None:
 
 def explain(job: Job, error: Exception) -> PipelineError:
     """Turns an error of a stage into one with a single line for the user. A PipelineError stays; for errors of files,
-    disk or limits the line says what to do; any other is called a fault of the program, with its traceback's path."""
+    disk or limits the line says what to do; any other is called a fault of the program, or of the user's own file,
+    with its traceback's path."""
     if errors.peer_lost(error):
         return peer_error(job, errors.first_line(error))
     where = relative(Path(job.out))
     line = errors.explain(error, str(where))
+    at = f" (traceback in {where / artifact.LOG})"
     if line is not None:
-        text = str(line)
+        text = str(line) + (at if line is not error and isinstance(line, errors.UserError) else "")
         return type(line)(text if text.startswith(job.name) else f"{job.name}: {text}")
-    return PipelineError(f"{job.name}: {errors.fault(error)} (traceback in {where / artifact.LOG})")
+    if paths := ", ".join(file.path for file in imports.used(job.settings)):
+        what = f"{type(error).__name__}: {errors.first_line(error)}"
+        return errors.UserError(f"{job.name}: {what}, by what {paths} gives, or a fault of this program{at}")
+    return PipelineError(f"{job.name}: {errors.fault(error)}{at}")
 
 
 def peer_error(job: Job, what: str) -> PipelineError:

@@ -12,6 +12,7 @@ from pipeline import artifact, config, progress
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.settings.kinds import AnyObjective
+from pipeline.settings.objectives import Objective
 from pipeline.settings.stages import AnyStage, Stage
 
 
@@ -54,7 +55,7 @@ class Run:
         """As they were recorded, without the rules by which a config is checked; None where this code knows no such
         kind."""
         body, kinds = self.record.get("settings") or {}, config.by_kind(AnyStage)
-        objective = config.by_kind(AnyObjective).get(self.objective)
+        objective = config.by_kind(AnyObjective).get(self.objective, Objective if self.objective else None)
         parts = {"objective": objective.model_construct(**body["objective"])} if objective else {}
         kind = kinds.get(str(self.record.get("kind")))
         return kind.model_construct(**body | parts) if kind and body else None

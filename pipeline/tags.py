@@ -87,6 +87,8 @@ TAGS = {
                           NATS, "falling towards -4"),
         "batchnorm_leakage": Tag("How much nearer two views are for having had the same companions in batch norm.",
                                  "cosine", f"near 0; above {LEAKAGE} batch norm gives the answer away"),
+        "teacher_entropy": Tag("Entropy of DINO's teacher distribution of an image.", NATS,
+                               "between 0, which is one prototype, and the log of how many there are"),
         "unlimited": Tag("What limits the volume of low energy in a method without negatives, over what it would be "
                          "without a limit.", "ratio", f"falling towards 0; above {UNLIMITED} nothing limits it"),
     },

@@ -21,6 +21,7 @@ from pipeline.settings.densities import (
     PseudoLikelihood,
     RatioMatching,
 )
+from pipeline.settings.distillation import BYOL, DINO, SimSiam
 from pipeline.settings.joint_embeddings import BarlowTwins, LeJEPA, VICReg
 from pipeline.settings.latent_energies import Filters, Latent
 from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
@@ -61,6 +62,13 @@ CASES = {
     "pirl_binary_nce": PIRL(loss="binary_nce", negatives=16, temperature=0.5, head=HEAD),
     "pirl_crops": PIRL(negatives=16, temperature=0.5, weight=0.3, head=Head(hidden=0, dim=6)),
     "pirl_rotation_crops": PIRL(loss="binary_nce", negatives=16, pretext="rotation", temperature=0.5, head=HEAD),
+    "byol": BYOL(momentum=0.9, head=HEAD, predictor=Head(hidden=12, dim=6, norm="hidden")),
+    "byol_crops": BYOL(momentum=0.9, head=HEAD, predictor=Head(hidden=12, dim=6)),
+    "simsiam": SimSiam(head=Head(hidden=12, dim=6, layers=3, norm="all"), predictor=Head(hidden=4, dim=6)),
+    "dino": DINO(
+        momentum=0.9, prototypes=10, head=Head(hidden=12, dim=6, layers=3, norm="hidden", activation="gelu")
+    ),
+    "dino_crops": DINO(momentum=0.9, prototypes=10, centre_momentum=0.5, head=HEAD),
     "vicreg": VICReg(invariance=1, variance=1, covariance=0.04, head=PROJECTOR),
     "barlow_twins": BarlowTwins(redundancy=0.1, head=PROJECTOR),
     "lejepa": LeJEPA(slices=16, head=PROJECTOR),
@@ -119,8 +127,11 @@ NETS = {
     "nce_energy": Energy(trunk=CNN(width=8, depth=2, norm=Norm(kind="none"))),
 }
 """Other energies than a restricted Boltzmann machine's."""
-CROPPED = {"simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "lejepa_crops", "pirl_rotation_crops"}
-"""Those that see three small crops of each image as well."""
+CROPPED = {
+    "simclr_crops", "moco_crops", "moco_v3_crops", "pirl_crops", "pirl_rotation_crops", "byol_crops", "dino_crops",
+    "lejepa_crops",
+}  # fmt: skip
+"""Those that see three small crops of each image as well; where they take more views than two, a third view too."""
 
 
 def of(family: type[Objective]) -> list[str]:
@@ -185,6 +196,8 @@ def batch(
     else:
         views = images, images + 0.2 * each(1, 8, 8, first=1000 * (step + 1))
     if getattr(objective, "cropped", False):
+        if inputs.more_views:
+            views = *views, images + 0.2 * each(1, 8, 8, first=500)
         views = *views, each(3, 1, 4, 4, first=-1, stride=-1)
     views = tuple(view.to(dtype) for view in views)
     return Batch(views, torch.tensor(ids), step=step, epoch=step // 2, seed=7, progress=progress, dtype=dtype)

@@ -23,7 +23,7 @@ NORMS = {
     "finer": Norm(kind="split", splits=4),
     "local": Norm(kind="local"),
 }
-DELICATE = ("pseudo_likelihood", "mpf_energy", "latent_filters")
+DELICATE = ("pseudo_likelihood", "mpf_energy", "latent_filters", "byol", "simsiam", "dino")
 """Those whose gradients are small sums of large terms, or too large for these steps, in fp32 by more than the others
 are held to."""
 PARTICLES = ("pcd", "grey_pcd_short")
@@ -36,10 +36,11 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
     **{
         f"{name}_cut": (name, "none", 2, torch.float64)
         for name in ("simclr", "moco_symmetric", "moco_v3", "pirl", "pirl_sharded", "vicreg", "lejepa",
-                     "vae_gaussian", *PARTICLES)
+                     "dino", "vae_gaussian", *PARTICLES)
     },
 }
-CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "moco_fp32", "simclr_cut")
+CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "dino_crops", "moco_fp32",
+       "simclr_cut")
 RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
 WIDE = (*JOINT, *(f"{name}_fp32" for name in JOINT), "vae_gaussian", "vae_gaussian_fp32", "cd", *PARTICLES)
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "lejepa_cut", "moco_symmetric_weights")

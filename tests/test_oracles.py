@@ -22,10 +22,10 @@ def exp(x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
-def agree(objective, b: Batch, oracle) -> None:
+def agree(objective, b: Batch, oracle, score=None) -> None:
     """The objective's loss and gradient on its embedded rows against the oracle's on the same rows."""
-    results = []
-    for loss_of in (lambda rows: objective.score(rows, b).loss, lambda rows: oracle(*rows)):
+    results, score = [], score or (lambda rows: objective.score(rows, b))
+    for loss_of in (lambda rows: score(rows).loss, lambda rows: oracle(*rows)):
         rows = tuple(r.detach().clone().requires_grad_() for r in objective.embed(b))
         loss = loss_of(rows)
         grads = torch.autograd.grad(loss, rows, allow_unused=True)
@@ -126,7 +126,86 @@ def test_moco_v3_is_algorithm_1(name, world):
     torch.testing.assert_close(k, torch.stack([second, first], 1), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["moco_sum", "moco_v3"])
+@pytest.mark.parametrize("name", ["byol", "byol_crops", "simsiam"])
+def test_predictions_against_targets_of_other_views(name, world):
+    """BYOL's eq. 2, both directions added, and SimSiam's algorithm 1, both halved."""
+    objective = warm(make(name, world), 1)
+    b = batch(objective, IDS, 1)
+    rows, targets = objective.embed(b)
+    asked = [(s, t) for s in range(rows.shape[1]) for t in range(targets.shape[1]) if s != t]
+    assert len(asked) == (2 if rows.shape[1] == 2 else 3 * 2 + 3 * 3)
+
+    def oracle(predictions: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros(()).double()
+        for n in range(len(IDS)):
+            for s, t in asked:
+                q, z = predictions[n, s], targets[n, t].detach()
+                total = total - (q @ z if name == "simsiam" else 2 * (2 * (q @ z) - 2))
+        return total / (len(asked) * len(IDS))
+
+    def detached(embedded):
+        return objective.score((embedded[0], embedded[1].detach()), b)
+
+    agree(objective, b, oracle, detached)
+    assert not targets.requires_grad
+    slow = (objective.trunk, objective.head) if name == "simsiam" else (objective.key_trunk, objective.key_head)
+    for v, view in enumerate(b.views[: targets.shape[1]]):
+        z = normalize(slow[1](slow[0](view)), dim=1)
+        torch.testing.assert_close(targets[:, v], z.detach(), rtol=1e-12, atol=1e-14)
+        p = normalize(objective.predictor(objective.head(objective.trunk(view))), dim=1)
+        torch.testing.assert_close(rows[:, v], p, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["dino", "dino_crops"])
+def test_dino_is_algorithm_1(name, world):
+    """The centre of the steps before, the temperature of this one; then the centre moves, once."""
+    objective, settings = warm(make(name, world), 2), CASES[name]
+    b = replace(batch(objective, IDS, 2), progress=0.05)
+    tau = 0.04 + (0.07 - 0.04) * 0.5
+    centre = objective.centre.clone()
+    objective.key_prototypes.weight.data.mul_(1 + 0.5 * random(*objective.key_prototypes.weight.shape))
+    ours, theirs = (normalize(part.weight, dim=1) for part in (objective.prototypes, objective.key_prototypes))
+    assert centre.abs().max() > 0
+
+    def oracle(students: Tensor, teachers: Tensor) -> Tensor:
+        total, count = torch.zeros(()).double(), 0
+        for n in range(len(IDS)):
+            for t in range(teachers.shape[1]):
+                raised = [exp((theirs[k] @ teachers[n, t] - centre[k]) / tau).detach() for k in range(len(centre))]
+                for s in range(students.shape[1]):
+                    if s == t:
+                        continue
+                    own = [exp(ours[k] @ students[n, s] / settings.temperature) for k in range(len(centre))]
+                    for k in range(len(centre)):
+                        total = total - raised[k] / sum(raised) * torch.log(own[k] / sum(own))
+                    count += 1
+        return total / count
+
+    agree(objective, b, oracle)
+    result = objective(b)
+    objective.commit(result.pending, 2, 0.1)
+    outputs = objective.embed(b)[1] @ theirs.T
+    m = settings.centre_momentum
+    torch.testing.assert_close(objective.centre, m * centre + (1 - m) * outputs.mean((0, 1)), rtol=1e-10, atol=1e-13)
+
+
+def test_what_the_teacher_tells_of_an_image(world):
+    """Nothing where it is constant, whether sharp or not; the log of the number of images where each has its own."""
+    objective = make("dino", world)
+    rows = objective.prototypes.weight[None, :4].repeat(2, 1, 1).transpose(0, 1)
+    objective.key_prototypes.weight.data.copy_(objective.prototypes.weight)
+    apart, one = (
+        objective.score((normalize(x, dim=2), normalize(x, dim=2).detach()), batch(objective, IDS[:4]))
+        for x in (rows, rows[:1].expand_as(rows))
+    )
+    assert float(one.scalars["energy/volume"]) == pytest.approx(0, abs=1e-12)
+    assert 0.5 < float(apart.scalars["energy/volume"]) <= math.log(4)
+    signs = objective.collapse_signs({**{"collapse/std": 1, "collapse/directions": 6, "collapse/alignment_ratio": 0},
+                                      **{k: float(v) for k, v in one.scalars.items()}})  # fmt: skip
+    assert set(signs) == {"constant"}
+
+
+@pytest.mark.parametrize("name", ["moco_sum", "moco_v3", "byol", "dino"])
 def test_momentum_rises_to_one_along_a_cosine(name, world):
     from pipeline.nets.ema import momentum
 

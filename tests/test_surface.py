@@ -12,7 +12,8 @@ import pipeline
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
-    "Batch", "ConfigError", "DataError", "Loader", "Objective", "PipelineError", "Shards", "Step", "Stream", "World",
+    "Batch", "ConfigError", "DataError", "Loader", "Objective",
+    "ObjectiveSettings", "PipelineError", "Shards", "Step", "Stream", "World",
     "datasource", "embed", "load_config", "load_encoder", "load_model", "prepare", "run",
 ]  # fmt: skip
 EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text().split("## From Python")[1], re.S)

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline import keyed
 from pipeline.image import Image
-from pipeline.settings.data import Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews, SmallCrops
+from pipeline.settings.data import ByolFirst, Characters, Crops, MoCoV1, MoCoV2, PirlViews, SimCLRViews, SmallCrops
 from pipeline.settings.objectives import Inputs, Jigsaw
 from pipeline.views import crops, jigsaw, photometrics, transforms
 
@@ -319,6 +319,27 @@ def test_small_crops_have_the_laws_of_the_first_view():
         for views in ((first,), (first, SimCLRViews(size=48)))
     )
     assert torch.equal(made[2], shared[2]) and not torch.equal(made[1], shared[1])
+
+
+def test_small_crops_may_have_a_blur_of_their_own():
+    """DINO's: to the bit those of a first view that is blurred as often, which itself stays as it was."""
+    images, ids, small = list(pictures(4, 3, 60, 70)), np.arange(4), SmallCrops(count=3, size=16)
+    first = ByolFirst(size=48, small=small)
+    own = first.model_copy(update={"small": small.model_copy(update={"blur_p": 0.5})})
+    plain, made, half = (
+        finished(transforms.build(Inputs(), (views,), PHOTO, 0), images, ids)
+        for views in (first, own, first.model_copy(update={"blur_p": 0.5}))
+    )
+    assert torch.equal(made[2], half[2]) and not torch.equal(made[2], plain[2])
+    assert torch.equal(made[0], plain[0]) and torch.equal(made[1], plain[1])
+
+
+@pytest.mark.parametrize("kind", [MoCoV2, Characters])
+def test_more_views_leave_the_first_two_as_they_are(kind):
+    images, ids, views = list(pictures(4, 3, 48, 48)), np.arange(4), kind(size=48)
+    two, four = (finished(transforms.build(Inputs(), (views,) * n, PHOTO, 0), images, ids) for n in (2, 4))
+    assert all(torch.equal(*pair) for pair in zip(two, four[:2], strict=True))
+    assert all(not torch.equal(four[i], four[j]) for i in range(4) for j in range(i))
 
 
 NOTHING = {"jitter_p": 0, "grey_p": 0, "blur_p": 0, "flip": 0, "photometric_p": 0}

@@ -1,6 +1,5 @@
 """Encoders: models as they are evaluated, uint8 images in, features out."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.image import Image
 from pipeline.nets import energies, trunks
-from pipeline.objectives import OBJECTIVES, models
+from pipeline.objectives import models
 from pipeline.settings.nets import EnergyNet, Net, Norm
 from pipeline.settings.sparse import Coding
 from pipeline.sparse import features as sparse
@@ -108,7 +107,7 @@ def settings(spec: dict[str, Any]) -> Net:
 
 def trunk_settings(spec: dict[str, Any]) -> Net | None:
     """The settings of the net that a spec's encoder is; None where it is more than a net."""
-    is_net = "net" in spec and ("objective" not in spec or not OBJECTIVES[spec["objective"]["kind"]].encoder_fields)
+    is_net = "net" in spec and ("objective" not in spec or not models.objective_class(spec).encoder_fields)
     return settings(spec) if is_net else None
 
 
@@ -116,7 +115,7 @@ def network(folder: Path) -> dict[str, Any] | None:
     """The spec of the network under the encoder in a folder: equal for two that differ in their weights alone, or in
     which images batch norm saw in training. None under codes of patches, which have no network."""
     try:
-        return bare(json.loads((folder / models.SPEC).read_text()))
+        return bare(models.read_spec(folder))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise models.unreadable(folder, error) from error
 
@@ -130,9 +129,10 @@ def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
         net = net.model_copy(update={"norm": Norm()})
     network: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
     if "objective" in spec:
-        kind = OBJECTIVES[spec["objective"]["kind"]]
+        kind = models.objective_class(spec)
         if kind.encoder_fields:
             network["objective"] = {name: spec["objective"][name] for name in ("kind", *kind.encoder_fields)}
+            network |= {"imports": spec["imports"]} if "imports" in spec else {}
         elif not kind.normalised:
             network["normalised"] = False
     return network

@@ -18,7 +18,7 @@ from pipeline import files, tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import cards, encoders
 from pipeline.image import Image
-from pipeline.nets import trunks
+from pipeline.nets import pretrained, trunks
 from pipeline.objectives import models
 from pipeline.settings.nets import ResNet, ViT
 
@@ -103,26 +103,7 @@ def native(net: ResNet | ViT, image: Image) -> bool:
     return isinstance(net, ViT) or not (trunks.small_stem(net, image) or net.norm.kind == "none")
 
 
-NAMES = {
-    "class_token": "cls_token",
-    "conv_proj": "patch_embed.proj",
-    "encoder.pos_embedding": "pos_embed",
-    "encoder.layers.encoder_layer_": "blocks.",
-    "encoder.ln": "norm",
-    "ln_1": "norm1",
-    "ln_2": "norm2",
-    "self_attention.in_proj_": "attn.qkv.",
-    "self_attention.out_proj": "attn.proj",
-    "mlp.0": "mlp.fc1",
-    "mlp.3": "mlp.fc2",
-}
-"""torchvision's parts of a ViT's names, and timm's."""
-
-
 def weights(net: ResNet | ViT, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights by the names of timm, which for a ResNet are torchvision's."""
-    state = module.state_dict()
-    if isinstance(net, ViT):
-        for theirs, ours in NAMES.items():
-            state = {name.replace(theirs, ours): value for name, value in state.items()}
-    return dict(state)
+    rename = pretrained.timm_name if isinstance(net, ViT) else str
+    return {rename(name): value for name, value in module.state_dict().items()}

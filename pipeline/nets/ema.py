@@ -38,6 +38,13 @@ def momentum(settings: MomentumEncoder, progress: float) -> float:
     return 1 - (1 - settings.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def follow(settings: MomentumEncoder, progress: float, *pairs: tuple[nn.Module, nn.Module]) -> None:
+    """Moves the parameters of momentum encoders towards those of the networks that they are averages of: pairs of the
+    two."""
+    for slow, fast in pairs:
+        update(slow.parameters(), fast.parameters(), momentum(settings, progress))
+
+
 @torch.no_grad()
 def distance(module: nn.Module, average: nn.Module) -> Tensor:
     """|| module - average || / || module || over all parameters, 0-d."""

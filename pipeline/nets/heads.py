@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from pipeline.nets import norm
 from pipeline.settings.nets import Norm
@@ -14,7 +15,8 @@ from pipeline.world import World
 
 
 def build(settings: Head, features: int, norms: Norm | None = None, world: World | None = None) -> nn.Sequential:
-    """[B, features] -> [B, dim]: one linear layer (MoCo v1, PIRL), or several with ReLU between (MoCo v2, SimCLR)."""
+    """[B, features] -> [B, dim]: one linear layer (MoCo v1, PIRL), or several with activations between (MoCo v2,
+    SimCLR)."""
     if settings.hidden == 0:
         return nn.Sequential(nn.Linear(features, settings.dim))
     make: Callable[[int], Any] = norm.layer(norms or Norm(), world)
@@ -27,7 +29,7 @@ def build(settings: Head, features: int, norms: Norm | None = None, world: World
         if normed:
             layers.append(without_shift(make(width), settings.norm == "scaled") if last else make(width))
         if not last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.ReLU(inplace=True) if settings.activation == "relu" else nn.GELU())
     return nn.Sequential(*layers)
 
 
@@ -52,3 +54,16 @@ class PatchHead(nn.Module):
         # Flattened, so that a batch norm inside sees rows; a sample's patches stay next to each other.
         each = self.each(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         return self.join(torch.flatten(each, 1))
+
+
+class Prototypes(nn.Module):
+    """Directions that embeddings are compared with (DINO's last layer): a linear layer whose weights have length 1."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as of a linear layer
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Unit rows [..., dim] -> cosines [..., count]."""
+        return rows @ normalize(self.weight, dim=1).T

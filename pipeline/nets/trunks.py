@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.image import Image
-from pipeline.nets import norm, seeded
+from pipeline.lines import say
+from pipeline.nets import norm, pretrained, seeded
 from pipeline.settings.nets import CNN, MLP, ResNet, ViT
 from pipeline.world import World
 
@@ -61,16 +62,26 @@ def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> 
     """The trunk that the settings name: a module from normalised images [B, C, H, W] to [B, D], with ``features`` = D.
 
     Its first weights are a function of (seed, settings) alone. Parameters of a residual network have torchvision's
-    names. Without a world, statistics are this process's own.
+    names. Without a world, statistics are this process's own. Where the settings name an ``init``, its weights take
+    the place of the first ones, and rank 0 says which are not used and which are not found.
     """
     with seeded(seed, "init", "trunk"):
-        if isinstance(net, CNN):
-            return SmallCNN(net, image.channels, world)
-        if isinstance(net, MLP):
-            return FullyConnected(net, image)
-        if isinstance(net, ViT):
-            return _vit(net, image)
-        return _resnet(net, image, world)
+        trunk = _untrained(net, image, world)
+    if net.init is not None:
+        line = pretrained.load(trunk, net.init, image)
+        if world is None or world.main:
+            say(line)
+    return trunk
+
+
+def _untrained(net: Any, image: Image, world: World | None) -> Any:
+    if isinstance(net, CNN):
+        return SmallCNN(net, image.channels, world)
+    if isinstance(net, MLP):
+        return FullyConnected(net, image)
+    if isinstance(net, ViT):
+        return _vit(net, image)
+    return _resnet(net, image, world)
 
 
 def _resnet(net: ResNet, image: Image, world: World | None) -> Any:

@@ -112,11 +112,12 @@ class Sign(NamedTuple):
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are trained alike: with ``lr_scale`` times the learning rate, with a ``weight_decay`` of their
-    own where it is given, and left as they are in the first ``frozen_steps``."""
+    """Parameters that are trained alike: with ``lr_scale`` times the learning rate or, with ``constant_lr``, its peak,
+    with a ``weight_decay`` of their own where it is given, and left as they are in the first ``frozen_steps``."""
 
     params: list[nn.Parameter]
     lr_scale: float = 1.0
+    constant_lr: bool = False
     weight_decay: float | None = None
     frozen_steps: int = 0
 

@@ -6,6 +6,7 @@ from pipeline.objectives.autoencoders import AE, DAE
 from pipeline.objectives.barlow_twins import BarlowTwins
 from pipeline.objectives.base import Objective, Setup
 from pipeline.objectives.densities import CD, PCD, MaximumLikelihood
+from pipeline.objectives.distillation import BYOL, DINO, SimSiam
 from pipeline.objectives.grey import GreyCD, GreyPCD
 from pipeline.objectives.latent_energies import Latent
 from pipeline.objectives.lejepa import LeJEPA
@@ -19,12 +20,16 @@ from pipeline.objectives.scores import ScoreMatching
 from pipeline.objectives.simclr import SimCLR
 from pipeline.objectives.variational import IWAE, VAE
 from pipeline.objectives.vicreg import VICReg
+from pipeline.settings.imports import OfAFile
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "moco": MoCo,
     "moco_v3": MoCoV3,
     "pirl": PIRL,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
     "vicreg": VICReg,
     "barlow_twins": BarlowTwins,
     "lejepa": LeJEPA,
@@ -50,6 +55,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
+def of(settings: Any) -> type[Objective]:
+    """The class that the settings name: one of ours, or of a user's file."""
+    return settings.made if isinstance(settings, OfAFile) else OBJECTIVES[settings.kind]
+
+
 def build(settings: Any, setup: Setup) -> Objective:
     """The objective that the settings name."""
-    return OBJECTIVES[settings.kind](settings, setup)  # type: ignore[call-arg]
+    return of(settings)(settings, setup)  # type: ignore[call-arg]

@@ -66,8 +66,7 @@ class MoCo(Contrastive):
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         """Moves the momentum encoder's parameters, then enqueues keys [n, V, dim] of ids [n]: all of one view, then
         all of the other."""
-        for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
-            ema.update(slow.parameters(), fast.parameters(), ema.momentum(self.settings, progress))
+        ema.follow(self.settings, progress, (self.key_trunk, self.trunk), (self.key_head, self.head))
         keys, ids = pending["keys"], pending["ids"]
         self.queue.write(keys.transpose(0, 1).flatten(0, 1), ids.repeat(keys.shape[1]), batch_step)
 

@@ -77,8 +77,7 @@ class MoCoV3(Contrastive):
     @torch.no_grad()
     def commit(self, pending: dict[str, Tensor], batch_step: int, progress: float = 0.0) -> None:
         """Moves the momentum encoder's parameters."""
-        for slow, fast in ((self.key_trunk, self.trunk), (self.key_head, self.head)):
-            ema.update(slow.parameters(), fast.parameters(), ema.momentum(self.settings, progress))
+        ema.follow(self.settings, progress, (self.key_trunk, self.trunk), (self.key_head, self.head))
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         return super().diagnostics(step, batch) | {"learn/key_distance": ema.distance(self.trunk, self.key_trunk)}

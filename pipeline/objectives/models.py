@@ -16,18 +16,21 @@ from pipeline import files, tensors
 from pipeline.errors import DataError
 from pipeline.hints import sibling
 from pipeline.image import Image
+from pipeline.nets.pretrained import SPEC, WEIGHTS
+from pipeline.objectives import kinds
 from pipeline.objectives.base import Objective, Setup
-from pipeline.objectives.kinds import OBJECTIVES
-from pipeline.settings.nets import Net
+from pipeline.settings import imports
+from pipeline.settings.nets import Net, changed
 from pipeline.world import World
-
-WEIGHTS, SPEC = "model.safetensors", "model.json"
 
 
 def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
-    """What rebuilds the objective, as JSON."""
-    settings = {"objective": objective.settings, "net": setup.net}
-    return {name: part.model_dump(mode="json") for name, part in settings.items()} | {"image": asdict(setup.image)}
+    """What rebuilds the objective, as JSON, with hashes of the user's files that it is made with; not where its first
+    weights came from."""
+    settings: dict[str, Any] = {"objective": objective.settings, "net": changed(setup.net, init=None)}
+    files = {file.name: file.sha256 for part in settings.values() for file in imports.used(part)}
+    parts = {name: part.model_dump(mode="json") for name, part in settings.items()}
+    return parts | {"image": asdict(setup.image)} | ({"imports": files} if files else {})
 
 
 def state(objective: Objective) -> dict[str, Tensor]:
@@ -45,9 +48,31 @@ def write(folder: Path, weights: dict[str, Tensor], spec: dict[str, Any]) -> Non
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(spec, weights) of the model in a folder. Raises DataError where there is none, or a damaged one."""
     try:
-        return json.loads((folder / SPEC).read_text()), load_file(folder / WEIGHTS)
+        return read_spec(folder), load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(folder, error) from error
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """The spec of the model in a folder. Raises OSError or ValueError where there is none, DataError where a user's
+    file that the model is made with is not as it was."""
+    spec = json.loads((folder / SPEC).read_text())
+    if hashes := files_of(spec):
+        imports.recall(hashes, *recorded(folder))
+    return spec
+
+
+def files_of(spec: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the user's files that a model is made with, by name; also of one whose features it codes."""
+    return spec.get("imports", {}) | (files_of(spec["inner"]) if "inner" in spec else {})
+
+
+def recorded(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The artifact that a model's folder is, or lies in, and what it has recorded of the user's files."""
+    for path in (above / name for above in (folder, *folder.parents[:2]) for name in ("artifact.json", "begun.json")):
+        if path.exists():
+            return path.parent, json.loads(path.read_text()).get("imports", {})
+    return folder, {}
 
 
 def unreadable(folder: Path, error: Exception) -> DataError:
@@ -58,10 +83,23 @@ def unreadable(folder: Path, error: Exception) -> DataError:
 
 def build(spec: dict[str, Any], seed: int = 0) -> Objective:
     """The objective of a spec with its first weights, in this process alone."""
-    settings: Any = OBJECTIVES[spec["objective"]["kind"]].Settings.model_validate(spec["objective"])
+    settings: Any = settings_model(spec).model_validate(spec["objective"])
     net = TypeAdapter(Net).validate_python(spec["net"])
     setup = Setup(image(spec), samples=1, net=net, world=World.single(device="cpu"), seed=seed)
-    return OBJECTIVES[settings.kind](settings, setup)  # type: ignore[call-arg]
+    return kinds.build(settings, setup)
+
+
+def settings_model(spec: dict[str, Any]) -> Any:
+    """The class of the settings of a spec's objective."""
+    kind = spec["objective"]["kind"]
+    ours = kind in kinds.OBJECTIVES
+    return kinds.OBJECTIVES[kind].Settings if ours else imports.recalled(spec["imports"]).model("objective", kind)
+
+
+def objective_class(spec: dict[str, Any]) -> type[Objective]:
+    """The class of a spec's objective."""
+    kind = spec["objective"]["kind"]
+    return kinds.OBJECTIVES.get(kind) or settings_model(spec).made
 
 
 def image(spec: dict[str, Any]) -> Image:

@@ -1,6 +1,7 @@
 """The base of every settings model, and the type of a reference from one stage to another."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -91,12 +92,22 @@ def over(default: Any, body: Any) -> Any:
 
 @dataclass(frozen=True)
 class Edge:
-    """Marks a field that names another stage, which has to make what this one ``needs``."""
+    """Marks a field that names another stage, which has to make what this one ``needs``. ``prefix``: of the field's
+    text, before the stage's name; a text without it, or with more than a name after it, names no stage."""
 
     needs: str
+    prefix: str = ""
+
+    def stage(self, text: str) -> str | None:
+        """The stage that the field's text names."""
+        name = text.removeprefix(self.prefix)
+        return name if text.startswith(self.prefix) and (not self.prefix or re.fullmatch(STAGE, name)) else None
 
 
-StageName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+STAGE = r"^[a-z0-9_]+$"
+
+
+StageName = Annotated[str, Field(pattern=STAGE)]
 ShardsRef = Annotated[StageName, Edge("shards")]
 ModelRef = Annotated[StageName, Edge("model")]
 EncoderRef = Annotated[StageName, Edge("encoder")]

@@ -1,11 +1,12 @@
 """The nets: trunks, which turn an image into the features that are probed and exported, and energies of images."""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .base import Count, Fraction, Mistake, Settings
+from .base import Count, Edge, Fraction, Mistake, Settings, at_home
 
 
 class Norm(Settings):
@@ -30,13 +31,36 @@ class Norm(Settings):
 
 Activation = Literal["relu", "silu"]
 
+INITS = ("file:", "artifact:", "torchvision:", "timm:")
 
-class CNN(Settings):
+
+def known_init(text: str) -> str:
+    """Raises ValueError where a text names no weights that a net may start from."""
+    scheme, colon, where = text.partition(":")
+    if scheme + colon not in INITS or not where:
+        expected = "file:PATH.safetensors, artifact:STAGE, torchvision:NAME or timm:NAME"
+        raise ValueError(f'found "{text}"; expected {expected}')
+    if scheme == "file" and Path(where).suffix != ".safetensors":
+        raise ValueError(f'found "{text}"; expected a .safetensors: a pickle may run code, and is not read')
+    return f"{scheme}:{at_home(where)}" if scheme in ("file", "artifact") else text
+
+
+class Trunk(Settings):
+    """A network from images to the features that are probed and exported."""
+
+    any_side: ClassVar[bool] = False
+    """Whether it takes images of any side, patches and small crops too; else of one side alone."""
+    init: Annotated[str, AfterValidator(known_init), Edge("model", "artifact:")] | None = None
+    """Where its first weights come from; null: random ones. file:PATH.safetensors (by torchvision's names, by timm's,
+    or by ours) · artifact:STAGE or artifact:FOLDER (a pretraining of this config, or the folder of one) ·
+    torchvision:NAME · timm:NAME. Images are then normalised as those were that the weights were trained on."""
+
+
+class CNN(Trunk):
     """A small convolutional network for small images: blocks of 3x3 convolution, norm and ReLU (or ``activation``),
     pooled in between."""
 
     any_side: ClassVar[bool] = True
-    """Whether it takes images of any side, patches and small crops too; else of one side alone."""
     kind: Literal["cnn"] = "cnn"
     width: Count = 32
     """Channels of the first block; each later block has twice as many as the one before."""
@@ -55,11 +79,10 @@ class CNN(Settings):
     """Of the blocks and the heads."""
 
 
-class MLP(Settings):
+class MLP(Trunk):
     """Fully connected layers with a ReLU (or ``activation``) after each, on all pixels of an image at once, for small
     images."""
 
-    any_side: ClassVar[bool] = False
     kind: Literal["mlp"] = "mlp"
     width: Count = 256
     """Units of each layer."""
@@ -71,11 +94,11 @@ class MLP(Settings):
     """Of the heads; the layers have none."""
 
 
-class ResNet(Settings):
+class ResNet(Trunk):
     """torchvision's residual networks (arXiv 1512.03385) without their classifier."""
 
     any_side: ClassVar[bool] = True
-    kind: Literal["resnet18", "resnet50"] = "resnet18"
+    kind: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
     stem: Literal["auto", "imagenet", "small"] = "auto"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1 without pool; auto: small below 64 pixels."""
     zero_init: bool = False
@@ -90,13 +113,12 @@ class ResNet(Settings):
             yield "norm.groups", "a resnet without any norm is not trained here; expected 1 or more"
 
 
-class ViT(Settings):
+class ViT(Trunk):
     """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it, with a fixed sine-cosine position embedding and a
     frozen patch projection.
 
     Defaults: MoCo v3's ViT-S, twelve blocks of twelve heads."""
 
-    any_side: ClassVar[bool] = False
     kind: Literal["vit"] = "vit"
     patch: Count = 16
     """Side of a patch in pixels."""
@@ -169,3 +191,21 @@ class Energy(EnergyNet):
 
 
 Net = Annotated[CNN | MLP | ResNet | ViT | Boltzmann | RBM | Energy, Field(discriminator="kind")]
+
+
+def trunk_of(net: Any) -> Trunk | None:
+    """The trunk that a net is, or that its energy is made of; None where it has none."""
+    trunk = net.trunk if isinstance(net, Energy) else net
+    return trunk if isinstance(trunk, Trunk) else None
+
+
+def stage_named(init: str | None) -> str | None:
+    """The stage of the same config that a net's ``init`` names."""
+    return Edge("model", "artifact:").stage(init or "")
+
+
+def changed(net: Any, **changes: Any) -> Any:
+    """The net with other settings of its trunk."""
+    if isinstance(net, Energy):
+        return net.model_copy(update={"trunk": changed(net.trunk, **changes)})
+    return net.model_copy(update=changes) if isinstance(net, Trunk) else net

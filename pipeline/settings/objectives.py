@@ -37,11 +37,13 @@ class Jigsaw(Settings):
 class Inputs:
     """What an objective is given of each sample. ``views``: random views; 0: the image itself, its pixels in [0, 1].
     ``jigsaw``: its patches take the place of the second view. ``small_crops``: it also takes small crops, where the
-    views have any. ``signals``: vectors that a stage makes of images, and no image."""
+    views have any. ``more_views``: it takes any number of views from two on. ``signals``: vectors that a stage makes
+    of images, and no image."""
 
     views: int = 2
     jigsaw: Jigsaw | None = None
     small_crops: bool = False
+    more_views: bool = False
     signals: bool = False
 
 
@@ -82,6 +84,14 @@ class Head(Settings):
     norm: Literal["none", "hidden", "all", "scaled"] = "none"
     """Batch norm, of the trunk's kind, after the hidden layers; all: after the last too, there without scale and shift
     (MoCo v3); scaled: after the last too, there with a scale and without a shift (SimCLR's code)."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """After each hidden layer."""
+
+
+def mistakes_of_predictor(head: Head, predictor: Head | None) -> Iterator[Mistake]:
+    """A predictor's output is compared with another view's projection."""
+    if predictor is not None and predictor.dim != head.dim:
+        yield "predictor.dim", f"{predictor.dim} is not the {head.dim} of head.dim, which it predicts"
 
 
 class SimCLR(Objective):
@@ -140,6 +150,10 @@ class MoCoV3(MomentumEncoder):
     """Of queries and keys; three layers for a ViT."""
     predictor: Head | None = Head(hidden=4096, dim=256, norm="hidden")
     """On top of the queries' head; null: removed."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        yield from mistakes_of_predictor(self.head, self.predictor)
 
 
 class PIRL(Objective):

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .base import (
     Count,
@@ -22,7 +22,7 @@ from .base import (
 )
 from .data import Characters, EachView, MoCoV2, Splits
 from .densities import CD, NCE, PCD
-from .kinds import AnyObjective
+from .kinds import AnyObjective, training_defaults
 from .nets import CNN, Energy, EnergyNet, Net, ViT
 from .objectives import MoCo, MomentumEncoder, Variational
 from .sparse import Coding
@@ -95,7 +95,7 @@ class Pretrain(Training, Stage):
     objective: AnyObjective = MoCo()
     """How it is trained: what goes down, and what goes up or is limited."""
     views: EachView = (MoCoV2(),)
-    """One mapping for both views, or a list of two: a distribution for each."""
+    """One mapping for both views, or a list of two, of some objectives of any number: a distribution for each."""
     restores: Annotated[int, Field(ge=0, le=10)] = 0
     """Times that a training which diverges (a loss or gradient that is not finite or, with collapse: stop, a collapse)
     goes back to its last good checkpoint and on at half the learning rate, before it ends with code 70."""
@@ -104,10 +104,10 @@ class Pretrain(Training, Stage):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_objective_is_trained(cls, body: Any) -> Any:
+    def _as_the_objective_is_trained(cls, body: Any, info: ValidationInfo) -> Any:
         if not isinstance(body, dict):
             return body
-        defaults = training_defaults(body.get("objective"))
+        defaults = training_defaults(body.get("objective"), info)
         return body | {name: over(usual, body.get(name, usual)) for name, usual in defaults.items()}
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -126,6 +126,8 @@ class Pretrain(Training, Stage):
             yield "weights", f"objective {self.objective.kind} is not trained on shards; leave weights out"
         if self.objective.inputs.views == 0 and "views" in self.model_fields_set:
             yield "views", f"objective {self.objective.kind} is given the image itself; leave views out"
+        elif len(self.views) > 2 and not self.objective.inputs.more_views:
+            yield "views", f"found a list of {len(self.views)}; objective {self.objective.kind} takes two views"
         elif getattr(self.views[0], "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
@@ -176,13 +178,6 @@ class Pretrain(Training, Stage):
     def view_size(self) -> int | None:
         """Side of a view in pixels; none: that of the packed images."""
         return self.views[0].size if self.objective.inputs.views else None
-
-
-def training_defaults(objective: Any) -> dict[str, Any]:
-    """What the objective of a body that is not validated yet is usually trained with."""
-    kind = objective.get("kind") if isinstance(objective, dict) else getattr(objective, "kind", None)
-    models = get_args(get_args(AnyObjective)[0])
-    return next((model.training_defaults for model in models if model.model_fields["kind"].default == kind), {})
 
 
 class Likelihood(Settings):

@@ -1,9 +1,11 @@
 """Pretraining: shards -> what the objective is given of them -> a model."""
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,15 +18,21 @@ from pipeline.data.shards import Shards
 from pipeline.errors import DataError, DivergedError
 from pipeline.evaluation import online
 from pipeline.image import Image
-from pipeline.objectives import models
+from pipeline.lines import say
+from pipeline.nets import pretrained
+from pipeline.objectives import OBJECTIVES, models
 from pipeline.objectives.base import Objective, Setup
 from pipeline.settings.densities import NCE
+from pipeline.settings.nets import Net, changed, stage_named, trunk_of
 from pipeline.settings.stages import Pretrain
 from pipeline.sheets import Frame, Picture
 from pipeline.training import loop, restore
 from pipeline.views import jigsaw, transforms
 from pipeline.world import World
 
+Inputs = Mapping[str, Path]
+"""The folders of the stages that this one reads, by name."""
+NONE: Inputs = MappingProxyType({})
 AVERAGED = 10_000
 """Images, at most, whose pixels an energy's first biases are taken from."""
 SHOWN, COLUMNS = 8, 6  # images of the first step that are shown, and columns of that sheet
@@ -32,13 +40,14 @@ VIEW, PATCH = 112, 48  # pixels, about, of a view and of a patch of a jigsaw the
 
 
 def prepare(
-    settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None, noise: Path | None = None
+    settings: Pretrain, seed: int, shards: Shards, world: World, bad_samples: Path | None, inputs: Inputs = NONE
 ) -> tuple[Objective, Setup, Loader]:
-    """The objective, what it was built for, and what feeds this rank. ``bad_samples``: where they are noted;
-    ``noise``: the model whose samples an NCE's noise are."""
-    image = shards.image(settings.view_size)
+    """The objective, what it was built for, and what feeds this rank. ``bad_samples``: where they are noted."""
+    net = from_stage(settings.net, inputs)
+    image = initial_image(settings, net, shards.image(settings.view_size), world)
     samples = settings.samples(shards.n)
-    setup = Setup(image, samples, settings.net, world, seed, noise=models.load(noise) if noise else None)
+    noise = inputs.get(settings.objective.model or "") if isinstance(settings.objective, NCE) else None
+    setup = Setup(image, samples, net, world, seed, noise=models.load(noise) if noise else None)
     if settings.objective.energy:
         means = world.from_first(lambda: pixel_means(shards, image.side, samples))
         setup = replace(setup, pixel_means=means)
@@ -60,6 +69,29 @@ def prepare(
         max_bad_share=settings.max_bad_share,
     )
     return objective, setup, loader
+
+
+def from_stage(net: Net, inputs: Inputs) -> Net:
+    """The net with the folder of the stage that its ``init`` names in the place of the name."""
+    trunk = trunk_of(net)
+    stage = stage_named(trunk.init) if trunk else None
+    return changed(net, init=f"artifact:{inputs[stage]}" if stage in inputs else None) if stage else net
+
+
+def initial_image(settings: Pretrain, net: Net, image: Image, world: World) -> Image:
+    """The images as they are normalised: by their own statistics, or as the first weights' were."""
+    trunk = trunk_of(net)
+    if trunk is None or trunk.init is None:
+        return image
+    source, kind = pretrained.locate(trunk.init), settings.objective.kind
+    if source.objective and not OBJECTIVES[source.objective].normalised:  # its trunk was given pixels as they are
+        source = replace(source, mean=(0.0,) * image.channels, std=(1.0,) * image.channels)
+    elif not OBJECTIVES[kind].normalised and world.main:
+        say(f"{trunk.init} is of normalised pixels, and {kind} is given pixels in [0, 1] as they are")
+    if source.mean is None and world.main:
+        say(f"nothing beside {source.path} says how its images were normalised (timm's config.json would): these are "
+            f"normalised by their own mean and deviation")  # fmt: skip
+    return pretrained.normalised_as(source, image)
 
 
 def pixel_means(shards: Shards, side: int, samples: int) -> Tensor | None:
@@ -88,8 +120,7 @@ def run(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world
 def attempt(settings: Pretrain, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, float]:
     """The training from its last checkpoint to its end, or to where it diverges."""
     shards = Shards.open(inputs[settings.data], "train")
-    noise = inputs.get(settings.objective.model or "") if isinstance(settings.objective, NCE) else None
-    objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl", noise)
+    objective, setup, loader = prepare(settings, seed, shards, world, out / f"bad-{world.rank}.jsonl", inputs)
     spec, image = models.spec(objective, setup), setup.image
 
     def export(weights: dict[str, Tensor], where: Path) -> None:
@@ -131,7 +162,7 @@ def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: lo
     for i, view in enumerate(image.denormalise(view) for view in given):
         if view.ndim == 4:
             columns[f"view {i + 1}"] = sheets.images(view, VIEW)
-        elif i < inputs.views:
+        elif inputs.jigsaw is not None and i < inputs.views:
             orders = jigsaw.orders(seed, 0, ids, view.shape[1])
             columns[f"view {i + 1}: patches"] = [puzzle(*row) for row in zip(view, orders, strict=True)]
         else:
@@ -140,7 +171,8 @@ def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: lo
     cells = sheets.lines([cell for row in zip(*columns.values(), strict=True) for cell in row], width * across)
     words = sheets.lines([word for name in names for word in [name, *[""] * (width - 1)]], width * across)
     starts = [(row, first) for row, line in enumerate(cells) for first in range(0, len(line), width)]
-    frames = [Frame((row, first + 1), (row, first + inputs.views), sheets.MARKED) for row, first in starts]
+    large = sum(name.startswith("view") for name in columns)
+    frames = [Frame((row, first + 1), (row, first + large), sheets.MARKED) for row, first in starts]
     caption = (
         f"What {kind} is given of {settings.data}: images, and the random views of each; framed: a positive pair."
     )

@@ -76,7 +76,7 @@ def split(group: ParameterGroup, kind: Optimiser) -> list[dict[str, Any]]:
     lars = isinstance(kind, LARSSettings)
     spare = lars or not kind.decay_norms
     decay = kind.weight_decay if group.weight_decay is None else group.weight_decay
-    common = {"lr_scale": group.lr_scale, "frozen_steps": group.frozen_steps}
+    common = {name: getattr(group, name) for name in ("lr_scale", "constant_lr", "frozen_steps")}
     biases = common | {"params": [p for p in group.params if p.ndim <= 1 and spare], "weight_decay": 0.0}
     return [
         common | {"params": [p for p in group.params if p.ndim > 1 or not spare], "weight_decay": decay},
@@ -98,7 +98,7 @@ def set_rate(
     """Sets every group's learning rate for a step. Returns the rate before the groups' scale factors."""
     lr = rate(settings, step, total, steps_per_epoch)
     for group in optimiser.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = (settings.peak_lr() if group["constant_lr"] else lr) * group["lr_scale"]
     return lr
 
 

@@ -23,7 +23,12 @@ from pipeline.views import affine, crops, jigsaw, photometrics
 Tensors = tuple[Tensor, ...]
 Shapes = tuple[tuple[int, ...], ...]
 VIEWS = ("one", "two")
-"""The key parts of the random numbers of the first and of the second view."""
+"""The key parts of the random numbers of the first and of the second view; those of later ones are "view 3", ..."""
+
+
+def key_part(i: int) -> str:
+    """That of the i-th view, from 0 on."""
+    return VIEWS[i] if i < len(VIEWS) else f"view {i + 1}"
 
 
 @dataclass(frozen=True)
@@ -131,19 +136,25 @@ class AffineTransform(RandomTransform):
         if self.jigsaw is not None and self.patched(i):
             patches = jigsaw.patches(images, self.jigsaw, self.image.side, self.seed, epoch, ids)
             return affine.contrast(patches, *key, "patches")
-        return affine.view(images, *key, VIEWS[i], self.image.side)
+        return affine.view(images, *key, key_part(i), self.image.side)
 
 
 @dataclass(frozen=True)
 class CropTransform(RandomTransform):
     """Views of natural images: random crops of the original, each with its own photometric operations. Small crops, if
-    there are any, come last, with the photometric settings of the first view."""
+    there are any, come last, with `small_settings`."""
 
     settings: tuple[Crops, ...]
 
     @property
     def small(self) -> SmallCrops | None:
         return self.settings[0].small
+
+    @property
+    def small_settings(self) -> Crops:
+        """The photometric settings of small crops: the first view's, but for a blur of their own."""
+        own = self.small.blur_p if self.small is not None else None
+        return self.settings[0] if own is None else self.settings[0].model_copy(update={"blur_p": own})
 
     @property
     def view_shapes(self) -> Shapes:
@@ -169,7 +180,7 @@ class CropTransform(RandomTransform):
         if self.jigsaw is not None and self.patched(i):
             side = self.image.side
             return jigsaw.draw(self.seed, epoch, ids, self.jigsaw, side, settings.ratio, settings.flip)
-        return crops.draw(self.seed, epoch, ids, VIEWS[i], settings.scale, settings.ratio, settings.flip)
+        return crops.draw(self.seed, epoch, ids, key_part(i), settings.scale, settings.ratio, settings.flip)
 
     def crop(self, image: Tensor, params: Sequence[crops.Params | jigsaw.Params], i: int, out: Tensors) -> None:
         for each, room in zip(params, self.each(out, 0), strict=True):
@@ -198,12 +209,12 @@ class CropTransform(RandomTransform):
             return self.seed, epoch, ids[:, None], "patch", np.arange(self.jigsaw.cells**2)
         if self.small is not None and i == len(self.settings):
             return self.seed, epoch, ids[:, None], "small", np.arange(self.small.count)
-        return self.seed, epoch, ids, VIEWS[i]
+        return self.seed, epoch, ids, key_part(i)
 
     def colour(self, crop: Tensor, i: int, key: tuple, out: Tensor | None) -> Tensor:
         """Applies the i-th view's photometric operations and normalises: uint8 [B, S, S, C] or [B, P, S, S, C] ->
         float32 [B, C, S, S] or [B, P, C, S, S]."""
-        settings = self.settings[i] if i < len(self.settings) else self.settings[0]
+        settings = self.settings[i] if i < len(self.settings) else self.small_settings
         views = crop.movedim(-1, -3)
         images, side = views.flatten(0, -4), views.shape[-1]
         draws, reach = photometrics.draw(settings, *key), photometrics.radius(settings, side)
@@ -212,7 +223,8 @@ class CropTransform(RandomTransform):
 
 
 def build(inputs: Inputs, views: Sequence[Views], image: Image, seed: int) -> ViewTransform:
-    """The transform for an objective's ``inputs``. ``views``: the settings of each view, or one for all views."""
+    """The transform for an objective's ``inputs``. ``views``: the settings of each view, or one for
+    ``inputs.views`` of them."""
     if inputs.views == 0:
         return ImageTransform(image, seed)
     each: Any = tuple(views) * inputs.views if len(views) == 1 else tuple(views)

@@ -1,0 +1,161 @@
+"""Classes of the user's own files in a config: named, in keys, on other machines, and their mistakes in one line."""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import pipeline
+from pipeline import artifact, cli, errors, runs
+from pipeline.settings import imports
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "docs/plugins/triplet.py"
+CONFIG = """\
+imports: [mine.py]
+root: ROOT
+stages:
+  shards: {kind: pack}
+  own:
+    kind: pretrain
+    data: shards
+    net: {kind: cnn, width: 8, depth: 2}
+    views: {kind: characters}
+    objective: {kind: "mine:Triplet", dim: 8}
+    batch: 64
+    steps: 2
+    online: {images: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Of all runs, so that images are packed once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def config(root, tmp_path, monkeypatch) -> Path:
+    """A config beside the example, under another name."""
+    monkeypatch.setattr(imports, "known", {})  # as in a process that has read no file yet
+    shutil.copy(EXAMPLE, tmp_path / "mine.py")
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.replace("ROOT", str(root)))
+    return path
+
+
+def key(config: Path, *overrides: str) -> str:
+    stage = pipeline.load_config(str(config), overrides).stages["own"]
+    return artifact.key(stage, 0, {}, {})
+
+
+def test_the_files_hash_is_in_the_key(config):
+    first = key(config)
+    assert first == key(config) and first != key(config, "own.objective.temperature=0.3")
+    with (config.parent / "mine.py").open("a") as file:
+        file.write("# changed\n")
+    assert first != key(config)
+
+
+def test_where_the_file_lies_is_in_no_key(config, tmp_path):
+    (other := tmp_path / "other").mkdir()
+    for name in ("mine.py", "c.yaml"):
+        shutil.copy(tmp_path / name, other / name)
+    assert key(config) == key(other / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "line"),
+    [
+        ("", ["own.objective.kind=mine:Tripelt"],
+         'own.objective.kind: *mine.py has no "Tripelt"; did you mean "mine:Triplet"?'),
+        ("", ["own.objective.kind=mime:Triplet"],
+         'own.objective.kind: no file of imports is called "mime"; did you mean "mine"?'),
+        ("", ["own.objective.dmi=3"], 'own.objective.dmi: unknown key "dmi"; did you mean "dim"?'),
+        ("", ["own.objective.dim=x"], 'own.objective.dim: found "x"; expected a whole number'),
+        ("", ["imports=[mien.py]"], '*: imports: *mien.py: no such file; did you mean "mine.py"?'),
+        ("", ["imports=[c.yaml]"], 'imports: found "c.yaml"; expected a file whose name is a word and ends in .py'),
+        ("", ["imports=[]"], 'own.objective.kind: no file of imports is called "mine"; add imports: [mine.py]'),
+        ("import no_such_module\n", [], "mine.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def f(:\n", [], "mine.py:1: SyntaxError: invalid syntax"),
+        ("raise SystemExit(0)\n", [], "mine.py:1: SystemExit: 0"),
+        ("import pipeline\nclass Triplet(pipeline.Objective): pass\n", [],
+         "Triplet in *mine.py has no settings: expected Settings = a subclass of pipeline.ObjectiveSettings"),
+        ("class Triplet: pass\n", [], "Triplet in *mine.py is no subclass of pipeline.Objective"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_where(text, overrides, line, config, capsys):
+    """``line``: its parts in their order, the rest between them whatever it is."""
+    if text:
+        (config.parent / "mine.py").write_text(text)
+    assert cli.main(["run", str(config), "--dry-run", "--here", *overrides]) == 2
+    (found,) = capsys.readouterr().err.splitlines()
+    at = 0
+    for part in line.split("*"):
+        assert part in found[at:], found
+        at = found.index(part, at) + len(part)
+
+
+def test_reading_a_config_says_once_what_is_run_and_runs_nothing_that_no_kind_names(config, capsys):
+    (config.parent / "other.py").write_text("raise ValueError('it was run')\n# " + str(config))
+    with (config.parent / "mine.py").open("a") as file:
+        file.write(f"# {config}\n")
+    for _ in range(2):
+        pipeline.load_config(str(config), ["imports=[other.py, mine.py]"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(config.parent / "mine.py") in line and "sha256" in line
+
+
+def test_a_process_that_has_no_such_file_is_sent_its_text(config):
+    stage = pipeline.load_config(str(config)).stages["own"]
+    sent = pickle.dumps(stage)
+    assert pickle.loads(sent) == stage
+    (config.parent / "mine.py").unlink()
+    for made in (imports.run, imports.classes):  # as another process begins
+        made.cache_clear()
+    arrived = pickle.loads(sent)
+    assert arrived.objective.made.__name__ == "Triplet" and arrived.objective.made is not stage.objective.made
+    assert arrived.key_parts() == stage.key_parts() and arrived.model_dump() == stage.model_dump()
+
+
+def test_a_trained_one_is_loaded_from_its_recorded_file_unless_that_has_changed(config, monkeypatch):
+    folder = pipeline.run(config)["own"]
+    mine = config.parent / "mine.py"
+    record = artifact.read(folder) or {}
+    assert record["imports"]["mine"]["path"] == str(mine)
+    assert json.loads((folder / "model.json").read_text())["imports"] == {"mine": record["imports"]["mine"]["sha256"]}
+    assert (folder / "imports/mine.py").read_text() == mine.read_text()
+    assert set(runs.read(folder)[0].outcome) == {"loss"}
+    encoder = pipeline.load_encoder(folder)
+    monkeypatch.setattr(imports, "known", {})  # another process
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    assert torch.equal(pipeline.load_encoder(folder)(images), encoder(images))
+    assert type(pipeline.load_model(folder)).__name__ == "Triplet"
+    monkeypatch.setattr(imports, "known", {})
+    mine.write_text(mine.read_text() + "# changed\n")
+    with pytest.raises(pipeline.DataError, match=r"mine\.py is another file .* than .*own-.* was trained"):
+        pipeline.load_encoder(folder)
+    mine.unlink()
+    with pytest.raises(pipeline.DataError, match=r"mine\.py: no such file; .* bring it back"):
+        pipeline.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("x, y = embedded", "x, y = embedded; y.no_such()"), r"mine\.py:\d+: AttributeError: .*no_such"),
+        (("others.mean()", "others"), r"RuntimeError: .* by what .*mine\.py gives, or a fault of this program"),
+    ],
+)
+def test_an_error_of_the_users_file_is_not_called_ours(change, line, config, capsys):
+    mine = config.parent / "mine.py"
+    mine.write_text(mine.read_text().replace(*change))
+    with pytest.raises(errors.NoProgressError):
+        pipeline.run(config)
+    text = "".join(capsys.readouterr())
+    assert (found := re.search(line + r".* \(traceback in (.*)\)", text)), text
+    assert "Traceback" in Path(found[1]).read_text()
