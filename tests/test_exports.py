@@ -15,7 +15,7 @@ from pipeline import cli
 from pipeline.evaluation import encoders, exports
 from pipeline.image import Image
 from pipeline.nets import trunks
-from pipeline.settings.nets import CNN, Norm, ResNet, ViT
+from pipeline.settings.nets import CNN, LibraryNet, Norm, ResNet, ViT
 
 RECIPES = """
 import json, os, pathlib, re, sys
@@ -71,6 +71,10 @@ CASES = {
     "small stem": (ResNet(), Image(3, 32, *COLOUR), "torchvision timm"),
     "small stem, grey": (ResNet(), Image(1, 28, *GREY), "torchvision timm"),
     "group norm": (ResNet(norm=Norm(kind="none", groups=12)), Image(3, 64, *COLOUR), "torchvision"),
+    "timm's": (LibraryNet(name="test_resnet"), Image(3, 64, *COLOUR), "local-dir transform"),
+    "timm's transformer, grey": (LibraryNet(name="test_vit"), Image(1, 48, *GREY), "local-dir transform"),
+    "torchvision's, grey": (LibraryNet(kind="torchvision", name="mobilenet_v3_small"), Image(1, 64, *GREY),
+                            "torchvision"),
     "vit": (ViT(width=64, depth=2, heads=4, patch=8), Image(3, 32, *COLOUR), "local-dir transform"),
     "vit, grey": (ViT(width=96, depth=3, heads=2, patch=7), Image(1, 28, *GREY), "local-dir transform"),
 }  # fmt: skip

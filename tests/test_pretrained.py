@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import encoders, exports
 from pipeline.image import Image
 from pipeline.nets import pretrained, trunks
-from pipeline.settings.nets import CNN, ResNet, ViT
+from pipeline.settings.nets import CNN, LibraryNet, ResNet, ViT
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PHOTO, SMALL, GREY = Image(3, 64, *IMAGENET), Image(3, 32, *IMAGENET), Image(1, 64, (0.4,), (0.2,))
@@ -94,6 +94,43 @@ def test_the_first_layer_follows_the_channels(tmp_path, capsys):
     assert f"{first} repeated over 3 channels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet"])
+def test_timms_networks_keep_their_output_with_our_batch_norm(name):
+    """In training and in evaluation, from the same weights by the same names."""
+    import timm
+
+    trunk = trunks.build(LibraryNet(name=name), SMALL, None, 3)
+    theirs = timm.create_model(name, num_classes=0)
+    theirs.load_state_dict(trunk.model.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    found = trunk(x)
+    assert torch.equal(found, theirs(x)) and found.shape == (4, trunk.features)
+    assert torch.equal(trunk.eval()(x), theirs.eval()(x))
+
+
+def test_a_librarys_network_starts_from_a_file_of_its_own(tmp_path, capsys):
+    trunk = trunks.build(LibraryNet(name="test_vit"), PHOTO, None, 1)
+    init = saved(trunk, tmp_path / "ours.safetensors")  # by names after model.; an artifact's are after trunk.model.
+    again = trunks.build(LibraryNet(name="test_vit", init=init), SMALL)
+    assert torch.equal(again.model.blocks[0].mlp.fc1.weight, trunk.model.blocks[0].mlp.fc1.weight)
+    assert "pos_embed interpolated from 4 x 4 patches to 2 x 2" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_trained_here_ends_in_one_line():
+    wrong = {
+        ("timm", "resnet18x"): 'timm has no model "resnet18x"; did you mean "resnet18"',
+        ("timm", "swin_tiny_patch4_window7_224"): "draws numbers of its own in training .DropPath layers",
+        ("torchvision", "efficientnet_b0"): "StochasticDepth .* as timm's are by default",
+        ("torchvision", "squeezenet1_0"): "does not end in a linear layer",
+        ("torchvision", "resnet17"): 'no classifier "resnet17"; did you mean',
+        ("torchvision", "alexnet"): "alexnet does not take images of 3 x 32 x 32",
+    }
+    for (kind, name), text in wrong.items():
+        with pytest.raises(ConfigError, match=text) as error, torch.device("meta"):
+            trunks.build(LibraryNet(kind=kind, name=name), SMALL)
+        assert "\n" not in str(error.value)
+
+
 def test_what_does_not_fit_ends_in_one_line(tmp_path):
     five = torch.nn.Sequential()
     five.conv1 = torch.nn.Conv2d(5, 64, 7, 2, 3, bias=False)
@@ -152,6 +189,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_another_head_on_other_images_starts_from_an_artifacts_trunk(tmp_path, capsys):
     """Exactly from its trunk: after one step that changes nothing, the weights are those of the stage before; and the
     images are normalised as they were there."""

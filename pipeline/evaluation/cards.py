@@ -8,8 +8,8 @@ import yaml
 
 from pipeline.evaluation import names
 from pipeline.image import Image
-from pipeline.nets import trunks
-from pipeline.settings.nets import ResNet, ViT
+from pipeline.nets import libraries, trunks
+from pipeline.settings.nets import LibraryNet, Portable, ResNet
 
 IMAGES = """```python
 import torch
@@ -40,6 +40,14 @@ model = torchvision.models.{kind}({norm})
 model.load_state_dict(load_file("model.safetensors"))  # all keys
 ```
 """
+LIBRARY = """```python
+import torch, torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.get_model("{name}", weights=None{size})
+{changes}model.load_state_dict(load_file("model.safetensors"))  # all keys
+```
+"""
 TIMM = """```python
 import timm
 
@@ -60,7 +68,7 @@ model.maxpool = torch.nn.Identity()
 GREY = "model.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)\n"
 
 
-def card(folder: Path, net: ResNet | ViT, image: Image, config: dict[str, Any]) -> str:
+def card(folder: Path, net: Portable, image: Image, config: dict[str, Any]) -> str:
     """The model card of an encoder's folder, in Markdown."""
     home = next((p for p in (folder, *folder.parents[:2]) if (p / "artifact.json").exists()), None)
     record = json.loads((home / "artifact.json").read_text()) if home else {}
@@ -86,13 +94,15 @@ tags: [self-supervised, {objective}]
 """
 
 
-def named(net: ResNet | ViT) -> str:
+def named(net: Portable) -> str:
+    if isinstance(net, LibraryNet):
+        return net.name
     if isinstance(net, ResNet):
         return net.kind
     return f"vit of width {net.width}, {net.depth} blocks of {net.heads} heads, patches of {net.patch} pixels"
 
 
-def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
+def recipe(net: Portable, image: Image, features: int) -> str:
     """How the encoder is loaded, in every library that can, and how it is given images."""
     opened = "ImageOps.exif_transpose(Image.open(path))" if image.exif_orientation else "Image.open(path)"
     mode = "L" if image.channels == 1 else "RGB"
@@ -100,7 +110,9 @@ def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
         side=image.side, opened=opened, mode=mode, resized=image.side * 8 // 7, mean=list(image.mean),
         std=list(image.std), num_features=features,
     )  # fmt: skip
-    if isinstance(net, ViT):
+    if isinstance(net, LibraryNet) and net.kind == "torchvision":
+        return f"{shown}\n{library(net, image)}"
+    if not isinstance(net, ResNet):
         return f"{shown}\n{TIMM}"
     stem = trunks.small_stem(net, image)
     changes = (SMALL if stem else GREY if image.channels != 3 else "").format(channels=image.channels)
@@ -112,6 +124,14 @@ def recipe(net: ResNet | ViT, image: Image, features: int) -> str:
         return f"{shown}\n{loaded}"  # timm's norms are called with more arguments, by version
     theirs = CHANGED.format(kind=net.kind, channels=image.channels, changes=changes) if stem else TIMM
     return f"{shown}\n{loaded}\n{theirs}"
+
+
+def library(net: LibraryNet, image: Image) -> str:
+    """How a network of torchvision is loaded: what stands in the place of its classifier is said part by part."""
+    changes = libraries.changes(libraries.classifier(net.name, image), net.name, image)
+    lines = [f'model.set_submodule("{path}", torch.nn.{part!r})\n' for path, part in changes.items()]
+    size = f", image_size={image.side}" if net.name.startswith("vit_") else ""
+    return LIBRARY.format(name=net.name, size=size, changes="".join(lines))
 
 
 def evaluations(home: Path, record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from pipeline.evaluation import cards, encoders
 from pipeline.image import Image
 from pipeline.nets import pretrained, trunks
 from pipeline.objectives import models
-from pipeline.settings.nets import ResNet, ViT
+from pipeline.settings.nets import LibraryNet, Portable, ResNet, ViT
 
 
 def write(
@@ -35,20 +35,20 @@ def write(
     encoder = encoders.load(folder)
     spec = json.loads((folder / models.SPEC).read_text())
     net = encoders.trunk_settings(spec)
-    if not (onnx or isinstance(net, ResNet | ViT)):
+    if not (onnx or isinstance(net, Portable)):
         what = net.kind if net else spec["objective"]["kind"] if "objective" in spec else "sparse code"
         raise DataError(
-            f"{folder}: a {what} has no counterpart in timm or torchvision; expected a resnet or a vit. --onnx writes "
-            f"any encoder as ONNX, `pipeline embed` its features"
+            f"{folder}: a {what} has no counterpart in timm or torchvision: expected a resnet, a vit, or one by name; "
+            f"--onnx writes any encoder as ONNX, `pipeline embed` its features"
         )
     if onnx and find_spec("onnxscript") is None:
         raise ConfigError("--onnx needs torch's exporter: pip install 'pipeline[onnx]'")
     out.mkdir(parents=True, exist_ok=True)
     names = []
-    if isinstance(net, ResNet | ViT):
+    if isinstance(net, Portable):
         names = ["model.safetensors", "config.json", "README.md"]
         tensors.write(weights(net, encoder.module), out / names[0], metadata={"format": "pt"})
-        config = describe(net, encoder.image, encoder.module.features)  # type: ignore[arg-type]
+        config = describe(net, encoder.image, encoder.module)
         (out / names[1]).write_text(json.dumps(config, indent=2) + "\n")
         (out / names[2]).write_text(cards.card(folder, net, encoder.image, config))
         if not native(net, encoder.image):
@@ -71,18 +71,15 @@ def write_onnx(encoder: encoders.Encoder, path: Path) -> None:
         )  # fmt: skip
 
 
-def describe(net: ResNet | ViT, image: Image, features: int) -> dict[str, Any]:
+def describe(net: Portable, image: Image, trunk: Any) -> dict[str, Any]:
     """timm's config.json. What timm cannot build is named so that `create_model` refuses it and says where to look."""
-    residual = isinstance(net, ResNet)
-    size = {"img_size": image.side, "patch_size": net.patch, "embed_dim": net.width, "depth": net.depth,
-            "num_heads": net.heads} if isinstance(net, ViT) else {}  # fmt: skip
-    name = net.kind if residual else "vit_small_patch16_224"  # any plain ViT: model_args say the rest
+    name, sizes, first, last, pool = architecture(net, image, trunk)
     return {
         "architecture": name if native(net, image) else f"{name}, changed as its README says, which timm cannot do",
         "num_classes": 0,
-        "num_features": features,
-        "global_pool": "avg" if residual else "token",
-        "model_args": {"in_chans": image.channels, **size},
+        "num_features": trunk.features,
+        **pool,
+        "model_args": {"in_chans": image.channels, **sizes},
         "pretrained_cfg": {
             "input_size": [image.channels, image.side, image.side],
             "mean": list(image.mean),
@@ -91,19 +88,36 @@ def describe(net: ResNet | ViT, image: Image, features: int) -> dict[str, Any]:
             "crop_mode": "center",
             "interpolation": "bilinear",
             "num_classes": 0,
-            "first_conv": "conv1" if residual else "patch_embed.proj",
-            "classifier": "fc" if residual else "head",
+            "first_conv": first,
+            "classifier": last,
         },
     }
 
 
-def native(net: ResNet | ViT, image: Image) -> bool:
-    """Whether timm builds the network from a config.json: it has no stem for small images, and group norms of 32
-    groups alone."""
-    return isinstance(net, ViT) or not (trunks.small_stem(net, image) or net.norm.kind == "none")
+def architecture(net: Portable, image: Image, trunk: Any) -> tuple[str, dict[str, int], Any, Any, dict[str, str]]:
+    """timm's name of a network, the sizes that its function is given, its first and last layers' names, and how its
+    features are pooled, where that is to be told."""
+    if isinstance(net, ResNet):
+        return net.kind, {}, "conv1", "fc", {"global_pool": "avg"}
+    if isinstance(net, ViT):  # any plain one: the sizes say the rest
+        sizes = {"patch_size": net.patch, "embed_dim": net.width, "depth": net.depth, "num_heads": net.heads}
+        pool = {"global_pool": "token"}
+        return "vit_small_patch16_224", {"img_size": image.side} | sizes, "patch_embed.proj", "head", pool
+    known = getattr(trunk.model, "pretrained_cfg", None) or {}
+    sizes = {"img_size": image.side} if known.get("fixed_input_size") else {}
+    return net.name.partition(".")[0], sizes, known.get("first_conv"), known.get("classifier"), {}
 
 
-def weights(net: ResNet | ViT, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def native(net: Portable, image: Image) -> bool:
+    """Whether timm builds the network from a config.json: its residual networks have no stem for small images, and
+    group norms of 32 groups alone; torchvision's are others by the same names."""
+    if isinstance(net, ResNet):
+        return not (trunks.small_stem(net, image) or net.norm.kind == "none")
+    return net.kind != "torchvision"
+
+
+def weights(net: Portable, trunk: Any) -> dict[str, torch.Tensor]:
     """The weights by the names of timm, which for a ResNet are torchvision's."""
     rename = pretrained.timm_name if isinstance(net, ViT) else str
+    module = trunk.model if isinstance(net, LibraryNet) else trunk
     return {rename(name): value for name, value in module.state_dict().items()}

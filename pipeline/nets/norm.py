@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,9 +154,16 @@ def layer(settings: Norm, world: World | None) -> Callable[[int], nn.Module]:
         return lambda channels: nn.Identity()
     if settings.kind == "none":
         return lambda channels: nn.GroupNorm(math.gcd(settings.groups, channels), channels)
+    return lambda channels: build(settings, channels, world)
+
+
+def build(
+    settings: Norm, channels: int, world: World | None, kind: type[BatchNorm] = BatchNorm, **options: Any
+) -> BatchNorm:
+    """The batch norm that the settings name; ``options``: of `BatchNorm`."""
     ranks = world.size if world else 1
     blocks = {"global": 1, "shuffle": settings.splits, "split": settings.splits, "local": ranks}[settings.kind]
-    return lambda channels: BatchNorm(channels, blocks, world)
+    return kind(channels, blocks, world, **options)
 
 
 @contextmanager

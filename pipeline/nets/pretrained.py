@@ -108,7 +108,7 @@ def download(url: str, path: Path) -> None:
 def of_timm(where: str) -> Source:
     """The weights of a model of timm by its name, with or without its tag, where huggingface_hub keeps them."""
     config = timm_config(where, "net.init")
-    if not config.hf_hub_id:
+    if config is None or not config.hf_hub_id:
         raise ConfigError(f"net.init: timm has no weights of {where} on the Hugging Face Hub; expected NAME.TAG")
     return Source(cached(config.hf_hub_id), tuple(config.mean), tuple(config.std))
 
@@ -131,7 +131,8 @@ def cached(repository: str) -> Path:
 
 
 def timm_config(name: str, key: str) -> Any:
-    """What timm knows of the weights of a model. Raises ConfigError where it has no model of that name."""
+    """What timm knows of a model's weights; None where there are none. Raises ConfigError where it has no such
+    model."""
     try:
         import timm
     except ImportError:
@@ -142,7 +143,7 @@ def timm_config(name: str, key: str) -> Any:
     tags = [each.partition(".")[2] for each in timm.list_models(f"{base}.*", pretrained=True)]
     if tag and tag not in tags:
         raise ConfigError(f'{key}: timm has no weights "{tag}" of {base}{nearest(tag, tags)}')
-    return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    return timm.get_pretrained_cfg(name)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.lines import say
-from pipeline.nets import norm, pretrained, seeded
-from pipeline.settings.nets import CNN, MLP, ResNet, ViT
+from pipeline.nets import libraries, norm, pretrained, seeded
+from pipeline.settings.nets import CNN, MLP, LibraryNet, ResNet, ViT
 from pipeline.world import World
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -62,13 +62,14 @@ def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> 
     """The trunk that the settings name: a module from normalised images [B, C, H, W] to [B, D], with ``features`` = D.
 
     Its first weights are a function of (seed, settings) alone. Parameters of a residual network have torchvision's
-    names. Without a world, statistics are this process's own. Where the settings name an ``init``, its weights take
-    the place of the first ones, and rank 0 says which are not used and which are not found.
+    names, those of a library's network that library's, after ``model.``. Without a world, statistics are this
+    process's own. Where the settings name an ``init``, its weights take the place of the first ones, and rank 0 says
+    which are not used and which are not found.
     """
     with seeded(seed, "init", "trunk"):
         trunk = _untrained(net, image, world)
     if net.init is not None:
-        line = pretrained.load(trunk, net.init, image)
+        line = pretrained.load(trunk.model if isinstance(net, LibraryNet) else trunk, net.init, image)
         if world is None or world.main:
             say(line)
     return trunk
@@ -81,6 +82,8 @@ def _untrained(net: Any, image: Image, world: World | None) -> Any:
         return FullyConnected(net, image)
     if isinstance(net, ViT):
         return _vit(net, image)
+    if isinstance(net, LibraryNet):
+        return libraries.LibraryNet(net, image, world)
     return _resnet(net, image, world)
 
 

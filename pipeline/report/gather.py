@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import artifact, plan, runs
 from pipeline.plan import PlannedStage
 from pipeline.report import curves, facts, rows
-from pipeline.settings.nets import ResNet, ViT
+from pipeline.settings.nets import Portable
 from pipeline.settings.stages import Pretrain
 
 HIDDEN = {"checkpoints", "snapshots", "features", "predicted", "scores", "projector"}
@@ -178,5 +178,5 @@ def commands(
 
 def onnx(settings: Any) -> str:
     """The option with which an encoder is written that timm does not know; autoencoders hold more than their net."""
-    known = isinstance(settings, Pretrain) and isinstance(settings.net, ResNet | ViT)
+    known = isinstance(settings, Pretrain) and isinstance(settings.net, Portable)
     return "" if known and settings.objective.inputs.views else " --onnx"

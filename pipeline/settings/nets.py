@@ -140,6 +140,16 @@ class ViT(Trunk):
         return self
 
 
+class LibraryNet(Trunk):
+    """A network of torchvision or of timm by its name, without its classifier; its batch norms are ours."""
+
+    kind: Literal["torchvision", "timm"] = "timm"
+    name: Annotated[str, Field(min_length=1)]
+    """As `torchvision.models.get_model` and `timm.create_model` take it, such as convnext_tiny."""
+    norm: Norm = Norm()
+    """Of the network's batch norms, where it has any, and of the heads."""
+
+
 class EnergyNet(Settings):
     """A net that gives each image an energy, p(x) proportional to exp(-E(x)). The densities train it."""
 
@@ -190,7 +200,9 @@ class Energy(EnergyNet):
             yield "trunk.norm.kind", f"{self.trunk.norm.kind}: an energy is of its image alone; expected none"
 
 
-Net = Annotated[CNN | MLP | ResNet | ViT | Boltzmann | RBM | Energy, Field(discriminator="kind")]
+Portable = ResNet | ViT | LibraryNet
+"""What others load by name."""
+Net = Annotated[CNN | MLP | ResNet | ViT | LibraryNet | Boltzmann | RBM | Energy, Field(discriminator="kind")]
 
 
 def trunk_of(net: Any) -> Trunk | None:
