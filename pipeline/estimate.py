@@ -4,16 +4,18 @@ The objective is built on torch's meta device, which has shapes but no values, a
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import objectives
 from pipeline.data.sources import open_source
 from pipeline.data.splits import halves
 from pipeline.image import Image
+from pipeline.nets import blocks
 from pipeline.objectives.base import Batch, Objective, Setup
 from pipeline.settings.nets import changed, stage_named, trunk_of
 from pipeline.settings.stages import Pack, Pretrain
@@ -87,24 +89,49 @@ def memory(settings: Pretrain, objective: Objective, image: Image) -> int:
 
 def saved_bytes(settings: Pretrain, objective: Objective, image: Image) -> int:
     """Bytes saved for the backward pass of embedding one micro-batch, each storage once and without the weights (half
-    as many under bf16), plus the bytes of the table of energies and its gradient."""
+    as many under bf16), plus the bytes of the table of energies and its gradient. Where blocks are computed again, of
+    all of them the inputs, and the inside of the largest."""
     rows = settings.batch // settings.accumulate // settings.place.workers
     shapes = transforms.build(settings.objective.inputs, settings.views, image, 0).view_shapes
     views = tuple(torch.empty(rows, *shape, device="meta") for shape in shapes)
+    batch = Batch(views, torch.zeros(rows, dtype=torch.int64))
+    objective.train()
+    embedding, _ = embedding_bytes(objective, batch)
+    with blocks.kept_whole(objective) as again:
+        embedding += embedding_bytes(objective, batch, again)[1] if again else 0
+    small = getattr(settings.views[0], "small", None)  # each small crop is a query, too
+    queries = rows * (1 + small.count if small else 1)
+    energies = 8 * objective.energy_count(queries, settings.batch)  # float32 energies and their gradient
+    return energies + (embedding // 2 if settings.precision == "bf16" else embedding)
+
+
+def embedding_bytes(objective: Objective, batch: Batch, parts: Iterable[nn.Module] = ()) -> tuple[int, int]:
+    """Bytes of the storages that embedding a batch saves for the backward pass, without the weights; and of those that
+    the largest of some parts saves of them."""
     seen: list[Tensor] = []  # kept alive, so that no new storage reuses the address of one already counted
     weights = {p.untyped_storage()._cdata for p in objective.parameters()}
+    starts, largest = [], 0
+
+    def size(tensors: list[Tensor]) -> int:
+        storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
+        return sum(count for at, count in storages.items() if at not in weights)
+
+    def begin(*_: object) -> None:
+        starts.append(len(seen))
+
+    def end(*_: object) -> None:
+        nonlocal largest
+        largest = max(largest, size(seen[starts.pop() :]))
 
     def note(x: Tensor) -> Tensor:
         seen.append(x)
         return x
 
-    objective.train()
+    hooks = [add(call) for part in parts for add, call in
+             ((part.register_forward_pre_hook, begin), (part.register_forward_hook, end))]  # fmt: skip
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        result = objective.embed(Batch(views, torch.zeros(rows, dtype=torch.int64)))
-    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in seen}
-    embedding = sum(size for at, size in storages.items() if at not in weights)
+        result = objective.embed(batch)
+    for hook in hooks:
+        hook.remove()
     del result
-    small = getattr(settings.views[0], "small", None)  # each small crop is a query, too
-    queries = rows * (1 + small.count if small else 1)
-    energies = 8 * objective.energy_count(queries, settings.batch)  # float32 energies and their gradient
-    return energies + (embedding // 2 if settings.precision == "bf16" else embedding)
+    return size(seen), largest

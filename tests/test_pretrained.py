@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -204,6 +205,42 @@ def test_another_head_on_other_images_starts_from_an_artifacts_trunk(tmp_path, c
     specs = [json.loads((folders[name] / "model.json").read_text()) for name in ("first", "second")]
     assert specs[0]["image"]["mean"] == specs[1]["image"]["mean"] and specs[1]["net"]["init"] is None
     assert encoders.load(folders["second"]).image.mean == tuple(specs[0]["image"]["mean"])
+
+
+PHOTOS = """
+root: {place}/runs
+stages:
+  shards: {{kind: pack, source: "folder:{place}/photos"}}
+  net: {{kind: pretrain, data: shards, net: {{kind: resnet18, init: "file:{place}/w.safetensors", frozen: 8}},
+         views: {{kind: moco_v2, size: 64}}, objective: {{kind: simclr}}, steps: 1, batch: 16, snapshots: 0}}
+"""
+
+
+@pytest.mark.slow
+def test_from_torchvision_by_the_commands_and_back_to_torchvision_and_timm(tmp_path):
+    """All blocks frozen, so that a training of one step changes no feature: what comes out is what went in."""
+    import timm
+    from PIL import Image as Picture
+
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Picture.fromarray(noise).save(tmp_path / f"photos/{i}.png")
+    theirs = peer()
+    saved(theirs, tmp_path / "w.safetensors")
+    (tmp_path / "run.yaml").write_text(PHOTOS.format(place=tmp_path))
+    assert cli.main(["run", str(tmp_path / "run.yaml"), "--here"]) == 0
+    (folder,) = (tmp_path / "runs").glob("net-*")
+    assert cli.main(["export", str(folder), str(tmp_path / "out")]) == 0
+    theirs.fc = torch.nn.Identity()
+    again = peer(seed=1)
+    again.fc = torch.nn.Identity()
+    again.load_state_dict(load_file(tmp_path / "out/model.safetensors"))
+    x = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs(x)
+        for model in (again, timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()):
+            assert (model(x) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_key_holds_the_files_content_and_not_its_place(tmp_path):

@@ -42,9 +42,14 @@ class BatchNorm(_BatchNorm):
     ):
         super().__init__(features, eps, momentum, affine)
         self.blocks, self.strided = blocks, strided
+        self.frozen = False
         self.rank, self.size = (world.rank, world.size) if world else (0, 1)
         # A function, not the world: a deep copy of the module shares it, and so lives in the same world.
         self._gather: Callable[[Tensor], Tensor] = lambda x: world.gather(x) if world else x
+
+    def train(self, mode: bool = True) -> "BatchNorm":
+        """A ``frozen`` one normalises by its running statistics in training too."""
+        return super().train(mode and not self.frozen)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -175,6 +180,21 @@ def untracked(module: nn.Module) -> Iterator[None]:
         yield
         for name, value in before.items():
             module.get_buffer(name).copy_(value)
+
+
+@contextmanager
+def uncounted(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms count what they see in copies of their running statistics, which are then dropped. Unlike
+    `untracked`, gradients are kept, and the statistics themselves are not touched."""
+    parts = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [dict(part._buffers) for part in parts]
+    for part in parts:
+        part._buffers.update({name: None if x is None else x.clone() for name, x in part._buffers.items()})
+    try:
+        yield
+    finally:
+        for part, buffers in zip(parts, before, strict=True):
+            part._buffers.update(buffers)
 
 
 def blocks(module: nn.Module) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.image import Image
 from pipeline.lines import say
-from pipeline.nets import libraries, norm, pretrained, seeded
-from pipeline.settings.nets import CNN, MLP, LibraryNet, ResNet, ViT
+from pipeline.nets import blocks, libraries, norm, pretrained, seeded
+from pipeline.settings.nets import CNN, MLP, DeepTrunk, LibraryNet, ResNet, ViT
 from pipeline.world import World
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -68,10 +68,15 @@ def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> 
     """
     with seeded(seed, "init", "trunk"):
         trunk = _untrained(net, image, world)
+    model = trunk.model if isinstance(net, LibraryNet) else trunk
     if net.init is not None:
-        line = pretrained.load(trunk.model if isinstance(net, LibraryNet) else trunk, net.init, image)
+        line = pretrained.load(model, net.init, image)
         if world is None or world.main:
             say(line)
+    if isinstance(net, DeepTrunk) and net.frozen:
+        blocks.freeze(model, net.frozen)
+    if isinstance(net, DeepTrunk) and net.checkpointing:
+        blocks.recompute(model)
     return trunk
 
 

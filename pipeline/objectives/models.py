@@ -20,14 +20,14 @@ from pipeline.nets.pretrained import SPEC, WEIGHTS
 from pipeline.objectives import kinds
 from pipeline.objectives.base import Objective, Setup
 from pipeline.settings import imports
-from pipeline.settings.nets import Net, changed
+from pipeline.settings.nets import Net, structure
 from pipeline.world import World
 
 
 def spec(objective: Objective, setup: Setup) -> dict[str, Any]:
     """What rebuilds the objective, as JSON, with hashes of the user's files that it is made with; not where its first
     weights came from."""
-    settings: dict[str, Any] = {"objective": objective.settings, "net": changed(setup.net, init=None)}
+    settings: dict[str, Any] = {"objective": objective.settings, "net": structure(setup.net)}
     files = {file.name: file.sha256 for part in settings.values() for file in imports.used(part)}
     parts = {name: part.model_dump(mode="json") for name, part in settings.items()}
     return parts | {"image": asdict(setup.image)} | ({"imports": files} if files else {})

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .base import Count, Edge, Fraction, Mistake, Settings, at_home
+from .base import Count, Edge, Fraction, Housekeeping, Mistake, Settings, at_home
 
 
 class Norm(Settings):
@@ -56,6 +56,22 @@ class Trunk(Settings):
     torchvision:NAME · timm:NAME. Images are then normalised as those were that the weights were trained on."""
 
 
+class DeepTrunk(Trunk):
+    """A trunk of many blocks."""
+
+    frozen: Annotated[int, Field(ge=0)] = 0
+    """First blocks that stay as ``init`` has them, with all that stands before them; 0: everything is trained. Batch
+    norms there normalise by their running statistics."""
+    checkpointing: Annotated[bool, Housekeeping()] = False
+    """Of each block its input alone is kept for the backward pass, which computes the rest again (arXiv 1604.06174):
+    less memory for a third more time, and the same numbers."""
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if self.frozen and self.init is None:
+            yield "frozen", f"the first {self.frozen} blocks would stay random; expected an init, or 0"
+
+
 class CNN(Trunk):
     """A small convolutional network for small images: blocks of 3x3 convolution, norm and ReLU (or ``activation``),
     pooled in between."""
@@ -94,7 +110,7 @@ class MLP(Trunk):
     """Of the heads; the layers have none."""
 
 
-class ResNet(Trunk):
+class ResNet(DeepTrunk):
     """torchvision's residual networks (arXiv 1512.03385) without their classifier."""
 
     any_side: ClassVar[bool] = True
@@ -113,7 +129,7 @@ class ResNet(Trunk):
             yield "norm.groups", "a resnet without any norm is not trained here; expected 1 or more"
 
 
-class ViT(Trunk):
+class ViT(DeepTrunk):
     """Vision transformer (arXiv 2010.11929) as MoCo v3 trains it, with a fixed sine-cosine position embedding and a
     frozen patch projection.
 
@@ -140,7 +156,7 @@ class ViT(Trunk):
         return self
 
 
-class LibraryNet(Trunk):
+class LibraryNet(DeepTrunk):
     """A network of torchvision or of timm by its name, without its classifier; its batch norms are ours."""
 
     kind: Literal["torchvision", "timm"] = "timm"
@@ -214,6 +230,13 @@ def trunk_of(net: Any) -> Trunk | None:
 def stage_named(init: str | None) -> str | None:
     """The stage of the same config that a net's ``init`` names."""
     return Edge("model", "artifact:").stage(init or "")
+
+
+def structure(net: Any) -> Any:
+    """The net without what is of its training alone: where its weights come from, and how its blocks are trained."""
+    trunk = trunk_of(net)
+    usual = {"init": None, "frozen": 0, "checkpointing": False}
+    return changed(net, **{name: usual[name] for name in usual if name in type(trunk).model_fields}) if trunk else net
 
 
 def changed(net: Any, **changes: Any) -> Any:
