@@ -12,9 +12,18 @@ MOCO, MOCO_V3 = "facebookresearch/moco main_moco.py", "facebookresearch/moco-v3 
 SIMCLR, SIMCLR_V2 = "google-research/simclr run.py, README.md, resnet.py, model_util.py", "arXiv 2006.10029, sec. 3.1"
 VISSL = "facebookresearch/vissl configs/config/pretrain/pirl"
 COLAB = "facebookresearch/moco colab/moco_cifar10_demo.ipynb"
+BYOL, SIMSIAM = "google-deepmind/deepmind-research byol/configs/byol.py, arXiv 2006.07733 tables 6 and 8", (
+    "facebookresearch/simsiam main_simsiam.py, simsiam/builder.py, README.md")
+SIMSIAM_CIFAR, DINO = "arXiv 2011.10566, appendix D", "facebookresearch/dino main_dino.py, README.md"
+SOLO = "vturrisi/solo-learn scripts/pretrain/cifar"
 SGD = {
     "optimiser.lr": 0.03, "optimiser.reference_batch": 256, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
 }  # fmt: skip
+ASYMMETRIC = {
+    "views.jitter": (0.4, 0.4, 0.2, 0.1), "views.jitter_p": 0.8, "views.grey_p": 0.2, "views.0.blur_p": 1.0,
+    "views.0.solarise_p": 0.0, "views.1.blur_p": 0.1, "views.1.solarise_p": 0.2,
+}  # fmt: skip
+UNBLURRED = {"views.0.blur_p": 0.0, "views.1.blur_p": 0.0, "views.scale": (0.08, 1.0)}
 RECIPES = {
     "moco_v1": (MOCO, SGD | {
         "epochs": 200, "batch": 256, "schedule": "steps", "lr_drops": (0.6, 0.8), "objective.queue": 65536,
@@ -87,6 +96,57 @@ RECIPES = {
         "objective.head.norm": "none", "views.jitter": (0.8, 0.8, 0.8, 0.2), "views.jitter_p": 0.8,
         "views.grey_p": 0.2, "views.blur": (0.1, 2.0), "views.blur_p": 0.5,
     }),
+    "byol": (BYOL, ASYMMETRIC | {
+        "epochs": 1000, "batch": 4096, "warmup_epochs": 10, "optimiser.lr": 0.2, "optimiser.reference_batch": 256,
+        "optimiser.weight_decay": 1.5e-6, "optimiser.momentum": 0.9, "objective.momentum": 0.996,
+        "objective.momentum_schedule": "cosine", "objective.head.hidden": 4096, "objective.head.dim": 256,
+        "objective.head.layers": 2, "objective.head.norm": "hidden", "objective.predictor.hidden": 4096,
+        "objective.predictor.dim": 256, "objective.predictor.norm": "hidden", "views.scale": (0.08, 1.0),
+    }),
+    "byol_cifar10": (SOLO, ASYMMETRIC | UNBLURRED | {
+        "epochs": 1000, "batch": 256, "warmup_epochs": 10, "optimiser.lr": 1.0, "optimiser.weight_decay": 1e-5,
+        "optimiser.trust_coefficient": 0.02, "objective.momentum": 0.99, "objective.head.hidden": 4096,
+        "objective.predictor.hidden": 4096, "objective.head.dim": 256,
+    }),
+    "simsiam": (SIMSIAM, {
+        "epochs": 100, "batch": 512, "warmup_epochs": 0.0, "optimiser.lr": 0.05, "optimiser.reference_batch": 256,
+        "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4, "schedule": "cosine", "net.zero_init": True,
+        "objective.head.layers": 3, "objective.head.hidden": 2048, "objective.head.dim": 2048,
+        "objective.head.norm": "all", "objective.predictor.layers": 2, "objective.predictor.hidden": 512,
+        "objective.predictor.norm": "hidden", "objective.predictor_lr": "constant", "objective.stop_gradient": True,
+        "views.scale": (0.2, 1.0), "views.jitter": (0.4, 0.4, 0.4, 0.1), "views.jitter_p": 0.8, "views.grey_p": 0.2,
+        "views.blur": (0.1, 2.0), "views.blur_p": 0.5,
+    }),
+    "simsiam_cifar10": (SIMSIAM_CIFAR, {
+        "epochs": 800, "batch": 512, "optimiser.lr": 0.03, "optimiser.reference_batch": 256,
+        "optimiser.weight_decay": 5e-4, "optimiser.momentum": 0.9, "objective.head.layers": 2,
+        "objective.head.dim": 2048, "objective.predictor.hidden": 512, "views.blur_p": 0.0,
+    }),
+    "dino_resnet50": (DINO, ASYMMETRIC | {
+        "epochs": 100, "batch": 8 * 64, "warmup_epochs": 10, "optimiser.lr": 0.03, "optimiser.reference_batch": 256,
+        "optimiser.weight_decay": 1e-4, "optimiser.momentum": 0.9, "optimiser.decay_norms": False, "clip": 3.0,
+        "objective.momentum": 0.996, "objective.momentum_schedule": "cosine", "objective.temperature": 0.1,
+        "objective.teacher_temperature": 0.04, "objective.centre_momentum": 0.9, "objective.prototypes": 65536,
+        "objective.frozen_steps": 1281167 // 512, "objective.head.layers": 3, "objective.head.hidden": 2048,
+        "objective.head.dim": 256, "objective.head.norm": "none", "objective.head.activation": "gelu",
+        "views.scale": (0.14, 1.0), "views.0.small.count": 8, "views.0.small.size": 96,
+        "views.0.small.scale": (0.05, 0.14), "views.0.small.blur_p": 0.5,
+    }),
+    "dino_vit_s": (DINO, ASYMMETRIC | {
+        "epochs": 300, "batch": 1024, "warmup_epochs": 10, "optimiser.lr": 5e-4, "optimiser.reference_batch": 256,
+        "optimiser.weight_decay": 0.04, "optimiser.decay_norms": False, "clip": 3.0, "objective.momentum": 0.996,
+        "objective.teacher_temperature": 0.07, "objective.first_teacher_temperature": 0.04,
+        "objective.teacher_warmup": 30 / 300, "objective.prototypes": 65536, "objective.frozen_steps": 1281167 // 1024,
+        "net.width": 384, "net.depth": 12, "net.heads": 6, "net.patch": 16, "net.frozen_patches": False,
+        "views.scale": (0.14, 1.0),
+    }),
+    "dino_cifar10": (SOLO, ASYMMETRIC | UNBLURRED | {
+        "epochs": 1000, "batch": 256, "warmup_epochs": 10, "optimiser.lr": 0.3, "optimiser.weight_decay": 1e-6,
+        "optimiser.trust_coefficient": 0.02, "objective.momentum": 0.9995, "objective.prototypes": 4096,
+        "objective.head.hidden": 2048, "objective.head.dim": 256, "objective.temperature": 0.1,
+        "objective.teacher_temperature": 0.07, "objective.teacher_warmup": 0.0, "clip": 0.0,
+        "objective.frozen_steps": 50000 // 256,
+    }),
 }  # fmt: skip
 
 
@@ -129,5 +189,7 @@ def test_the_blur_of_patches_is_not_cut():
 
 def test_learning_rates_are_those_of_the_papers():
     peaks = {"moco_v2": 0.03, "moco_v3_resnet50": 0.6 * 16, "moco_v3_vit_s": 1.5e-4 * 16, "simclr": 4.8,
-             "simclr_v2": 6.4, "simclr_cifar10": 2.0, "pirl": 0.12, "moco_cifar10_symmetric": 0.06}  # fmt: skip
+             "simclr_v2": 6.4, "simclr_cifar10": 2.0, "pirl": 0.12, "moco_cifar10_symmetric": 0.06,
+             "byol": 3.2, "simsiam": 0.1, "simsiam_cifar10": 0.06, "dino_resnet50": 0.06,
+             "dino_vit_s": 2e-3}  # fmt: skip
     assert {name: recipe(name).peak_lr() for name in peaks} == pytest.approx(peaks)
