@@ -53,6 +53,8 @@ SECTIONS = {
     "What did densities learn? Chains are under Images": (
         Chart("log-likelihood of test images, nats: up", ("density/log_likelihood",)),
         Chart("Frechet distance of samples: near its floor", ("density/frechet", "density/frechet_floor")),
+        Chart("simpler images have more energy, share: near 1", ("anomaly/black", "anomaly/white", "anomaly/thinned")),
+        Chart("the same less complexity", ("anomaly/black_corrected", "anomaly/thinned_corrected")),
     ),
     "What did sparse codes learn? Atoms are under Images": (
         Chart("objective while the dictionary learns: down", ("codes/objective",)),

@@ -43,6 +43,13 @@ TAGS = {
         "error": Tag("Squared reconstruction error of an image, summed over pixels.",
                      "squared pixel range", "falling"),
     },
+    "anomaly": {
+        "sets": Tag("Test images and sets that are none of them, with their energies.", PICTURE,
+                    "more energy in every other set"),
+        "*_corrected": Tag("The same of energies less the length of an image as PNG, in nats.", SHARE, "near 1"),
+        "*": Tag("Share of pairs of a test image and one of this set in which the test image has less energy.",
+                 SHARE, "near 1; near 0 where simpler images are more likely"),
+    },
     "codes": {
         "objective": Tag("Lasso objective of the batch's codes while the dictionary learns.",
                          "whitened units", "falling, then level"),
@@ -126,8 +133,9 @@ TAGS = {
         "chain_rhat": Tag("Split R-hat of chains' energies: their deviation in all over that inside of a chain.",
                           "ratio", "below 1.01, else they do not mix"),
         "chain_ess": Tag("Independent states that the chains' energies are worth.", "states", "hundreds"),
-        "energy_*": Tag("Energies of test images, of chains drawn afresh, of the training's particles, of noise, and "
-                        "of a black image.", "nats, up to a constant", "chains as low as test images, noise above"),
+        "energy_*": Tag("Energies of test and training images, of chains drawn afresh, of the training's particles, "
+                        "and of sets that are none of them.", "nats, up to a constant, or the objective's own",
+                        "training images and chains as low as test images, the rest above"),
         "elbo": Tag("Mean log weight of test images' draws: evidence lower bound of density/log_likelihood.",
                     "nats an image", "near density/log_likelihood"),
         "unsure": Tag("Share of the test images whose likelihood rests on few of its draws.", SHARE, "near 0"),

@@ -7,8 +7,8 @@ from pipeline import tags
 from pipeline.errors import Stopped
 from pipeline.evaluation import likelihood
 from pipeline.nets import energies
+from pipeline.settings.densities import Likelihood
 from pipeline.settings.nets import RBM
-from pipeline.settings.stages import Likelihood
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.nets.energies import BITS, RBM
 from pipeline.samplers import ais, diagnostics
-from pipeline.settings.stages import Likelihood
+from pipeline.settings.densities import Likelihood
 
 
 class Evaluation(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import Count, Fraction, Mistake, ModelRef, Positive
+from .base import Count, Fraction, Mistake, ModelRef, Positive, Settings
 from .nets import RBM
 from .objectives import Inputs, Objective, Variational
 from .training import SGD, Adam
@@ -126,3 +126,17 @@ class ConditionalNCE(Noise):
     kind: Literal["conditional_nce"] = "conditional_nce"
     flips: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the pixels that are flipped, each by itself. Few: nothing to tell; many: too easily told."""
+
+
+class Likelihood(Settings):
+    """How the likelihood of an RBM is estimated where its states are too many to go through, and that of a variational
+    autoencoder where its decoder is not linear."""
+
+    samples: Annotated[int, Field(ge=2)] = 5000
+    """Draws of the latent of each test image, by an autoencoder's importance sampling."""
+    chains: Annotated[int, Field(ge=2)] = 100
+    """Of each direction; for the bound, test images that one chain each starts from."""
+    temperatures: Count = 4000
+    """Steps of annealed importance sampling between independent pixels and the machine."""
+    sweeps: Annotated[int, Field(ge=8)] = 100
+    """Of the particles before the reverse direction starts from them; split R-hat is of these."""

@@ -21,7 +21,7 @@ from .base import (
     over,
 )
 from .data import Characters, EachView, MoCoV2, Splits
-from .densities import CD, NCE, PCD
+from .densities import CD, NCE, PCD, Likelihood
 from .kinds import AnyObjective, training_defaults
 from .nets import CNN, Energy, EnergyNet, Net, ViT
 from .objectives import MoCo, MomentumEncoder, Variational
@@ -180,26 +180,11 @@ class Pretrain(Training, Stage):
         return self.views[0].size if self.objective.inputs.views else None
 
 
-class Likelihood(Settings):
-    """How the likelihood of an RBM is estimated where its states are too many to go through, and that of a variational
-    autoencoder where its decoder is not linear."""
-
-    samples: Annotated[int, Field(ge=2)] = 5000
-    """Draws of the latent of each test image, by an autoencoder's importance sampling."""
-
-    chains: Annotated[int, Field(ge=2)] = 100
-    """Of each direction; for the bound, test images that one chain each starts from."""
-    temperatures: Count = 4000
-    """Steps of annealed importance sampling between independent pixels and the machine."""
-    sweeps: Annotated[int, Field(ge=8)] = 100
-    """Of the particles before the reverse direction starts from them; split R-hat is of these."""
-
-
 class Generate(Stage):
-    """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane; and
-    how likely a restricted Boltzmann machine or a variational autoencoder finds all of them."""
+    """What a trained model draws of test images: reconstructions, samples, paths between images, its latent plane;
+    what its energies tell from them; how likely an RBM or a variational autoencoder finds them."""
 
-    version = 6
+    version = 7
     makes = ("pictures",)
     numbers = {
         "energy": "energy",
@@ -213,7 +198,10 @@ class Generate(Stage):
     model: ModelRef
     """The pretraining whose model draws."""
     images: Annotated[int, Field(ge=32)] = 1000
-    """Test images that stand in a latent plane; the first 32 of them are reconstructed."""
+    """Test images that stand in a latent plane, and whose energies are set against those of what is none of them; the
+    first 32 are reconstructed."""
+    others: tuple[ShardsRef, ...] = ()
+    """Other packed sets, whose test images stand among what should have more energy: cut to the size of these."""
     likelihood: Likelihood = Likelihood()
     """Of an RBM or a variational autoencoder."""
     beside: tuple[ModelRef, ...] = ()

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from pipeline import keyed, objectives
 from pipeline.board import Board, last_step
 from pipeline.data.images import class_names, images
 from pipeline.data.shards import Shards
-from pipeline.errors import Stopped
-from pipeline.evaluation import balls, encoders, frechet, importance, likelihood
+from pipeline.errors import ConfigError, Stopped
+from pipeline.evaluation import anomaly, balls, encoders, frechet, importance, likelihood
 from pipeline.evaluation.frechet import Cells
 from pipeline.nets.energies import RBM
 from pipeline.objectives.base import Batch
 from pipeline.objectives.variational import Variational
-from pipeline.samplers import gibbs
 from pipeline.settings.stages import Generate
 from pipeline.sheets import Picture, tile
 from pipeline.world import World
@@ -27,47 +26,84 @@ SHOWN, COLUMNS = 100, 10
 """Chains or filters on a sheet, and in a row of it."""
 
 
+class Found(NamedTuple):
+    """Metrics of the artifact; scalars, pictures and values of histograms by tag."""
+
+    metrics: dict[str, Any] = {}
+    scalars: dict[str, float] = {}
+    pictures: dict[str, Picture] = {}
+    histograms: dict[str, Tensor] = {}
+
+
 @torch.no_grad()
 def run(settings: Generate, seed: int, inputs: dict[str, Path], out: Path, world: World) -> dict[str, Any]:
-    """Draws the model's figures on the board -> the mean energy of the images they are of, and a density's
-    likelihood."""
+    """Draws the model's figures on the board -> the mean energy of the images they are of, what energies tell from
+    them, and a density's likelihood."""
     objective = objectives.load(inputs[settings.model]).to(world.device)
     train, shards = (Shards.open(inputs[settings.data], split) for split in ("train", "test"))
-    ids = keyed.permute(np.arange(min(settings.images, shards.n)), shards.n, seed, "shown")
-    pictures = pixels(shards, ids).to(world.device)
-    board = Board(out, -1)  # always anew: it costs seconds
-    step, source = last_step(inputs[settings.model]) or 0, f"Model {settings.model}, data {settings.data}."
-    for tag, figure in objective.figures(pictures, class_names(shards, ids), seed).items():
-        board.image(tag, step, figure.of(source))
-    batch = Batch((pictures,), torch.from_numpy(ids).to(world.device), seed=seed)
-    metrics: dict[str, Any] = {"energy": float(objective(batch).low.mean())}
-    numbers = objective.measures(pictures, seed)
-    metrics |= {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
-    scalars = {"energy/test": metrics["energy"]} | numbers
-    found, chains, histograms = measures(objective, train, shards, settings, seed, world)
-    metrics |= found
-    scalars |= {f"density/{name}": value for name, value in found.items() if name != "protocol"}
-    for tag, values in histograms.items():
-        board.histogram(tag, step, values.cpu().numpy())
-    for tag, picture in chains.items():
-        board.image(f"chains/{tag}", step, picture.of(source))
+    ids, batch = keyed_batch(shards, seed, world, settings.images)
+    names = class_names(shards, ids)
+    others = {name: foreign(name, inputs, settings, seed, world) for name in settings.others}
+    parts = [
+        figures(objective, batch, names),
+        measures(objective, train, shards, settings, seed, world),
+        anomalies(objective, batch, ids, others),
+    ]
     if settings.samples and hasattr(objective, "sample"):
-        found = frechet_distance(objective, settings, seed, inputs, world)
-        metrics |= found
-        scalars |= {f"density/{name}": found[name] for name in ("frechet", "frechet_floor")}
+        parts.append(frechet_distance(objective, settings, seed, inputs, world))
     if settings.beside:
         folders = [inputs[name] for name in (*settings.beside, settings.model)]
-        picture, found = balls.sheet(folders, batch, class_names(shards, ids))
-        metrics |= found
-        board.image("latent/balls", step, picture.of(f"Data {settings.data}."))
-    board.scalars(0, scalars)
+        picture, numbers = balls.sheet(folders, batch, names)
+        parts.append(Found(numbers, {}, {"latent/balls": picture}))
+    write(parts, Board(out, -1), last_step(inputs[settings.model]) or 0, settings)  # always anew: it costs seconds
+    return {name: value for part in parts for name, value in part.metrics.items()}
+
+
+def write(parts: list[Found], board: Board, step: int, settings: Generate) -> None:
+    source = f"Model {settings.model}, data {settings.data}."
+    for part in parts:
+        for tag, picture in part.pictures.items():
+            board.image(tag, step, picture.of(source))
+        for tag, values in part.histograms.items():
+            board.histogram(tag, step, values.cpu().numpy())
+    board.scalars(0, {tag: value for part in parts for tag, value in part.scalars.items()})
     board.close()
-    return metrics
+
+
+def figures(objective: Any, batch: Batch, names: list[str]) -> Found:
+    """What the objective itself draws and measures of images, of classes with these names each."""
+    (pictures,), seed = batch.views, batch.seed
+    energy, numbers = float(objective(batch).low.mean()), objective.measures(pictures, batch.seed)
+    metrics = {"energy": energy} | {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
+    return Found(metrics, {"energy/test": energy} | numbers, objective.figures(pictures, names, seed))
+
+
+def anomalies(objective: Any, batch: Batch, ids: np.ndarray, others: dict[str, Tensor]) -> Found:
+    """What energies tell from images: simpler ones, and those of other sets."""
+    rows, energies, picture = anomaly.measure(objective, batch.views[0], ids, others, batch.seed)
+    scalars = {f"anomaly/{name}": row["auroc"] for name, row in rows.items()}
+    scalars |= {f"anomaly/{name}_corrected": row["corrected"] for name, row in rows.items()}
+    histograms = {f"density/energy_{name}": values for name, values in energies.items()}
+    return Found({"anomaly": rows}, scalars, {"anomaly/sets": picture}, histograms)
+
+
+def foreign(name: str, inputs: dict[str, Path], settings: Generate, seed: int, world: World) -> Tensor:
+    """Test images of another packed set, cut to the size of the model's [n, C, H, W]. Raises ConfigError where they
+    have not as many channels."""
+    shards, other = (Shards.open(inputs[stage], "test") for stage in (settings.data, name))
+    image, channels = shards.image(None), other.image(None).channels
+    if channels != image.channels:
+        raise ConfigError(
+            f"others: images of {name} have {channels} channels, those of {settings.data} {image.channels}; "
+            "expected as many; leave it out"
+        )
+    ids = keyed.permute(np.arange(min(settings.images, other.n)), other.n, seed, "shown")
+    return images(other, ids, image.side).to(world.device).float() / 255
 
 
 def frechet_distance(
     objective: Any, settings: Generate, seed: int, inputs: dict[str, Path], world: World
-) -> dict[str, Any]:
+) -> Found:
     """The Frechet distance of samples from test images, and of training images from them."""
     splits = [Shards.open(inputs[settings.data], split) for split in ("test", "train")]
     count = min(settings.samples, *(shards.n for shards in splits))
@@ -76,22 +112,27 @@ def frechet_distance(
     encoder = Cells() if settings.features is None else encoders.load(inputs[settings.features])
     test, train = (images.to(world.device) for images in sets)
     name = settings.features or "cells"
-    return frechet.measure(drawn, test, train, encoder.to(world.device), name)
+    found = frechet.measure(drawn, test, train, encoder.to(world.device), name)
+    return Found(found, {f"density/{name}": found[name] for name in ("frechet", "frechet_floor")})
 
 
 def measures(
     objective: Any, train: Shards, shards: Shards, settings: Generate, seed: int, world: World
-) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
-    """What is measured of all test images, sheets of chains, and values of histograms by tag; empty where the model is
-    no density."""
+) -> Found:
+    """What is measured of all test images, with sheets of chains; nothing where the model is no density."""
     if isinstance(getattr(objective, "net", None), RBM):
         return evaluate(objective, train, shards, settings, seed, world)
     if isinstance(objective, Variational):
         ids, batch = keyed_batch(shards, seed, world)
         images = objective.target(batch)
         found = importance.evaluate(objective, images, ids, settings.likelihood.samples, seed, partial(halt, world))
-        return found, {}, {"vae/kl_units": importance.divergences(objective, images)}
-    return {}, {}, {}
+        return Found(found, densities(found), {}, {"vae/kl_units": importance.divergences(objective, images)})
+    return Found()
+
+
+def densities(found: dict[str, Any]) -> dict[str, float]:
+    """A likelihood's numbers by tag."""
+    return {f"density/{name}": value for name, value in found.items() if name != "protocol"}
 
 
 def keyed_batch(shards: Shards, seed: int, world: World, most: int | None = None) -> tuple[np.ndarray, Batch]:
@@ -103,10 +144,9 @@ def keyed_batch(shards: Shards, seed: int, world: World, most: int | None = None
 
 def evaluate(
     objective: Any, train: Shards, shards: Shards, settings: Generate, seed: int, world: World
-) -> tuple[dict[str, Any], dict[str, Picture], dict[str, Tensor]]:
-    """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of test
-    and training images, chains and what is simpler than any image: a black one, and pixels on at random as often as
-    in the images."""
+) -> Found:
+    """The log-likelihood of all test images with its protocol; sheets of chains and filters; and energies of
+    training images and chains."""
     _, batch = keyed_batch(shards, seed, world)
     states = objective.states(batch).to(torch.uint8)
     particles = objective.particles.states if hasattr(objective, "particles") else None
@@ -120,24 +160,17 @@ def evaluate(
         "particles": (found.particles, "States of the training's particles after more sweeps of the model."),
         "filters": (filters, "Weights of hidden units to pixels, each unit's over its largest: grey is 0."),
     }
-    ink = states.float().mean().expand(SHOWN, states.shape[1])
-    noise = gibbs.bernoulli(ink, keyed.key(seed, "noise", np.arange(SHOWN)))
     sets = {
-        "test": states,
         "train": objective.states(keyed_batch(train, seed, world, len(states))[1]),
         "fresh": found.fresh,
         "particles": found.particles,
-        "black": 0 * noise[:1],
-        "noise": noise,
     }
-    return (
-        found.metrics | {"protocol": protocol},
-        {
-            tag: Picture(tile(rows[:SHOWN].float().view(-1, *batch.views[0].shape[1:]), COLUMNS), caption)
-            for tag, (rows, caption) in sheets.items()
-        },
-        {f"density/energy_{name}": objective.energy(rows.float()) for name, rows in sets.items()},
-    )
+    pictures = {
+        f"chains/{name}": Picture(tile(rows[:SHOWN].float().view(-1, *batch.views[0].shape[1:]), COLUMNS), caption)
+        for name, (rows, caption) in sheets.items()
+    }
+    energies = {f"density/energy_{name}": objective.energy(rows.float()) for name, rows in sets.items()}
+    return Found(found.metrics | {"protocol": protocol}, densities(found.metrics), pictures, energies)
 
 
 def halt(world: World) -> None:
