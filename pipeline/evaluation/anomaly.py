@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
@@ -107,6 +106,8 @@ def row(test: Scores, other: Scores) -> dict[str, float]:
 
 def auroc(low: Tensor, high: Tensor) -> float:
     """The share of pairs of a number of ``low`` and one of ``high`` in which the latter is greater; ties are half."""
+    from sklearn.metrics import roc_auc_score
+
     labels = np.repeat([0, 1], [len(low), len(high)])
     return float(roc_auc_score(labels, torch.cat([low, high]).numpy()))
 
