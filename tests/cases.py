@@ -1,6 +1,6 @@
 """Every objective, small, with a batch for it: what the contract suite and the runs on several ranks go through."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from pipeline.settings.nets import CNN, MLP, RBM, Boltzmann, Energy, Net, Norm
 from pipeline.settings.objectives import AE, DAE, IWAE, PIRL, PSD, VAE, Decoder, Head, Inputs, MoCo, MoCoV3, SimCLR
 from pipeline.settings.objectives import LISTA as LISTASettings
 from pipeline.settings.scores import GreyCD, GreyConditionalNCE, GreyPCD, Langevin, ScoreMatching, ShortRun
+from pipeline.testing import cases as testing
 from pipeline.world import World
 
 IMAGE = Image(channels=1, side=8, mean=(0.3,), std=(0.4,))
-SAMPLES = 64
+SAMPLES = testing.SAMPLES
 GLOBAL = Norm()
 HEAD = Head(hidden=12, dim=6)
 PROJECTOR = Head(hidden=12, dim=6, layers=3, norm="hidden")
@@ -168,7 +169,7 @@ def setup(name: str, world, norm: Norm = GLOBAL, seed: int = 0, dtype: torch.dty
     """The same for every objective, but for the net."""
     net: Net = NETS.get(name, RBM(hidden=6)) if CASES[name].energy else CNN(width=8, depth=2, norm=norm)
     noise = autoencoder() if name == "nce_model" and world.device.type != "meta" else None
-    return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(dtype), 0.2), noise)
+    return Setup(IMAGE, SAMPLES, net, world, seed, Lasso(dictionary().to(world.device, dtype), 0.2), noise)
 
 
 def autoencoder() -> Objective:
@@ -205,8 +206,9 @@ def batch(
 
 def warm(objective: Objective, steps: int = 3, dtype: torch.dtype = torch.float64) -> Objective:
     """A few steps' worth of memory: keys, rows and running statistics that are no longer the first ones."""
-    for step in range(steps):
-        with torch.no_grad():
-            result = objective(batch(objective, [(5 * step + i) % SAMPLES for i in range(8)], step, dtype))
-        objective.commit(result.pending, step)
-    return objective
+    return testing.warm(objective, batch, dtype, steps)
+
+
+def case(name: str, world) -> testing.Case:
+    """The named objective for the contract's checks."""
+    return testing.Case(partial(make, name), batch, world)

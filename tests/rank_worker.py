@@ -9,12 +9,10 @@ import torch
 
 from pipeline import process
 from pipeline.settings.nets import Norm
-from pipeline.training import loop, monitor, sharded
+from pipeline.testing import ranks
 from pipeline.world import World
-from tests.cases import CASES, CONTRASTIVE, JOINT, SAMPLES, batch, make
+from tests.cases import CASES, CONTRASTIVE, JOINT, batch, make
 
-GLOBAL = 8
-STEPS = 10
 NORMS = {
     "global": Norm(),
     "none": Norm(kind="none"),
@@ -53,30 +51,7 @@ def train(run: str, world: World) -> dict[str, Any]:
     state at the end."""
     name, norm, pieces, dtype = RUNS[run]
     objective = make(name, world, NORMS[norm], dtype=dtype)
-    if run.endswith("_weights") and world.size > 1:
-        sharded.shard_modules(objective.children(), world)
-        model: torch.nn.Module = objective
-    else:
-        model = world.wrap(objective)
-    optimiser = torch.optim.SGD(objective.parameters(), 0.05, momentum=0.9)
-    losses, energies, first = [], [], {}
-    for step in range(STEPS):
-        size, share = GLOBAL // pieces, GLOBAL // pieces // world.size
-        starts = [piece * size + world.rank * share for piece in range(pieces)]
-        ids = [(5 * step + i) % SAMPLES for i in range(GLOBAL)]
-        batches = [batch(objective, ids[s : s + share], step, dtype) for s in starts]
-        result = loop.backward(model, objective, batches)
-        losses.append(float(world.sum(result.loss) / world.size))
-        energies.append(float(world.sum(result.low.abs().mean()) / world.size))
-        if step == 0:
-            grads = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
-            first = {k: sharded.full_tensor(g).clone() for k, g in grads.items()}
-        optimiser.step()
-        optimiser.zero_grad()
-        objective.commit(result.pending, step, (step + 1) / STEPS)
-    monitor.compare_ranks(objective, STEPS, world)
-    state = {k: sharded.full_tensor(v).clone() for k, v in objective.state_dict().items()}
-    return {"losses": losses, "energies": energies, "gradient": first, "state": state}
+    return ranks.train(objective, batch, world, dtype, pieces, run.endswith("_weights"))
 
 
 def main(folder: Path, runs: Iterable[str]) -> int:

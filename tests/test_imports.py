@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pipeline
-from pipeline import artifact, cli, errors, runs
+from pipeline import artifact, cli, errors, runs, testing
 from pipeline.settings import imports
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def test_a_trained_one_is_loaded_from_its_recorded_file_unless_that_has_changed(
     ("change", "line"),
     [
         (("x, y = embedded", "x, y = embedded; y.no_such()"), r"mine\.py:\d+: AttributeError: .*no_such"),
-        (("others.mean()", "others"), r"RuntimeError: .* by what .*mine\.py gives, or a fault of this program"),
+        ((".clamp_min(1)).mean()", ".clamp_min(1))"), r"RuntimeError: .* by what .*mine\.py gives, or a fault"),
     ],
 )
 def test_an_error_of_the_users_file_is_not_called_ours(change, line, config, capsys):
@@ -159,3 +159,31 @@ def test_an_error_of_the_users_file_is_not_called_ours(change, line, config, cap
     text = "".join(capsys.readouterr())
     assert (found := re.search(line + r".* \(traceback in (.*)\)", text)), text
     assert "Traceback" in Path(found[1]).read_text()
+
+
+def test_the_example_keeps_the_contract(world):
+    case = testing.case(str(EXAMPLE.with_suffix(".yaml")), "triplet", "triplet.net={kind: cnn, width: 8, depth: 2}")
+    for check in testing.CONTRACT.values():
+        check(case)
+
+
+def test_a_broken_contract_is_said_in_words(config):
+    """Each change breaks one part; the line says which."""
+    source = EXAMPLE.read_text()
+    for name, before, after, line in [
+        ("loss_falls_with_low_and_with_rising_high", "low[:, None] - high)", "high - low[:, None])", "does not fall"),
+        ("accumulation_equals_the_big_batch", "coupled = True", "coupled = False", "micro-batches are not the whole"),
+        ("first_weights_depend_on_the_seed_alone", 'seeded(setup.seed, "init", "head")', "torch.enable_grad()",
+         "depend on torch's generator"),
+        ("forward_is_pure", "x, y = embedded", "x, y = embedded; self.head.bias.data += 1", "forward"),
+    ]:  # fmt: skip
+        assert before in source
+        (config.parent / "mine.py").write_text(source.replace(before, after))
+        with pytest.raises(AssertionError, match=line):
+            testing.CONTRACT[name](testing.case(str(config), "own"))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_ranks_of_the_example_are_one():
+    testing.two_ranks_are_one(testing.case(str(EXAMPLE.with_suffix(".yaml")), "triplet"))

@@ -27,6 +27,7 @@ LAYERS = [  # each may import what stands before it, and itself
     {"placement"},
     {"commands"},
     {"api", "cli"},
+    {"testing"},
 ]
 ORDER = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # The runner starts the placements it is told to; that one arrow goes up, and only inside functions.

@@ -2,10 +2,11 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import softplus
 
 import pipeline
 from pipeline.nets import seeded, trunks
+from pipeline.objectives.energies import full_precision, unit
 
 
 class Settings(pipeline.ObjectiveSettings):
@@ -35,18 +36,18 @@ class Triplet(pipeline.Objective):
 
     def embed(self, batch: pipeline.Batch):
         """-> the unit rows of each view, [B, dim] twice."""
-        return tuple(normalize(self.head(self.trunk(view)).to(batch.dtype)) for view in batch.views)
+        return tuple(unit(self.head(self.trunk(view))) for view in batch.views)
 
     def score(self, embedded, batch: pipeline.Batch) -> pipeline.Step:
         """low [B], high [B, global B]: infinite for the image itself, which is no negative."""
         x, y = embedded
-        everyone = self.world.gather(y)
-        low = (2 - 2 * (x * y).sum(1)) / self.settings.temperature
-        high = (2 - 2 * x @ everyone.T) / self.settings.temperature
-        own = batch.ids[:, None] == self.negative_ids(batch)
-        high = high.masked_fill(own, torch.inf)
-        others = softplus(low[:, None] - high).sum(1) / (~own).sum(1).clamp_min(1)
-        return pipeline.Step(others.mean(), low, high)
+        with full_precision(x):  # under bf16 energies and the loss stay in float32
+            everyone = self.world.gather(y)
+            own = batch.ids[:, None] == self.negative_ids(batch)
+            low = (2 - 2 * (x * y).sum(1)) / self.settings.temperature
+            high = ((2 - 2 * x @ everyone.T) / self.settings.temperature).masked_fill(own, torch.inf)
+            loss = (softplus(low[:, None] - high).sum(1) / (~own).sum(1).clamp_min(1)).mean()
+            return pipeline.Step(loss, low, high)
 
     def negative_ids(self, batch: pipeline.Batch):
         """The images of the columns of ``high``."""
