@@ -16,6 +16,8 @@ BYOL, SIMSIAM = "google-deepmind/deepmind-research byol/configs/byol.py, arXiv 2
     "facebookresearch/simsiam main_simsiam.py, simsiam/builder.py, README.md")
 SIMSIAM_CIFAR, DINO = "arXiv 2011.10566, appendix D", "facebookresearch/dino main_dino.py, README.md"
 SOLO = "vturrisi/solo-learn scripts/pretrain/cifar"
+VICREG, BARLOW = "facebookresearch/vicreg main_vicreg.py, augmentations.py", "facebookresearch/barlowtwins main.py"
+LEJEPA = "rbalestr-lab/lejepa README.md, MINIMAL.md"
 SGD = {
     "optimiser.lr": 0.03, "optimiser.reference_batch": 256, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
 }  # fmt: skip
@@ -24,6 +26,19 @@ ASYMMETRIC = {
     "views.0.solarise_p": 0.0, "views.1.blur_p": 0.1, "views.1.solarise_p": 0.2,
 }  # fmt: skip
 UNBLURRED = {"views.0.blur_p": 0.0, "views.1.blur_p": 0.0, "views.scale": (0.08, 1.0)}
+TWINS = ASYMMETRIC | {
+    "epochs": 1000, "batch": 2048, "warmup_epochs": 10, "min_lr_ratio": 1e-3, "optimiser.kind": "lars",
+    "optimiser.lr": 0.2, "optimiser.reference_batch": 256, "optimiser.weight_decay": 1e-6, "optimiser.momentum": 0.9,
+    "optimiser.trust_coefficient": 1e-3, "net.zero_init": True, "objective.head.hidden": 8192,
+    "objective.head.dim": 8192, "objective.head.layers": 3, "objective.head.norm": "hidden",
+    "views.scale": (0.08, 1.0),
+}  # fmt: skip
+SOLO_LARS = {
+    "epochs": 1000, "batch": 256, "warmup_epochs": 10, "optimiser.kind": "lars", "optimiser.lr": 0.3,
+    "optimiser.weight_decay": 1e-4, "optimiser.trust_coefficient": 0.02, "objective.head.hidden": 2048,
+    "objective.head.dim": 2048, "objective.head.layers": 3, "objective.head.norm": "hidden", "views.blur_p": 0.0,
+    "views.jitter": (0.4, 0.4, 0.2, 0.1), "views.jitter_p": 0.8, "views.grey_p": 0.2,
+}  # fmt: skip
 RECIPES = {
     "moco_v1": (MOCO, SGD | {
         "epochs": 200, "batch": 256, "schedule": "steps", "lr_drops": (0.6, 0.8), "objective.queue": 65536,
@@ -147,6 +162,31 @@ RECIPES = {
         "objective.teacher_temperature": 0.07, "objective.teacher_warmup": 0.0, "clip": 0.0,
         "objective.frozen_steps": 50000 // 256,
     }),
+    "vicreg": (VICREG, TWINS | {"objective.invariance": 25, "objective.variance": 25 / 2, "objective.covariance": 1}),
+    "barlow_twins": (BARLOW, TWINS | {"objective.redundancy": 0.0051, "optimiser.bias_lr_scale": 0.024}),
+    "lejepa": (LEJEPA, {
+        "optimiser.kind": "adam", "optimiser.lr": 5e-4, "optimiser.weight_decay": 5e-4, "min_lr_ratio": 1e-3,
+        "precision": "bf16", "objective.weight": 0.02, "objective.slices": 1024, "objective.points": 17,
+        "objective.bound": 5.0, "objective.head.hidden": 2048, "objective.head.dim": 128, "objective.head.layers": 3,
+        "objective.head.norm": "hidden", "views.size": 224, "views.scale": (0.3, 1.0),
+        "views.jitter": (0.4, 0.4, 0.2, 0.1), "views.jitter_p": 0.8, "views.grey_p": 0.2, "views.blur_p": 0.5,
+        "views.solarise_p": 0.2,
+    }),
+    "vicreg_cifar10": (SOLO, SOLO_LARS | {
+        "objective.invariance": 25, "objective.variance": 25, "objective.covariance": 1, "views.scale": (0.2, 1.0),
+        "views.solarise_p": 0.1,
+    }),
+    "barlow_twins_cifar10": (SOLO, SOLO_LARS | {
+        "objective.redundancy": 0.0051, "optimiser.bias_lr_scale": 0.1, "views.scale": (0.08, 1.0),
+        "views.0.solarise_p": 0.0, "views.1.solarise_p": 0.2,
+    }),
+    "lejepa_cifar10": (LEJEPA, {
+        "epochs": 800, "batch": 256, "warmup_epochs": 1, "optimiser.kind": "adam", "optimiser.lr": 2e-3,
+        "optimiser.weight_decay": 5e-4, "min_lr_ratio": 1e-3, "precision": "bf16", "objective.weight": 0.02,
+        "objective.slices": 256, "objective.head.hidden": 2048, "objective.head.dim": 16, "views.3.kind": "simclr",
+        "views.scale": (0.08, 1.0), "views.jitter": (0.8, 0.8, 0.8, 0.2), "views.jitter_p": 0.8, "views.grey_p": 0.2,
+        "views.solarise_p": 0.2,
+    }),
 }  # fmt: skip
 
 
@@ -191,5 +231,6 @@ def test_learning_rates_are_those_of_the_papers():
     peaks = {"moco_v2": 0.03, "moco_v3_resnet50": 0.6 * 16, "moco_v3_vit_s": 1.5e-4 * 16, "simclr": 4.8,
              "simclr_v2": 6.4, "simclr_cifar10": 2.0, "pirl": 0.12, "moco_cifar10_symmetric": 0.06,
              "byol": 3.2, "simsiam": 0.1, "simsiam_cifar10": 0.06, "dino_resnet50": 0.06,
-             "dino_vit_s": 2e-3}  # fmt: skip
+             "dino_vit_s": 2e-3, "vicreg": 1.6, "barlow_twins": 1.6, "lejepa": 5e-4,
+             "vicreg_cifar10": 0.3}  # fmt: skip
     assert {name: recipe(name).peak_lr() for name in peaks} == pytest.approx(peaks)

@@ -83,9 +83,11 @@ def test_lejepa_is_algorithm_2(name, world):
             heights.append((phi - math.exp(-(t**2) / 2)).abs() ** 2 * math.exp(-(t**2) / 2))
         return len(z) * sum(gap * (low + high) / 2 for low, high in pairwise(heights))
 
-    def oracle(rows: Tensor) -> Tensor:
-        views = rows.unbind(1)
-        near = mean([((z - (views[0] + views[1]) / 2) ** 2).mean() for z in views])
+    def oracle(whole: Tensor, *crops: Tensor) -> Tensor:
+        views = [z for rows in (whole, *crops) for z in rows.unbind(1)]
+        assert len(views) == (6 if name == "lejepa_crops" else 2)
+        centre = sum(whole.unbind(1)) / whole.shape[1]
+        near = mean([((z - centre) ** 2).mean() for z in views])
         normal = mean([mean([statistic(z, a) for a in directions]) for z in views])
         return (1 - settings.weight) * near + settings.weight * normal
 

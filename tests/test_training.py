@@ -131,6 +131,13 @@ def test_lars_by_hand():
         torch.testing.assert_close((module.weight, module.bias), (w, b), rtol=1e-12, atol=0, check_dtype=False)
 
 
+def test_biases_under_lars_have_a_rate_of_their_own():
+    settings = stage("moco", optimiser=LARS(lr=0.5, reference_batch=0, bias_lr_scale=0.024), schedule="constant")
+    optimiser = optim.build(objective_of(torch.nn.Linear(3, 2)), settings)
+    assert optim.set_rate(optimiser, settings, 0, 10, 5) == 0.5
+    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.012]
+
+
 @pytest.mark.parametrize(
     ("chosen", "peer"),
     [

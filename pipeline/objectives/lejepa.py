@@ -23,7 +23,7 @@ POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + math.sqrt(1 / 3))
 class LeJEPA(Regularised):
     """Algorithm 2: L = (1 - lambda) s + lambda mean_v SIGReg(z_v).
 
-    s is the mean squared difference of each view's embedding from the mean of the image's two whole views, the energy.
+    s is the mean squared difference of each view's embedding from the mean of the image's whole views, the energy.
     SIGReg (algorithm 1) is the mean over random directions a of unit length of the Epps-Pulley statistic
 
         T(a) = n integral |mean_b e^(i t a z_b) - e^(-t^2 / 2)|^2 e^(-t^2 / 2) dt
@@ -35,17 +35,17 @@ class LeJEPA(Regularised):
     Settings = Settings
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """-> the embeddings of both views, which go through batch norm together, and of P small crops
-        [B, 2 + P, dim]."""
-        first, second, *small = batch.views
-        views = (torch.stack([first, second], 1), *small)
+        """-> the embeddings of V whole views, which go through batch norm together, [B, V, dim], and of P small crops
+        where there are any, [B, P, dim]."""
+        whole = [view for view in batch.views if view.ndim == 4]
+        views = (torch.stack(whole, 1), *batch.views[len(whole) :])
         features = [trunks.embed_patches(self.trunk, each) for each in views]
-        return (torch.cat([full(self.head(x.flatten(0, 1))).unflatten(0, x.shape[:2]) for x in features], 1),)
+        return tuple(full(self.head(x.flatten(0, 1))).unflatten(0, x.shape[:2]) for x in features)
 
     def score(self, embedded: tuple[Tensor, ...], batch: Batch) -> Step:
-        (rows,), weight = embedded, self.settings.weight
+        rows, weight = torch.cat(embedded, 1), self.settings.weight
         with full_precision(rows):
-            low = (rows - rows[:, :2].mean(1, keepdim=True)).square().mean((1, 2))
+            low = (rows - embedded[0].mean(1, keepdim=True)).square().mean((1, 2))
             statistic, count = self.sigreg(rows, batch), len(rows) * self.world.size
             volume = weight * statistic
             scalars = {"learn/sigreg": statistic, "collapse/unlimited": statistic / (POINT * count)}

@@ -40,19 +40,20 @@ class BarlowTwins(Objective):
 class LeJEPA(Objective):
     """LeJEPA (arXiv 2511.08544, algorithm 2): embeddings of each view are held to a normal distribution (SIGReg)."""
 
-    inputs: ClassVar[Inputs] = Inputs(small_crops=True)
+    inputs: ClassVar[Inputs] = Inputs(small_crops=True, more_views=True)
     kind: Literal["lejepa"] = "lejepa"
     numbers = Objective.numbers | {"learn/sigreg": "SIGReg"}
-    weight: Fraction = 0.05
-    """Lambda: share of SIGReg in the loss, 1 - lambda that of the distance of views; 0: nothing limits the volume."""
+    weight: Fraction = 0.02
+    """Lambda: share of SIGReg in the loss, 1 - lambda that of the distance of views; 0: nothing limits the volume
+    (0.02 in MINIMAL.md of rbalestr-lab/lejepa)."""
     slices: Count = 1024
-    """Random directions of a step along which the distribution is compared."""
+    """Random directions of a step along which the distribution is compared (README.md there)."""
     points: Annotated[int, Field(ge=3)] = 17
     """At which characteristic functions are compared, evenly spaced from -bound to bound; an odd number: one at 0."""
     bound: Positive = 5.0
     """The largest of those points."""
     head: Head = Head(hidden=2048, dim=128, layers=3, norm="hidden")
-    """The projector (MINIMAL.md of rbalestr-lab/lejepa: 128 dimensions, 16 for its ten classes)."""
+    """The projector (MINIMAL.md: 128 dimensions, 16 for its ten classes)."""
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()

@@ -47,6 +47,8 @@ class LARS(LearningRate):
     """Times the weights, added to the gradient."""
     trust_coefficient: Positive = 1e-3
     """Norm of a step over that of the weights, at lr 1."""
+    bias_lr_scale: Positive = 1.0
+    """Times the learning rate of biases and norms, whose steps are not adapted (Barlow Twins: 0.0048 / 0.2)."""
 
 
 class Adam(LearningRate):

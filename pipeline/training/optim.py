@@ -73,14 +73,16 @@ def checked_groups(objective: Objective) -> list[ParameterGroup]:
 
 def split(group: ParameterGroup, kind: Optimiser) -> list[dict[str, Any]]:
     """Splits a group into torch's groups: parameters with weight decay and, where they have none, biases and norms."""
-    lars = isinstance(kind, LARSSettings)
-    spare = lars or not kind.decay_norms
+    if isinstance(kind, LARSSettings):
+        spare, unadapted = True, {"adapt": False, "lr_scale": group.lr_scale * kind.bias_lr_scale}
+    else:
+        spare, unadapted = not kind.decay_norms, {}
     decay = kind.weight_decay if group.weight_decay is None else group.weight_decay
     common = {name: getattr(group, name) for name in ("lr_scale", "constant_lr", "frozen_steps")}
     biases = common | {"params": [p for p in group.params if p.ndim <= 1 and spare], "weight_decay": 0.0}
     return [
         common | {"params": [p for p in group.params if p.ndim > 1 or not spare], "weight_decay": decay},
-        biases | ({"adapt": False} if lars else {}),
+        biases | unadapted,
     ]
 
 
