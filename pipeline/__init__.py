@@ -7,6 +7,7 @@
     Stream         their files in exact order, for torch          datasource     the same for Ray Data
     Loader         batches of views, from any step on             World          this process, or one of several ranks
     Objective, ObjectiveSettings, Batch, Step                     what a new objective is made of
+    Network, NetworkSettings                                      what a new network is made of
     PipelineError, ConfigError, DataError                         what goes wrong, in one line, with its exit code
 
 The settings, every one with its unit, default and source, are models in `pipeline.settings`. A name is imported when
@@ -32,6 +33,8 @@ HOME = {
     "Batch": "objectives.base",
     "Step": "objectives.base",
     "ObjectiveSettings": "settings.objectives:Objective",
+    "Network": "nets.trunks",
+    "NetworkSettings": "settings.nets:Network",
     "PipelineError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

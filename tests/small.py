@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,15 @@ def write(root: Path) -> Path:
     """The config beside its run folder."""
     path = root.parent / f"{root.name}.yaml"
     path.write_text(SMALL.replace("ROOT", str(root)))
+    return path
+
+
+def write_own(root: Path) -> Path:
+    """The config with a class of a user's file, which lies beside it, in the place of MoCo's."""
+    path = write(root)
+    shutil.copy(ROOT / "docs/plugins/triplet.py", path.parent / "mine.py")
+    moco, triplet = "{kind: moco, queue: 64, head: {hidden: 16, dim: 8}}", '{kind: "mine:Triplet", dim: 8}'
+    path.write_text("imports: [mine.py]\n" + path.read_text().replace(moco, triplet))
     return path
 
 

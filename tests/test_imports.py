@@ -11,6 +11,7 @@ import torch
 
 import pipeline
 from pipeline import artifact, cli, errors, runs, testing
+from pipeline.evaluation import encoders
 from pipeline.settings import imports
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,47 @@ def test_a_broken_contract_is_said_in_words(config):
         (config.parent / "mine.py").write_text(source.replace(before, after))
         with pytest.raises(AssertionError, match=line):
             testing.CONTRACT[name](testing.case(str(config), "own"))
+
+
+@pytest.fixture
+def of_net(config) -> Path:
+    """A config of MoCo on the example of a network."""
+    shutil.copy(ROOT / "docs/plugins/plain.py", config.parent)
+    text = config.read_text().replace("mine.py", "plain.py").replace("{kind: cnn,", '{kind: "plain:Plain",')
+    config.write_text(text.replace('{kind: "mine:Triplet", dim: 8}', "{kind: moco, queue: 64}"))
+    return config
+
+
+def test_a_network_of_ones_own_is_trained_loaded_and_compared_with_itself_untrained(of_net, monkeypatch):
+    overrides = ["own.objective={kind: moco, queue: 64, head: {hidden: 16, dim: 8}}"]
+    first = key(of_net, *overrides)
+    folder = pipeline.run(of_net, *overrides)["own"]
+    monkeypatch.setattr(imports, "known", {})  # another process
+    encoder = pipeline.load_encoder(folder)
+    assert type(encoder.module).__name__ == "Plain" and encoder.module.features == 8
+    assert type(encoders.untrained(encoders.network(folder), 1).module).__name__ == "Plain"
+    with (of_net.parent / "plain.py").open("a") as file:
+        file.write("# changed\n")
+    assert first != key(of_net, *overrides)
+
+
+def test_a_network_of_ones_own_keeps_the_contract(of_net):
+    case = testing.case(str(of_net), "own", "own.objective={kind: simclr, head: {hidden: 16, dim: 8}}")
+    for name in ("forward_is_pure", "accumulation_equals_the_big_batch", "first_weights_depend_on_the_seed_alone"):
+        testing.CONTRACT[name](case)
+
+
+def test_a_network_that_does_not_say_its_width_ends_in_a_line(of_net, capsys):
+    plain = of_net.parent / "plain.py"
+    plain.write_text(plain.read_text().replace("        self.features = settings.width\n", ""))
+    assert cli.main(["run", str(of_net), "--here", "own.objective={kind: simclr}"]) == 70
+    assert re.search(r"own: plain:Plain \(.*plain\.py\) sets no features", "".join(capsys.readouterr()))
+
+
+def test_settings_of_a_file_are_printed(capsys):
+    assert cli.main(["settings", str(EXAMPLE)]) == 0
+    assert re.search(r"objective: triplet:Triplet.*dim: 64 .*Dimensions of an embed", capsys.readouterr().out, re.S)
+    assert cli.main(["settings", "no_such.py"]) == 2 and "no_such.py: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.slow

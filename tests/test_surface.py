@@ -12,7 +12,7 @@ import pipeline
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
-    "Batch", "ConfigError", "DataError", "Loader", "Objective",
+    "Batch", "ConfigError", "DataError", "Loader", "Network", "NetworkSettings", "Objective",
     "ObjectiveSettings", "PipelineError", "Shards", "Step", "Stream", "World",
     "datasource", "embed", "load_config", "load_encoder", "load_model", "prepare", "run",
 ]  # fmt: skip

@@ -9,15 +9,19 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pipeline import lines
 from pipeline.commands import Parser, parse
 from pipeline.errors import ConfigError
 from pipeline.hints import nearest
+from pipeline.settings import imports
+from pipeline.settings.base import RuleError
 
 ABOUT = """Shows every setting of a kind (of stage, objective, net, views, optimiser or source) as a config has it:
-with its default, the values that it may have, and what it means. Without KIND: all kinds, a line each."""
+with its default, the values that it may have, and what it means. Without KIND: all kinds, a line each. KIND may be a
+file of your own (mine.py), which is then run: every class in it that a config can name."""
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -62,6 +66,8 @@ def main(words: Sequence[str]) -> int:
     if options.json:
         os.environ["PIPELINE_LOG"] = "json"
     everything, word = list(kinds()), options.kind
+    if word and word.endswith(".py"):
+        return show(list(kinds_of(Path(word))))
     if found := [k for k in everything if word in {*k.names, *(f"{k.place}.{name}" for name in k.names)}]:
         return show(found)
     if listed := [k for k in everything if word in (None, k.place)]:
@@ -94,6 +100,23 @@ def kinds() -> Iterator[Kind]:
     for scheme, source in SOURCES.items():
         about = (sys.modules[source.__module__].__doc__ or "").strip()
         yield Kind("source", (scheme.rstrip(":"),), about, Pack)
+
+
+def kinds_of(path: Path) -> Iterator[Kind]:
+    """Every class of a user's file that a config can name. Raises ConfigError where the file cannot be run."""
+    from pipeline import config
+
+    try:
+        file = imports.read_file(path)
+        models = [(place, model) for place in imports.PLACES for model in imports.classes(file, place).values()]
+    except RuleError as error:
+        raise ConfigError("; ".join(text for _, text in error.mistakes)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not models:
+        bases = " or ".join(f"pipeline.{place.base.rpartition(':')[2]}" for place in imports.PLACES.values())
+        raise ConfigError(f"{path} has no class that a config can name: a subclass of {bases} with Settings")
+    yield from (Kind(place, config.tags(model), sentence(model), model) for place, model in models)
 
 
 def below(model: Any) -> Iterator[tuple[str, Any]]:

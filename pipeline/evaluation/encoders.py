@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pipeline.image import Image
@@ -88,7 +87,7 @@ def build(spec: dict[str, Any], seed: int = 0) -> Encoder:
         objective = models.build(spec, seed)
         return Encoder(objective.encoder, image, objective.normalised)
     if "codes" not in spec:
-        net = settings(spec)
+        net = models.net_settings(spec)
         of_energy = isinstance(net, EnergyNet)
         module = energies.build(net, image, seed) if of_energy else trunks.build(net, image, None, seed)
         return Encoder(module, image, spec.get("normalised", True))
@@ -100,15 +99,10 @@ def build(spec: dict[str, Any], seed: int = 0) -> Encoder:
     return Encoder(sparse.CodedFeatures(inner, blank), image, False)
 
 
-def settings(spec: dict[str, Any]) -> Net:
-    """The settings of a spec's net."""
-    return TypeAdapter(Net).validate_python(spec["net"])
-
-
 def trunk_settings(spec: dict[str, Any]) -> Net | None:
     """The settings of the net that a spec's encoder is; None where it is more than a net."""
     is_net = "net" in spec and ("objective" not in spec or not models.objective_class(spec).encoder_fields)
-    return settings(spec) if is_net else None
+    return models.net_settings(spec) if is_net else None
 
 
 def network(folder: Path) -> dict[str, Any] | None:
@@ -124,7 +118,7 @@ def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
     """The part of a spec that decides its untrained encoder."""
     if "codes" in spec:
         return bare(spec["inner"]) if "inner" in spec else None
-    net = settings(spec)
+    net = models.net_settings(spec)
     if net.norm.kind != "none":
         net = net.model_copy(update={"norm": Norm()})
     network: dict[str, Any] = {"net": net.model_dump(mode="json"), "image": spec["image"]}
@@ -132,10 +126,11 @@ def bare(spec: dict[str, Any]) -> dict[str, Any] | None:
         kind = models.objective_class(spec)
         if kind.encoder_fields:
             network["objective"] = {name: spec["objective"][name] for name in ("kind", *kind.encoder_fields)}
-            network |= {"imports": spec["imports"]} if "imports" in spec else {}
         elif not kind.normalised:
             network["normalised"] = False
-    return network
+    kinds = [network[part]["kind"] for part in ("net", "objective") if part in network]
+    files = {name: spec["imports"][name] for name, colon, _ in (kind.partition(":") for kind in kinds) if colon}
+    return network | ({"imports": files} if files else {})
 
 
 def untrained(network: dict[str, Any], seed: int) -> Encoder:

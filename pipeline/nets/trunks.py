@@ -2,15 +2,17 @@
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.image import Image
 from pipeline.lines import say
 from pipeline.nets import blocks, libraries, norm, pretrained, seeded
+from pipeline.settings import nets as settings
+from pipeline.settings.imports import OfAFile
 from pipeline.settings.nets import CNN, MLP, DeepTrunk, LibraryNet, ResNet, ViT
 from pipeline.world import World
 
@@ -58,6 +60,16 @@ class FullyConnected(nn.Sequential):
         self.features = settings.width
 
 
+class Network(nn.Module):
+    """A network of a user's own file: normalised images [B, C, H, W] -> features [B, features].
+
+    Its constructor takes (settings, image, norm), where ``norm(channels)`` makes a norm layer as the settings say: a
+    batch norm of torch's own would see no more than a rank's share."""
+
+    Settings: ClassVar[type[settings.Network]]
+    features: int
+
+
 def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> Any:
     """The trunk that the settings name: a module from normalised images [B, C, H, W] to [B, D], with ``features`` = D.
 
@@ -81,6 +93,8 @@ def build(net: Any, image: Image, world: World | None = None, seed: int = 0) -> 
 
 
 def _untrained(net: Any, image: Image, world: World | None) -> Any:
+    if isinstance(net, OfAFile):
+        return _own(net, image, world)
     if isinstance(net, CNN):
         return SmallCNN(net, image.channels, world)
     if isinstance(net, MLP):
@@ -90,6 +104,13 @@ def _untrained(net: Any, image: Image, world: World | None) -> Any:
     if isinstance(net, LibraryNet):
         return libraries.LibraryNet(net, image, world)
     return _resnet(net, image, world)
+
+
+def _own(net: Any, image: Image, world: World | None) -> Network:
+    made: Network = net.made(net, image, norm.layer(net.norm, world))
+    if not isinstance(getattr(made, "features", None), int):
+        raise UserError(f"{net.kind} ({net.file.path}) sets no features: the width of what its forward gives")
+    return made
 
 
 def _resnet(net: ResNet, image: Image, world: World | None) -> Any:

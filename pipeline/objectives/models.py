@@ -84,9 +84,14 @@ def unreadable(folder: Path, error: Exception) -> DataError:
 def build(spec: dict[str, Any], seed: int = 0) -> Objective:
     """The objective of a spec with its first weights, in this process alone."""
     settings: Any = settings_model(spec).model_validate(spec["objective"])
-    net = TypeAdapter(Net).validate_python(spec["net"])
+    net = net_settings(spec)
     setup = Setup(image(spec), samples=1, net=net, world=World.single(device="cpu"), seed=seed)
     return kinds.build(settings, setup)
+
+
+def net_settings(spec: dict[str, Any]) -> Any:
+    """The settings of a spec's net."""
+    return TypeAdapter(Net).validate_python(spec["net"], context=imports.recalled(spec.get("imports", {})))
 
 
 def settings_model(spec: dict[str, Any]) -> Any:

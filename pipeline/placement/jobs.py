@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError, first_line
+from pipeline.settings import imports
 
 TOKEN = Path("~/.ray/auth_token").expanduser()
 """Where Ray keeps a machine's token; if there is one, a cluster that is started there asks for it."""
@@ -66,8 +67,9 @@ def unreachable(address: str, error: Exception) -> str:
 
 
 def run_name(config: str, cfg: Config) -> str:
-    """The name of a run of this config, which is the same for the same stages, seed and root."""
-    facts = json.dumps(cfg.model_dump(mode="json"), sort_keys=True).encode()
+    """The name of a run of this config, which is the same for the same stages, seed, root and files of the user's."""
+    hashes = [file.sha256 for stage in cfg.stages.values() for file in imports.used(stage)]
+    facts = json.dumps([cfg.model_dump(mode="json"), hashes], sort_keys=True).encode()
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", Path(config).stem)
     return f"{stem}-{hashlib.sha256(facts).hexdigest()[:8]}"
 

@@ -24,19 +24,21 @@ from pipeline.errors import DataError
 from pipeline.hints import nearest
 
 from .base import RuleError, Settings
-from .objectives import Objective
 
 
 class Place(NamedTuple):
     """Where a config may name a class of a user's file. ``base``: of such a class; ``settings``: of its settings."""
 
     base: str
-    settings: type[Settings]
+    settings: str
 
 
 COPIES = "imports"
 """Folder in an artifact of copies of the files that it was made with."""
-PLACES = {"objective": Place("pipeline.objectives.base:Objective", Objective)}
+PLACES = {
+    "objective": Place("pipeline.objectives.base:Objective", "pipeline.settings.objectives:Objective"),
+    "net": Place("pipeline.nets.trunks:Network", "pipeline.settings.nets:Network"),
+}
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ def classes(file: UserFile, place: str) -> dict[str, type[OfAFile]]:
     module = run(file)
     if isinstance(module, str):
         raise RuleError([("kind", module)])
-    base, of = PLACES[place]
+    base, of = map(named, PLACES[place])
     found = {}
     for title, made in vars(module).items():
-        own = inspect.isclass(made) and made.__module__ == module.__name__ and issubclass(made, named(base))
+        own = inspect.isclass(made) and made.__module__ == module.__name__ and issubclass(made, base)
         if own and isinstance(model := getattr(made, "Settings", None), type) and issubclass(model, of):
             found[title] = of_class(file, place, made, model)
     return found

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from .base import Count, Edge, Fraction, Housekeeping, Mistake, Settings, at_home
+from .imports import of_file
 
 
 class Norm(Settings):
@@ -218,7 +219,20 @@ class Energy(EnergyNet):
 
 Portable = ResNet | ViT | LibraryNet
 """What others load by name."""
-Net = Annotated[CNN | MLP | ResNet | ViT | LibraryNet | Boltzmann | RBM | Energy, Field(discriminator="kind")]
+class Network(Trunk):
+    """What a network of a user's own file can be told, beside what its own settings say."""
+
+    norm: Norm = Norm()
+    """Of the layers that it makes by the ``norm`` which its constructor is given."""
+
+
+Net = Annotated[
+    CNN | MLP | ResNet | ViT | LibraryNet | Boltzmann | RBM | Energy,
+    Field(discriminator="kind"),
+    SerializeAsAny(),
+    WrapValidator(of_file("net")),
+]
+"""Ours by name, or "mine:Plain", a class of a file that the config imports."""
 
 
 def trunk_of(net: Any) -> Trunk | None:
