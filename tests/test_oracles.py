@@ -200,7 +200,7 @@ def test_what_the_teacher_tells_of_an_image(world):
     )
     assert float(one.scalars["energy/volume"]) == pytest.approx(0, abs=1e-12)
     assert 0.5 < float(apart.scalars["energy/volume"]) <= math.log(4)
-    signs = objective.collapse_signs({**{"collapse/std": 1, "collapse/directions": 6, "collapse/alignment_ratio": 0},
+    signs = objective.collapse_signs({**{"collapse/std": 0, "collapse/directions": 6, "collapse/alignment_ratio": 0},
                                       **{k: float(v) for k, v in one.scalars.items()}})  # fmt: skip
     assert set(signs) == {"constant"}
 

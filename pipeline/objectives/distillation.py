@@ -62,9 +62,8 @@ class SelfDistillation(JointEmbedding):
 def of_other_views(energies: Tensor) -> Tensor:
     """Of energies [B, S, V] of S predictions and V targets, those of different views -> [B pairs], a sample's next to
     each other. Prediction i and target i are of the same view."""
-    predictions, targets = energies.shape[1:]
-    other = ~torch.eye(predictions, targets, dtype=torch.bool, device=energies.device)
-    return energies[:, other].flatten()
+    rows = energies.unbind(1)  # slices, since a mask would make the host wait for the device
+    return torch.cat([part for i, row in enumerate(rows) for part in (row[:, :i], row[:, i + 1 :])], 1).flatten()
 
 
 class MomentumTargets(SelfDistillation):
@@ -194,10 +193,12 @@ class DINO(MomentumTargets):
                 ParameterGroup([*self.prototypes.parameters()], frozen_steps=self.settings.frozen_steps)]  # fmt: skip
 
     def collapse_signs(self, scalars: dict[str, float]) -> dict[str, Sign]:
-        """Those of the pairs. constant: the teacher's distribution tells less than FLAT nats of the image."""
+        """Those of the pairs, but for their being nearly one point: what they have in common the centre takes off.
+        constant: the teacher's distribution tells less than FLAT nats of the image."""
         told, own = scalars["energy/volume"], scalars["collapse/teacher_entropy"]
         text = f"the teacher gives all images one distribution ({told:.2g} nats of their own, entropy {own:.2g})"
-        return super().collapse_signs(scalars) | shown({"constant": (told < FLAT, PATIENCE_STEPS, text)})
+        pairs = {name: sign for name, sign in super().collapse_signs(scalars).items() if name != "point"}
+        return pairs | shown({"constant": (told < FLAT, PATIENCE_STEPS, text)})
 
 
 def entropy(p: Tensor) -> Tensor:
