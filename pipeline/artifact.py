@@ -73,12 +73,13 @@ def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
     packed. Raises DataError where the source cannot be packed, ConfigError where there is no such file."""
     if isinstance(settings, Pack):
         return open_source(settings, root).fingerprint()
-    trunk = trunk_of(getattr(settings, "net", None))
+    net = getattr(settings, "net", None)
+    trunk = trunk_of(net)
     if trunk is None or trunk.init is None or stage_named(trunk.init):
         return {}
     from pipeline.nets import pretrained
 
-    return {"net.trunk.init" if trunk is not settings.net else "net.init": pretrained.digest(trunk.init)}
+    return {"net.trunk.init" if trunk is not net else "net.init": pretrained.digest(trunk.init)}
 
 
 def identity(out: Path, digest: str) -> str:

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pipeline import artifact, lines
+from pipeline import artifact, lines, runs
+from pipeline.settings.nets import trunk_of
 from pipeline.settings.stages import Pretrain
 
 
@@ -188,7 +189,31 @@ def remarks(p: Any, pack: Any, data: Callable[[str], Any]) -> list[str]:
         notes = advice.stage(p.name, p.settings, pack.folder)
     elif isinstance(p.settings, Pretrain) and (known := data(pack.name)) is not None:
         notes = advice.training(p.name, p.settings, known.images, known.side)
-    return [f"{p.name}: {text}" for text in notes]
+    return [f"{p.name}: {text}" for text in [*notes, *from_zero(p)]]
+
+
+def from_zero(p: Any) -> Iterator[str]:
+    """A line about a training that starts from zero although one of its name is there with other settings: which, and
+    how to go on from it."""
+    if not isinstance(p.settings, Pretrain) or getattr(trunk_of(p.settings.net), "init", None):
+        return
+    others = [run for folder in p.folder.parent.glob(f"{p.name}-*") if (run := runs.read_one(folder))]
+    own = [run for run in others if run.record.get("key") == p.key]
+    alike = [run for run in others if run.record.get("kind") == p.kind and run.record.get("settings")]
+    if own or not alike:
+        return
+    last = max(alike, key=lambda run: (run.done, run.moment))
+    before = runs.own(last)
+    now = dict(runs.flat(p.settings.model_dump(mode="json", exclude={"place", "seed", *p.settings.housekeeping()})))
+    common = now.keys() & before.keys()
+    changes = [f"{name} {now[name]}, there {before[name]}" for name in sorted(common) if now[name] != before[name]]
+    if not changes and p.provisional:
+        return  # its key, and so whether it is done, is known after packing
+    text = f"starts from zero: {last.folder}, which is {last.state}, is another training"
+    text += f" ({'; '.join(changes)})" if changes else ", of other images or by other code"
+    if last.done and not any(change.startswith("net.") for change in changes):
+        text += f"; to go on from its network: {p.name}.net.init=artifact:{last.folder}"
+    yield text
 
 
 def rate(p: Any) -> str:

@@ -197,7 +197,7 @@ def test_another_head_on_other_images_starts_from_an_artifacts_trunk(tmp_path, c
     path = tmp_path / "run.yaml"
     path.write_text(RUN.format(root=tmp_path / "runs"))
     assert cli.main(["run", str(path), "--here"]) == 0
-    assert "starts from artifact:" in capsys.readouterr().out
+    assert "net starts from artifact:" in capsys.readouterr().out
     folders = {p.name: p.folder for p in plan.plan(config.load(str(path)))}
     first, second = (load_file(folders[name] / "model.safetensors") for name in ("first", "second"))
     trunk = [name for name in first if name.startswith("trunk.") and "running" not in name and "num_" not in name]
@@ -205,6 +205,12 @@ def test_another_head_on_other_images_starts_from_an_artifacts_trunk(tmp_path, c
     specs = [json.loads((folders[name] / "model.json").read_text()) for name in ("first", "second")]
     assert specs[0]["image"]["mean"] == specs[1]["image"]["mean"] and specs[1]["net"]["init"] is None
     assert encoders.load(folders["second"]).image.mean == tuple(specs[0]["image"]["mean"])
+    capsys.readouterr()
+    assert cli.main(["run", str(path), "--here", "--dry-run", "first.steps=5", "second.batch=16"]) == 0
+    said = capsys.readouterr().out
+    told = f"first: starts from zero: {folders['first']}, which is done, is another training (steps 5, there 3); "
+    assert f"{told}to go on from its network: first.net.init=artifact:{folders['first']}\n" in said
+    assert "second: starts from zero" not in said
 
 
 PHOTOS = """

@@ -41,7 +41,7 @@ def of_timm(name: str, image: Image) -> nn.Module:
     config = pretrained.timm_config(name, "net.name")
     import timm
 
-    sized = {"img_size": image.side} if config is not None and config.fixed_input_size else {}
+    sized: dict[str, Any] = {"img_size": image.side} if config is not None and config.fixed_input_size else {}
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, in_chans=image.channels, **sized)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

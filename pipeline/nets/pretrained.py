@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from safetensors import SafetensorError
@@ -115,14 +116,16 @@ def of_timm(where: str) -> Source:
 
 def cached(repository: str) -> Path:
     """The safetensors of a repository of the Hugging Face Hub in the cache of this machine, fetched if need be."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(found, str):
         return Path(found)
     try:
+        with urlopen(Request(hf_hub_url(repository, WEIGHTS), method="HEAD"), timeout=10):
+            pass  # asked once: the hub's own client says six times that it tries again
         return Path(hf_hub_download(repository, WEIGHTS))
-    except Exception as error:  # of httpx, requests, the hub: each has its own for what has no network
+    except Exception as error:  # of urllib, httpx, the hub: each has its own for what has no network
         raise DataError(
             f"huggingface.co/{repository} is not reached ({first_line(error)}): bring its {WEIGHTS} and config.json, "
             f"and name them by net.init: file:FOLDER/{WEIGHTS}; or bring {constants.HF_HUB_CACHE} of a machine that "
@@ -194,7 +197,7 @@ def load(trunk: nn.Module, init: str, image: Image) -> str:
             f"{lacking[0]}; it is of another architecture, or of another size"
         )
     unused = [name for name in given if name not in names.values() and not name.endswith("num_batches_tracked")]
-    parts = [f"starts from {init}: {len(own) - len(lacking)} of {len(own)} tensors", *remarks]
+    parts = [f"net starts from {init}: {len(own) - len(lacking)} of {len(own)} tensors", *remarks]
     parts += [f"not found, so random: {'; '.join(lacking)}"] * bool(lacking)
     parts += [f"not used: {', '.join(unused)}"] * bool(unused)
     return "; ".join(parts)
