@@ -8,6 +8,7 @@
     Loader         batches of views, from any step on             World          this process, or one of several ranks
     Objective, ObjectiveSettings, Batch, Step                     what a new objective is made of
     Network, NetworkSettings                                      what a new network is made of
+    View, ViewSettings                                            what a new view is made of
     PipelineError, ConfigError, DataError                         what goes wrong, in one line, with its exit code
 
 The settings, every one with its unit, default and source, are models in `pipeline.settings`. A name is imported when
@@ -33,6 +34,8 @@ HOME = {
     "Batch": "objectives.base",
     "Step": "objectives.base",
     "ObjectiveSettings": "settings.objectives:Objective",
+    "View": "views.own",
+    "ViewSettings": "settings.data:View",
     "Network": "nets.trunks",
     "NetworkSettings": "settings.nets:Network",
     "PipelineError": "errors",

@@ -6,13 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import pipeline
 from pipeline import artifact, cli, errors, runs, testing
 from pipeline.evaluation import encoders
+from pipeline.image import Image
 from pipeline.settings import imports
+from pipeline.views import transforms
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/plugins/triplet.py"
@@ -217,6 +220,32 @@ def test_a_network_that_does_not_say_its_width_ends_in_a_line(of_net, capsys):
     plain.write_text(plain.read_text().replace("        self.features = settings.width\n", ""))
     assert cli.main(["run", str(of_net), "--here", "own.objective={kind: simclr}"]) == 70
     assert re.search(r"own: plain:Plain \(.*plain\.py\) sets no features", "".join(capsys.readouterr()))
+
+
+def test_views_of_ones_own_are_each_images_whatever_is_beside_it(config):
+    shutil.copy(ROOT / "docs/plugins/noisy.py", config.parent)
+    given = ["imports=[mine.py, noisy.py]", "own.views={kind: noisy:Noisy, missing: 0.4}"]
+    stage = pipeline.load_config(str(config), given).stages["own"]
+    assert key(config, *given) != key(config, given[0], given[1].replace("0.4", "0.5"))
+    transform = transforms.build(stage.objective.inputs, stage.views, Image(1, 8, (0.5,), (0.5,)), 3)
+    images = torch.arange(6 * 64, dtype=torch.uint8).reshape(6, 8, 8, 1)
+    whole = transform.views((images,), 1, np.arange(6))
+    for part in (np.array([4, 1]), np.arange(3)):
+        for view, rest in zip(transform.views((images[part],), 1, part), whole, strict=True):
+            assert torch.equal(view, rest[part])
+    first, second = whole
+    assert len(whole) == 2 and not torch.equal(first, second)
+    assert not torch.equal(transform.views((images,), 2, np.arange(6))[0], first)
+
+
+def test_views_of_another_shape_end_in_a_line(config):
+    source = (ROOT / "docs/plugins/noisy.py").read_text()
+    (config.parent / "noisy.py").write_text(source.replace("None], 0.5)", "None], 0.5)[:, :, 1:]"))
+    given = ["imports=[mine.py, noisy.py]", "own.views={kind: noisy:Noisy}"]
+    stage = pipeline.load_config(str(config), given).stages["own"]
+    transform = transforms.build(stage.objective.inputs, stage.views, Image(1, 8, (0.5,), (0.5,)), 3)
+    with pytest.raises(errors.UserError, match=r"noisy:Noisy \(.*noisy\.py\) gives views \[2, 1, 7, 8\]; expected"):
+        transform.views((torch.zeros(2, 8, 8, 1, dtype=torch.uint8),), 0, np.arange(2))
 
 
 def test_settings_of_a_file_are_printed(capsys):

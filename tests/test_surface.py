@@ -13,7 +13,7 @@ import pipeline
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "Batch", "ConfigError", "DataError", "Loader", "Network", "NetworkSettings", "Objective",
-    "ObjectiveSettings", "PipelineError", "Shards", "Step", "Stream", "World",
+    "ObjectiveSettings", "PipelineError", "Shards", "Step", "Stream", "View", "ViewSettings", "World",
     "datasource", "embed", "load_config", "load_encoder", "load_model", "prepare", "run",
 ]  # fmt: skip
 EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text().split("## From Python")[1], re.S)

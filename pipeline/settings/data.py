@@ -6,9 +6,10 @@ Sources: MoCo v1/v2 (arXiv 1911.05722, 2003.04297), SimCLR (arXiv 2002.05709), P
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
 
 from .base import Count, Fraction, Range, Settings, over
+from .imports import AS_IT_IS, of_file
 
 
 class Splits(Settings):
@@ -155,10 +156,20 @@ class Characters(Settings):
     """Strokes widened or narrowed by up to this many pixels on each side, drawn from ± this; 0: as they are."""
 
 
+class View(Settings):
+    """What a view of a user's own file can be told, beside what its own settings say."""
+
+    size: Count | None = None
+    """Side of a view in pixels, that of the packed images; null: as they are."""
+
+
 Views = Annotated[
     MoCoV1 | MoCoV2 | SimCLRViews | ByolFirst | ByolSecond | CifarViews | PirlViews | Characters,
     Field(discriminator="kind"),
+    AS_IT_IS,
+    WrapValidator(of_file("views")),
 ]
+"""Ours by name, or "mine:Noisy", a class of a file that the config imports."""
 
 
 def listed(body: Any) -> Any:
@@ -173,8 +184,11 @@ def agreeing(views: tuple[Views, ...]) -> tuple[Views, ...]:
         raise ValueError("found an empty list; expected one mapping for all views, or a list with one for each")
     first, *rest = views
     for other in rest:
-        if isinstance(first, Characters) != isinstance(other, Characters):
-            raise ValueError(f"found kinds {first.kind} and {other.kind}; expected characters for all views, or none")
+        if any(isinstance(first, family) != isinstance(other, family) for family in (Characters, View)):
+            raise ValueError(
+                f"found kinds {first.kind} and {other.kind}; expected characters for all views, or none, and views of "
+                f"your own for all, or none"
+            )
         if first.size != other.size:
             raise ValueError(f"found sizes {first.size} and {other.size}; expected one size for all views")
         if getattr(other, "small", None):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import ValidationInfo, ValidatorFunctionWrapHandler, create_model
+from pydantic import SerializeAsAny, ValidationInfo, ValidatorFunctionWrapHandler, create_model
 
 from pipeline import errors, launcher, lines
 from pipeline.errors import DataError
@@ -37,6 +37,7 @@ COPIES = "imports"
 """Folder in an artifact of copies of the files that it was made with."""
 PLACES = {
     "objective": Place("pipeline.objectives.base:Objective", "pipeline.settings.objectives:Objective"),
+    "views": Place("pipeline.views.own:View", "pipeline.settings.data:View"),
     "net": Place("pipeline.nets.trunks:Network", "pipeline.settings.nets:Network"),
 }
 
@@ -89,7 +90,7 @@ class Imports:
         self.models: list[type[Settings]] = []
         """Settings of the classes that were named so far."""
 
-    def model(self, place: str, kind: str) -> type[OfAFile]:
+    def model(self, place: str, kind: str) -> Any:
         """The settings of the class that a kind names. Raises RuleError where there is no such class, where it is none
         of the place's, and where its file cannot be run."""
         name, _, title = kind.partition(":")
@@ -175,7 +176,7 @@ def classes(file: UserFile, place: str) -> dict[str, type[OfAFile]]:
     return found
 
 
-def of_class(file: UserFile, place: str, made: type, settings: type[Settings]) -> type[OfAFile]:
+def of_class(file: UserFile, place: str, made: type, settings: type[Settings]) -> Any:
     """Settings whose kind names a class of a user's file."""
     kind = f"{file.name}:{made.__name__}"
     fields: dict[str, Any] = {"kind": (Literal[kind], kind)}  # type: ignore[valid-type]
@@ -207,6 +208,10 @@ def missing(file: UserFile, place: str, title: str, found: Mapping[str, Any]) ->
 
 
 # ---------------------------------------------------------------------------------------------------------- validation
+AS_IT_IS: Any = SerializeAsAny()  # type: ignore[operator]
+"""Has a field's settings written as the class that they are of, which the field's own type need not name."""
+
+
 def of_file(place: str) -> Any:
     """A validator of the settings at a place, which takes those of a user's class where ``kind`` names one."""
 

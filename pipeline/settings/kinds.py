@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, WrapValidator
+from pydantic import Field, ValidationInfo, WrapValidator
 
 from .base import RuleError
 from .densities import (
@@ -16,7 +16,7 @@ from .densities import (
     RatioMatching,
 )
 from .distillation import BYOL, DINO, SimSiam
-from .imports import imports_of, of_file
+from .imports import AS_IT_IS, imports_of, of_file
 from .joint_embeddings import BarlowTwins, LeJEPA, VICReg
 from .latent_energies import Latent
 from .objectives import AE, DAE, IWAE, PIRL, VAE, MoCo, MoCoV3, Objective, SimCLR
@@ -51,7 +51,7 @@ AnyObjective = Annotated[
     | GreyPCD
     | ScoreMatching,
     Field(discriminator="kind"),
-    SerializeAsAny(),
+    AS_IT_IS,
     WrapValidator(of_file("objective")),
 ]
 """Ours by name, or "mine:Triplet", a class of a file that the config imports. LISTA and PSD are none: they are a part

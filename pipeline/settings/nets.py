@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, WrapValidator, model_validator
 
 from .base import Count, Edge, Fraction, Housekeeping, Mistake, Settings, at_home
-from .imports import of_file
+from .imports import AS_IT_IS, of_file
 
 
 class Norm(Settings):
@@ -229,7 +229,7 @@ class Network(Trunk):
 Net = Annotated[
     CNN | MLP | ResNet | ViT | LibraryNet | Boltzmann | RBM | Energy,
     Field(discriminator="kind"),
-    SerializeAsAny(),
+    AS_IT_IS,
     WrapValidator(of_file("net")),
 ]
 """Ours by name, or "mine:Plain", a class of a file that the config imports."""

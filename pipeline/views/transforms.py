@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.image import Image
-from pipeline.settings.data import Characters, Crops, SmallCrops, Views
+from pipeline.settings.data import Characters, Crops, SmallCrops, View, Views
 from pipeline.settings.objectives import Inputs, Jigsaw
-from pipeline.views import affine, crops, jigsaw, photometrics
+from pipeline.views import affine, crops, jigsaw, own, photometrics
 
 Tensors = tuple[Tensor, ...]
 Shapes = tuple[tuple[int, ...], ...]
@@ -222,11 +222,32 @@ class CropTransform(RandomTransform):
         return photometrics.finish(images, draws, reach, self.image, room).view(views.shape)
 
 
+@dataclass(frozen=True)
+class OwnTransform(RandomTransform):
+    """Views by a class of a user's own file (`own.View`)."""
+
+    settings: tuple[Any, ...]
+
+    def views(self, crops: Tensors, epoch: int, ids: np.ndarray, out: Tensors | None = None) -> Tensors:
+        images, made = channels_first(crops[0]).float() / 255, []
+        for i, settings in enumerate(self.settings):
+            draws = own.Draws(self.seed, epoch, ids, key_part(i), images.device)
+            view = settings.made(settings, self.image).view(images.clone(), draws)
+            if view.shape != images.shape:
+                found, expected = list(view.shape), list(images.shape)
+                raise UserError(f"{settings.kind} ({settings.file.path}) gives views {found}; expected {expected}")
+            made.append(self.image.normalise(view.clamp(0, 1)))
+        return copied(tuple(made), out)
+
+
 def build(inputs: Inputs, views: Sequence[Views], image: Image, seed: int) -> ViewTransform:
     """The transform for an objective's ``inputs``. ``views``: the settings of each view, or one for
     ``inputs.views`` of them."""
     if inputs.views == 0:
         return ImageTransform(image, seed)
     each: Any = tuple(views) * inputs.views if len(views) == 1 else tuple(views)
-    kind = AffineTransform if isinstance(each[0], Characters) else CropTransform
+    own_views = isinstance(each[0], View)
+    if own_views and inputs.jigsaw is not None:
+        raise ConfigError(f"views.kind: {each[0].kind} gives whole images, no patches; use pretext: rotation")
+    kind = OwnTransform if own_views else AffineTransform if isinstance(each[0], Characters) else CropTransform
     return kind(image, seed, each, inputs.jigsaw)
