@@ -1,4 +1,4 @@
-"""PIRL, MoCo and SimCLR beside lightly's MoCo and SimCLR, raw pixels and an untrained network, over three seeds.
+"""Joint embeddings of ours beside lightly's MoCo and SimCLR, raw pixels and an untrained network, over three seeds.
 
     uv run --group bench python -m benchmarks.accuracy [OUT [SET ...]]        goes on where it was stopped
     uv run --group bench python -m benchmarks.accuracy --choose [OUT [SET ...]]
@@ -50,13 +50,19 @@ from pipeline.world import World
 
 IMAGES, EPOCHS, BATCH, SEEDS = 2000, 32, 128, (0, 1, 2)
 CHOICE_SEED = 10
-OURS, PEERS = ("pirl", "moco", "simclr"), ("lightly_moco", "lightly_simclr")
+OURS = ("pirl", "moco", "simclr", "vicreg", "barlow_twins", "lejepa")
+PEERS = ("lightly_moco", "lightly_simclr")
 QUEUE, MOMENTUM, TEMPERATURE, LR = 1024, 0.99, 0.2, 1e-3
 HEAD = {"hidden": 256, "dim": 64}
+EXPANDER = {"hidden": 256, "dim": 256}
+"""Of three layers, as those have it that have no negatives."""
 OBJECTIVES = {
     "pirl": {"kind": "pirl", "loss": "infonce", "negatives": 0, "temperature": TEMPERATURE, "head": HEAD},
     "moco": {"kind": "moco", "queue": QUEUE, "momentum": MOMENTUM, "temperature": TEMPERATURE, "head": HEAD},
     "simclr": {"kind": "simclr", "temperature": TEMPERATURE, "head": HEAD},
+    "vicreg": {"kind": "vicreg", "head": EXPANDER},
+    "barlow_twins": {"kind": "barlow_twins", "head": EXPANDER},
+    "lejepa": {"kind": "lejepa", "slices": 256, "head": HEAD},
 }
 SETS: dict[str, dict[str, Any]] = {
     "mnist": {
@@ -182,12 +188,13 @@ def evaluation(name: str, seed: int, shards: Path, out: Path) -> dict[str, dict[
     """Every row of a seed, and PIRL's along its epochs: the numbers of the probe by name."""
     stage = Probe(data="shards", encoders=("moco",), train_examples=IMAGES)
     data, world, root = scores.load(stage, seed, shards), World(1), out / name / str(seed)
-    rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in OURS + PEERS}
+    trained = [method for method in OURS + PEERS if (root / method / "row.json").exists()]
+    rows: dict[str, Callable[[], encoders.Encoder]] = {m: lambda m=m: encoders.load(root / m) for m in trained}
     for at in sorted((root / "pirl/snapshots").glob("[0-9]*")):
         rows[f"pirl at {round(int(at.name) * BATCH / IMAGES)}"] = lambda at=at: encoders.load(at)
-    image = encoders.load(root / "moco").image
+    image = encoders.load(root / trained[0]).image
     rows["raw pixels"] = lambda: encoders.pixels(data.train.image(None))
-    network = encoders.network(root / "moco")
+    network = encoders.network(root / trained[0])
     assert network is not None
     rows["untrained"] = lambda: encoders.untrained(network, seed)
     pictures = SquareImages(data.train, image.side, np.arange(IMAGES)), SquareImages(data.test, image.side)

@@ -18,8 +18,8 @@ from tests.artifacts import differences
 ROOT = Path(__file__).parent.parent
 SHORT = [
     "moco.epochs=4", "moco.save_epochs=1", "moco.snapshots=1", "pirl.epochs=3", "pirl.save_epochs=1",
-    "pirl.snapshots=0", "vae.epochs=3", "vae.snapshots=0", "codes.signals=4096", "codes.lista_steps=20",
-    "probe.draws=2", "probe.train_examples=700",
+    "pirl.snapshots=0", "vicreg.epochs=1", "vicreg.snapshots=0", "vae.epochs=3", "vae.snapshots=0",
+    "codes.signals=4096", "codes.lista_steps=20", "probe.draws=2", "probe.train_examples=700",
 ]  # fmt: skip
 
 

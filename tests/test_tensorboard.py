@@ -17,8 +17,9 @@ from pipeline.tags import find
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHORT = [
-    "moco.steps=20", "moco.snapshots=1", "pirl.steps=20", "pirl.snapshots=0", "vae.steps=20", "vae.snapshots=0",
-    "codes.signals=2048", "codes.lista_steps=20", "probe.draws=2", "probe.train_examples=400",
+    "moco.steps=20", "moco.snapshots=1", "pirl.steps=20", "pirl.snapshots=0", "vicreg.steps=20",
+    "vicreg.snapshots=0", "vae.steps=20", "vae.snapshots=0", "codes.signals=2048", "codes.lista_steps=20",
+    "probe.draws=2", "probe.train_examples=400",
 ]  # fmt: skip
 
 
@@ -64,8 +65,9 @@ def wait_for(found, seconds: float = 90):
     raise AssertionError("TensorBoard did not show it in time")
 
 
-ENCODERS = {"moco", "pirl", "codes", "vae", "plane", "raw_pixels", "random", "random_vae"}
-BESIDE = {"quickstart", "probe", "healthy", "collapsed"}
+ENCODERS = {"moco", "pirl", "vicreg", "codes", "vae", "plane", "raw_pixels", "random", "random_vae"}
+LIMITS = {f"{limit} {of}" for limit in ("healthy", "collapsed") for of in ("dim=64 batch=128", "dim=256 batch=64")}
+BESIDE = {"quickstart", "probe"} | LIMITS
 
 
 def test_a_run_is_an_encoder_under_its_one_name(server):
@@ -75,7 +77,7 @@ def test_a_run_is_an_encoder_under_its_one_name(server):
     assert moco <= set(tags["moco"])
     assert {"vae/elbo", "vae/active_units", "energy/test", "accuracy/knn_top1"} <= set(tags["vae"])
     assert {"codes/objective", "codes/energy", "codes/lista", "codes/held_out_explained"} <= set(tags["codes"])
-    assert {"collapse/std", "collapse/directions"} == set(tags["healthy"])
+    assert {"collapse/std", "collapse/directions"} == set(tags["healthy dim=64 batch=128"])
 
 
 def test_every_plugin_has_its_page(server):
