@@ -82,6 +82,13 @@ def fingerprint(settings: Stage, root: Path) -> dict[str, str]:
     return {"net.trunk.init" if trunk is not net else "net.init": pretrained.digest(trunk.init)}
 
 
+def check_weights(settings: Stage, planned: dict[str, str]) -> None:
+    """Raises DataError where the file of a net's first weights is another one here than where the stage was planned
+    (`fingerprint`), as on another machine it may be."""
+    if not isinstance(settings, Pack) and planned and fingerprint(settings, Path()) != planned:
+        raise DataError(f"{', '.join(planned)}: on {socket.gethostname()} the file is another one: bring the same")
+
+
 def identity(out: Path, digest: str) -> str:
     """The hash that an artifact contributes to the keys of stages that read it: for shards the fingerprint of their
     content, for others the key. A quarantine list changes it."""

@@ -93,6 +93,7 @@ def run_stage(job: Job, world: Any, lock: artifact.Lock | None) -> Any:
             files.write(out / imports.COPIES / f"{file.name}.py", file.text)
     stage = importlib.import_module(f"pipeline.stages.{job.kind}")
     inputs = {name: Path(folder) for name, folder in job.inputs.items()}
+    artifact.check_weights(job.settings, job.facts.get("fingerprints", {}))
     metrics = stage.run(job.settings, job.seed, inputs, out, world)
     if lock is None:
         return None

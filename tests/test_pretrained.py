@@ -261,6 +261,10 @@ def test_the_key_holds_the_files_content_and_not_its_place(tmp_path):
     one, moved = key(tmp_path / "a", state), key(tmp_path / "b", state)
     other = key(tmp_path / "a", {name: x + 1 for name, x in state.items()})
     assert one == moved != other
+    stage = config.load(str(tmp_path / "run.yaml")).stages["second"]
+    artifact.check_weights(stage, artifact.fingerprint(stage, tmp_path))
+    with pytest.raises(DataError, match=r"net.init: on .* the file is another one"):
+        artifact.check_weights(stage, {"net.init": "0"})
     assert artifact.by_content({"net": {"init": "file:x"}}, {"net.init": "0"}) == {"net": {"init": "0"}}
 
 

@@ -198,7 +198,8 @@ def values(info: Any, models: Sequence[Any]) -> str:
     if len(models) > 1:
         return " | ".join(tag for model in models for tag in config.tags(model))
     found = list(config.marks(info.annotation, info.metadata))
-    if (needs := next((mark.needs for mark in found if isinstance(mark, config.Edge)), None)) is not None:
+    edges = [mark for mark in found if isinstance(mark, config.Edge) and not mark.prefix]
+    if needs := next((edge.needs for edge in edges), None):
         several = get_origin(info.annotation) is tuple
         return f"{'stages, each of which' if several else 'a stage that'} makes {config.article(needs)}"
     words = dict.fromkeys(types(info.annotation, bounds(found)))
