@@ -87,7 +87,12 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
-FORMS = {"percent": percent, "points": points, "size": size, "number": number, "seconds": lambda s: f"{s:,.0f} s"}
+def words(command: str) -> Markup:
+    """A command, none of whose words is broken at a hyphen where a line has room for it."""
+    return Markup(" ").join(Markup('<span class="word">{}</span>').format(word) for word in command.split(" "))
+
+
+FORMS = {"percent": percent, "points": points, "size": size, "number": number, "words": words}
 
 
 def html(results: facts.Results) -> str:
