@@ -196,6 +196,18 @@ def test_what_no_config_needs_is_listed_and_removed_when_told(packed, capsys):
     assert cli.main(["clean", "c.yaml"]) == 0 and "everything is needed" in capsys.readouterr().out
 
 
+def test_a_report_stays_while_all_that_it_shows_is_needed(packed):
+    """Of a part of a sweep, say, which is no config's whole page and has no links."""
+    (needed,), (spare,) = packed.glob("shards-*"), packed.glob("moco-*")
+    for name, shown in (("c-00000001", [needed]), ("c-00000002", [needed, spare])):
+        folder = packed / "pages" / name
+        folder.mkdir()
+        (folder / "report.html").write_text("")
+        (folder / "results.json").write_text(json.dumps({"stages": [{"folder": f"runs/{p.name}"} for p in shown]}))
+    assert cli.main(["clean", "c.yaml", "--remove"]) == 0
+    assert [path.name for path in packed.glob("pages/*")] == ["c-00000001"]
+
+
 def test_a_run_at_work_stays(packed):
     (out,) = packed.glob("old-*")
     (out / artifact.LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1}))

@@ -79,10 +79,18 @@ def unneeded(root: Path, needed: set[Path]) -> Iterator[tuple[Path, str, int]]:
         yield folder, "left by an earlier clean", sum(runs.sizes(folder).values())
     for folder in sorted((root / page.PAGES).glob("*")):
         if PAGE.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-            links = [link.resolve() for link in folder.rglob("*") if link.is_symlink()]
-            into = [not needed.isdisjoint([link, *link.parents]) for link in links]
+            into = [not needed.isdisjoint([path, *path.parents]) for path in sources(root, folder)]
             if folder.resolve() not in needed and not (into and all(into)):
                 yield folder, "page", sum(runs.sizes(folder).values())
+
+
+def sources(root: Path, folder: Path) -> list[Path]:
+    """What a page leads to, by the links in it and by the results that its report shows."""
+    from pipeline import report
+
+    links = [link.resolve() for link in folder.rglob("*") if link.is_symlink()]
+    shown = (report.written(folder) or {}).get("stages", [])
+    return links + [(root / Path(stage["folder"]).name).resolve() for stage in shown]
 
 
 def ours(folder: Path) -> "Run | None":
