@@ -6,9 +6,9 @@ of the stages that trained it, evaluated it and drew with it. So everything of t
 
 import json
 import os
-import re
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -236,24 +236,13 @@ def rows(variants: Variants) -> dict[str, dict[str, Any]]:
 
 
 def address(variants: Variants) -> str:
-    """Of the page, where TensorBoard has started. Of more runs than it ticks by itself those of the first variants are
-    asked for, in as many variants as that leaves ticked."""
+    """Of the page, where TensorBoard has started, with every run ticked: of more than it ticks by itself it is told
+    their names."""
     every = [*sources(variants), *lines(variants)]
     if len(every) < TICKED:
         return ADDRESS
-    words: list[str] = []
-    chosen = pattern(words)
-    for mark in variants:
-        words += [word for word in mark.split() if word not in words]
-        if sum(bool(re.search(pattern(words), run)) for run in every) < TICKED:
-            chosen = pattern(words)
-    return f"{ADDRESS}&regexInput={quote(chosen, safe='')}"
-
-
-def pattern(words: list[str]) -> str:
-    """Of the runs that no other words of a sweep mark than these, and of lines in the charts."""
-    marks = "|".join([r"\(.+\)", *map(re.escape, words)])
-    return f"^(healthy|collapsed) |^[^ ]+( ({marks}))*$"
+    state = json.dumps(dict.fromkeys(every, True), separators=(",", ":"))
+    return f"{ADDRESS}&runSelectionState={quote(b64encode(state.encode()), safe='')}"
 
 
 def main_settings(p: PlannedStage) -> dict[str, Any]:
