@@ -112,6 +112,6 @@ class ScoreMatching(Density):
         states, shape = self.walk(SAMPLES, seed), images.shape[1:]
         energies, of_data = (self.energy(x.flatten(1)) / self.deviations()[-1] for x in (states[-1], images))
         how = f"annealed Langevin from noise, {len(states) - 2} levels of {STEPS} steps at temperature 1"
-        heads = ["noise", *[f"{deviation:.2g}" for deviation in self.deviations()], "less noise"]
+        heads = ["noise", *[f"{deviation:.2g}" for deviation in self.deviations()], "denoised"]
         way = "Chains: a line each from noise through the levels, whose noise is above them, to a sample."
         return pictures(states, shape, energies, of_data, how, heads, way)
