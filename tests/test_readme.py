@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image as Picture
 
 from pipeline import cli, commands, config
 from pipeline.commands import run
+from tests.raylets import Raylets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,6 +28,11 @@ def at_home(monkeypatch):
 
 def words(line: str) -> list[str]:
     return shlex.split(line, comments=True)
+
+
+def bare(line: str) -> str:
+    """A command without what is said of it."""
+    return line.partition("  # ")[0]
 
 
 def after(found: list[str], *before: str) -> list[str] | None:
@@ -70,31 +77,116 @@ def photographs(folder: Path, classes: int = 4, each: int = 24) -> None:
         Picture.fromarray(coarse).resize((80 + i % 7, 72)).save(path)
 
 
+QUICK = [
+    *(f"{name}.{words}" for name in ("moco", "pirl", "vae", "plane") for words in ("steps=2", "snapshots=0")),
+    "codes.signals=1024", "codes.lista_steps=2", "codes.atoms=16", "probe.draws=2", "probe.train_examples=200",
+]  # fmt: skip
+SIZES = {
+    "configs/quickstart.yaml": QUICK,
+    "configs/photos.yaml": ["simclr.steps=2"],
+    "configs/mnist.yaml": [
+        *(f"{name}.{words}" for name in ("moco", "pirl", "simclr") for words in ("steps=2", "snapshots=0")),
+        "moco.objective.queue=128", "pirl.train_examples=256", "probe.draws=2",
+    ],
+    "configs/imagenet.yaml": ["moco.batch=64", "pirl.batch=64"],
+}  # fmt: skip
+"""What makes a config of the README one of seconds."""
+SEEN = ("tensorboard", "pytest", "sbatch", "parity")
+"""What is run as it is typed elsewhere: by tests/test_tensorboard.py, .ci/run, tests/test_slurm.py, test_parity.py."""
+
+
+def section(title: str, kind: str) -> list[str]:
+    """The blocks of a kind below a heading."""
+    return re.findall(rf"```{kind}\n(.*?)```", README.split(f"## {title}\n")[1].split("\n## ")[0], re.S)
+
+
+def run_typed(line: str, names: Mapping[str, str], env: Mapping[str, str] | None = None) -> str:
+    """Runs a line of the README with the names and addresses that it has here, on small data and in this process's
+    environment. Returns the program's name; nothing is run where it is one of SEEN."""
+    found = [names.get(word, word) for word in words(line)]
+    while found[0] in ("uv", "run", "--extra", "onnx"):
+        found = found[1:]
+    name, *rest = found
+    name = rest[0] if name == "pipeline" else name
+    if name in SEEN:
+        return name
+    known = next((word for word in rest if word in SIZES), "")
+    here = ["--here"] if "run" in rest else []
+    program = [sys.executable, "-m", "pipeline"] if name == rest[0] else [str(Path(sys.executable).with_name(name))]
+    subprocess.run([*program, *rest, *SIZES.get(known, []), *here], check=True, env=env)
+    return name
+
+
 @pytest.mark.slow
 def test_the_first_screen_runs_as_it_is_typed(tmp_path, monkeypatch):
-    """On few photographs for two steps. Of its commands only TensorBoard is left out, which has tests of its own."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    photographs(tmp_path / "photos")
-    screen = README.split("## A folder of photographs")[1].split("## ")[0]
-    (commands_typed,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", screen, re.S) for kind in ("bash", "python"))
+    """On few photographs for two steps."""
+    at_a_newcomers(tmp_path, monkeypatch)
+    (typed,), (code,) = (section("A folder of photographs", kind) for kind in ("bash", "python"))
     done = []
-
-    def known(text: str) -> str:
-        """With the name that the training's folder has here."""
-        return text.replace("runs/simclr-1234abcd", str(next(iter(Path().glob("runs/simclr-*")), "")))
-
-    for line in commands_typed.splitlines():
-        program, *rest = words(known(line))[2:]
-        if program == "pipeline":
-            short = ["simclr.steps=2", *["--here"] * (rest[0] == "run")] if "configs/photos.yaml" in rest else []
-            subprocess.run([sys.executable, "-m", "pipeline", *rest, *short], check=True)
-            done.append(rest[0])
-    assert done == ["run", "report", "embed", "export"]
-    names: dict = {}
-    exec(compile(known(code), "README.md", "exec"), names)
+    for line in typed.splitlines():
+        names = {"runs/simclr-1234abcd": str(next(iter(Path().glob("runs/simclr-*")), ""))}
+        done.append(run_typed(line, names))
+    assert done == ["run", "tensorboard", "report", "embed", "export"]
+    names = {}
+    exec(compile(code.replace("runs/simclr-1234abcd", str(*Path().glob("runs/simclr-*"))), "README.md", "exec"), names)
     assert names["features"].shape == (8, 512)
     assert Path("features.parquet").exists() and Path("exported").is_dir()
+
+
+def at_a_newcomers(folder: Path, monkeypatch) -> None:
+    """In a folder with the configs, photographs, and digits of 28x28 pixels in the place of MNIST."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (folder / "configs").symlink_to(ROOT / "configs")
+    photographs(folder / "photos")
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    for i in range(500):
+        path = folder / "data/mnist" / ("train" if i < 350 else "test") / str(labels[i]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Picture.fromarray((16 * images[i]).clip(0, 255).astype(np.uint8).reshape(8, 8)).resize((28, 28)).save(path)
+
+
+@pytest.mark.slow
+def test_the_commands_run_as_they_are_typed(tmp_path, monkeypatch):
+    """In their order, on small data for two steps: each ends well."""
+    at_a_newcomers(tmp_path, monkeypatch)
+    typed, launched = section("Commands", "bash")
+    names = {"shards.source=folder:/path/to/imagenet": "shards.source=folder:photos"}
+    done = []
+    for line in typed.splitlines():
+        made = [str(path.name) for path in sorted(Path().glob("runs/moco-*"))]
+        shards = [str(path) for path in Path().glob("runs/shards-*")]
+        names |= dict(zip(("moco-1234", "moco-5678"), made, strict=False))
+        names |= {"runs/shards-1234abcd": shards[0], "runs/moco-1234abcd": f"runs/{made[0]}"} if made else {}
+        done.append(run_typed(line, names))
+    assert done == [
+        *["run"] * 5, "show", "diff", "clean", "settings", "doctor", "report", "check", "parity", "embed", "export",
+        "tensorboard", "pytest", "pytest",
+    ]  # fmt: skip
+    ranks = [bare(line) for line in launched.splitlines() if words(line)[2:3] in (["torchrun"], ["accelerate"])]
+    assert len(ranks) == 2
+    for i, line in enumerate(ranks):
+        run_typed(f"{line} root=ranks{i} --only moco", {})
+        assert [*Path().glob(f"ranks{i}/moco-*/artifact.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_jobs_are_sent_as_they_are_typed(tmp_path, monkeypatch):
+    """To a Ray cluster of one machine, which packs."""
+    monkeypatch.chdir(ROOT)
+    cluster = Raylets(nodes=1)
+    try:
+        names = {"http://127.0.0.1:8265": cluster.url}
+        typed = [line for line in section("Commands", "bash")[1].splitlines() if "--address" in line]
+        assert len(typed) == 2
+        for i, line in enumerate(typed):
+            run_typed(f"{bare(line)} root={tmp_path}/{i} --only shards", names, cluster.env)
+            assert [*tmp_path.glob(f"{i}/shards-*/artifact.json")]
+    finally:
+        cluster.close()
 
 
 def test_its_config_loads(tmp_path, monkeypatch):
