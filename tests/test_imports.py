@@ -18,6 +18,7 @@ from pipeline.settings import imports
 from pipeline.views import transforms
 
 ROOT = Path(__file__).parents[1]
+SLOW = (pytest.mark.slow,)
 EXAMPLE = ROOT / "docs/plugins/triplet.py"
 CONFIG = """\
 imports: [mine.py]
@@ -165,10 +166,13 @@ def test_an_error_of_the_users_file_is_not_called_ours(change, line, config, cap
     assert "Traceback" in Path(found[1]).read_text()
 
 
-def test_the_example_keeps_the_contract(world):
-    case = testing.case(str(EXAMPLE.with_suffix(".yaml")), "triplet", "triplet.net={kind: cnn, width: 8, depth: 2}")
-    for check in testing.CONTRACT.values():
-        check(case)
+LONG = ("learns_64_images_by_heart", "it_is_built_without_numbers")
+"""Parts of the contract that take a second and more."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW * (name in LONG)) for name in testing.CONTRACT])
+def test_the_example_keeps_the_contract(name):
+    testing.CONTRACT[name](testing.case(str(EXAMPLE.with_suffix(".yaml")), "triplet"))
 
 
 def test_a_broken_contract_is_said_in_words(config):

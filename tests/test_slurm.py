@@ -217,6 +217,13 @@ def test_a_job_goes_on_elsewhere_when_its_node_dies(slurm, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_class_of_a_users_file_is_trained_on_two_nodes(slurm, tmp_path):
+    slurm.submit("accelerate.sbatch", small.write_own(root := tmp_path / "runs"), *TRAIN).ended()
+    small.here(small.write_own(whole := tmp_path / "whole"), *TRAIN, ranks=2)
+    same(whole, root)
+
+
+@pytest.mark.slow
 def test_of_an_array_one_task_requeues(slurm, tmp_path):
     config = small.write(root := tmp_path / "runs")
     jobs = slurm.submit("sweep.sbatch", config, *TRAIN, options="--array=0-1")

@@ -145,7 +145,7 @@ def run(file: UserFile) -> ModuleType | str:
     """The module that a file makes, or the line about why it makes none; says that it is run."""
     if launcher.rank() == 0:
         text = f"imports: {file.path} (sha256 {file.sha256[:12]}) is run"
-        lines.say(text, event="import", **file.fact)
+        lines.say(text, event="import", path=file.path, sha256=file.sha256)
     errors.USERS.add(file.path)
     module = ModuleType(f"{file.name}-{file.sha256[:12]}")
     module.__file__ = file.path
@@ -180,7 +180,7 @@ def of_class(file: UserFile, place: str, made: type, settings: type[Settings]) -
     """Settings whose kind names a class of a user's file."""
     kind = f"{file.name}:{made.__name__}"
     fields: dict[str, Any] = {"kind": (Literal[kind], kind)}  # type: ignore[valid-type]
-    model = create_model(
+    model: Any = create_model(
         settings.__name__, __base__=(OfAFile, settings), __module__=settings.__module__, __doc__=made.__doc__, **fields
     )
     model.file, model.made, model.place = file, made, place

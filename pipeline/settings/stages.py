@@ -128,7 +128,7 @@ class Pretrain(Training, Stage):
             yield "views", f"objective {self.objective.kind} is given the image itself; leave views out"
         elif len(self.views) > 2 and not self.objective.inputs.more_views:
             yield "views", f"found a list of {len(self.views)}; objective {self.objective.kind} takes two views"
-        elif getattr(self.views[0], "small", None):
+        elif getattr(next(iter(self.views)), "small", None):
             if not self.objective.inputs.small_crops:
                 yield "views.small", f"objective {self.objective.kind} takes no small crops; leave it out"
             if not self.net.any_side:
