@@ -154,7 +154,8 @@ TAGS = {
         "gap": Tag("How far the energies of negatives lie above those of positives.", "nats, or the objective's own",
                    f"rising; below {FLAT} nothing is told apart"),
         "volume": Tag("What keeps most energies high: directions of an AE's codes, KL of a VAE, L1 norm of codes, "
-                      "the part of the loss that spreads joint embeddings.",
+                      "the part of the loss that spreads joint embeddings; of BYOL and SimSiam their deviation "
+                      "over that of a sphere, which no term limits; what DINO's teacher tells of an image.",
                       "directions, nats, length, or the loss's own", "above 0, then level"),
         "test": Tag("Mean energy of test images under the trained model.", "the objective's own", "near energy/low"),
     },

@@ -145,6 +145,7 @@ class DINO(MomentumTargets):
 
     Settings = kinds.DINO
     commit_changes = training_state = (*MomentumTargets.commit_changes, "key_prototypes.", "centre")
+    centre: Tensor
 
     def __init__(self, settings: kinds.DINO, setup: Setup):
         super().__init__(settings, setup)

@@ -173,9 +173,8 @@ def views(settings: Pretrain, seed: int, shards: Shards, image: Image, batch: lo
     starts = [(row, first) for row, line in enumerate(cells) for first in range(0, len(line), width)]
     large = sum(name.startswith("view") for name in columns)
     frames = [Frame((row, first + 1), (row, first + large), sheets.MARKED) for row, first in starts]
-    caption = (
-        f"What {kind} is given of {settings.data}: images, and the random views of each; framed: a positive pair."
-    )
+    framed = "a positive pair" if large == 2 else "positives of each other"
+    caption = f"What {kind} is given of {settings.data}: images, and the random views of each; framed: {framed}."
     if inputs.jigsaw is not None:
         caption += " Patches lie in their places; the number: in which order the net is shown them."
     return Picture(sheets.sheet(cells, words, [*columns] * across, frames=frames), caption)
