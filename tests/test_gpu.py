@@ -45,7 +45,10 @@ def test_bf16_stays_near(name, world):
     assert losses[1] == pytest.approx(losses[0], rel=0.05, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "pirl", "pirl_infonce", "simclr", "moco_v3"])
+@pytest.mark.parametrize(
+    "name",
+    ["moco", "moco_symmetric", "pirl", "pirl_infonce", "simclr", "moco_v3", "vicreg", "barlow_twins", "lejepa"],
+)
 def test_the_step_waits_for_nothing(name, world):
     """No synchronisation with the device between the batch and the commit."""
     objective = warm(make(name, world, norm=Norm(), dtype=torch.float32), dtype=torch.float32).cuda()
