@@ -57,7 +57,7 @@ class LeJEPA(Regularised):
         t, weights = self.quadrature(rows)
         angles = projections[..., None] * t  # [B, A, slices, points]
         parts = torch.stack([angles.cos().mean(0), angles.sin().mean(0)])
-        real, imaginary = (self.world.sum(parts) / self.world.size).unbind()
+        real, imaginary = self.world.sum(parts).div(self.world.size).unbind()
         distance = (real - (-t.square() / 2).exp()).square() + imaginary.square()
         return (distance @ weights).mean() * len(rows) * self.world.size
 
