@@ -136,6 +136,8 @@ class Objective(nn.Module):
     """Starts of the names of the state that only training needs: a finished model is written without it."""
     monitor_warmup_epochs: ClassVar[int] = 0
     """Epochs before its energies tell anything."""
+    remedy: ClassVar[str] = "lower the learning rate"
+    """What to try against a collapse."""
     encoder_fields: ClassVar[tuple[str, ...]] = ()
     """Settings that its encoder is made of, beside the net; none: the encoder is the net itself."""
     normalised: ClassVar[bool] = True

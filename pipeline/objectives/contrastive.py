@@ -13,6 +13,8 @@ class Contrastive(JointEmbedding):
     """An objective that pushes others' embeddings away from an image's two: ``low`` and ``high`` are cosines over
     -T."""
 
+    remedy = "lower the temperature or the learning rate, or set net.norm.kind shuffle"
+
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """Those of the pairs, and `ranking`."""
         return super().diagnostics(step, batch) | ranking(step.low.detach(), step.high.detach(), self.dim)

@@ -27,6 +27,8 @@ class SelfDistillation(JointEmbedding):
     Two views or more are large. Small crops predict too, and are no one's target.
     """
 
+    remedy = "lower the learning rate, or keep predictor, stopped gradient, centre and momentum as the paper has them"
+
     def __init__(self, settings: Any, setup: Setup):
         super().__init__(settings, setup)
         self.dim = settings.head.dim

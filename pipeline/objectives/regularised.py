@@ -18,6 +18,7 @@ class Regularised(JointEmbedding):
     be, 1 where it is not at all."""
 
     coupled = True
+    remedy = "raise the weight of what limits the volume, or lower the learning rate"
 
     def __init__(self, settings: Any, setup: Setup):
         super().__init__(settings, setup)

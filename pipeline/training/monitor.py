@@ -120,10 +120,7 @@ class CollapseAlarm:
         when = f"collapsed at step {first}" if lasted else f"ends with a sign of collapse, there since step {first}"
         text = f"{self.name}: {when}: {'; '.join(signs[name].text for name in named)}"
         if lasted and self.do == "stop":
-            advice = (
-                "the last good checkpoint is kept: lower the temperature or the learning rate, or set norm.kind "
-                "shuffle; collapse: ignore goes on"
-            )
+            advice = f"the last good checkpoint is kept: {self.objective.remedy}; collapse: ignore goes on"
             raise DivergedError(text, advice, first)
         say(text, event="collapse", step=first)
         self.since, self.do = {}, "ignore"  # once
