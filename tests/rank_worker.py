@@ -40,10 +40,12 @@ RUNS: dict[str, tuple[str, str, int, torch.dtype]] = {
 CUT = ("simclr", "moco_symmetric", "moco_crops", "moco_v3", "moco_v3_crops", "pirl", "dino_crops", "moco_fp32",
        "simclr_cut")
 RUNS |= {f"{run}_weights": RUNS[run] for run in CUT}  # sharded over the ranks
-WIDE = (*JOINT, *(f"{name}_fp32" for name in JOINT), "vae_gaussian", "vae_gaussian_fp32", "cd", *PARTICLES)
+WIDE = (*JOINT, "moco_fp32", "vae_gaussian", "vae_gaussian_fp32", "cd", *PARTICLES)
 SOME = ("simclr_finer", "moco_shuffle", "moco_v3_cut", "lejepa_cut", "moco_symmetric_weights")
 FEW = [name for name in (*WIDE, *SOME) if name in RUNS]
 """What four ranks are shown."""
+QUICK = [*CASES, "simclr_fp32", "simclr_local", "moco_shuffle", "simclr_cut", "moco_symmetric_weights"]
+"""What the tests show that take little time; the others show the rest of RUNS."""
 
 
 def train(run: str, world: World) -> dict[str, Any]:

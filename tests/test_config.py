@@ -369,7 +369,7 @@ def test_a_group_means_the_same_wherever_it_is_read(model, place):
 
 
 def test_a_partly_given_head_keeps_the_rest_of_its_objectives_own():
-    head = MoCoV3.model_validate({"head": {"hidden": 256, "dim": 64}}).head
+    head = MoCoV3.model_validate({"head": {"hidden": 256, "dim": 64}, "predictor": {"dim": 64}}).head
     assert (head.hidden, head.dim, head.norm, head.layers) == (256, 64, "all", 2)
     assert MoCoV3.model_validate({"head": {"hidden": 256}, "predictor": None}).predictor is None
     nested = over(Pretrain(data="s", net=CNN(width=8, norm=Norm(kind="split"))), {"net": {"norm": {"splits": 4}}})

@@ -48,7 +48,10 @@ class Run:
         (2, ["moco.epoch=3"], 'did you mean "epochs"'),
         (65, ["shards.source=folder:EMPTY"], "EMPTY"),
         pytest.param(69, ["shards.place={on: task, gpus: 64}"], "64 GPU", marks=pytest.mark.slow),
-        (70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", *TRAIN], "moco:"),
+        pytest.param(
+            70, ["moco.optimiser={kind: sgd, lr: 1.0e+30, reference_batch: 0}", *TRAIN], "moco:",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_codes(tmp_path, code, words, line):

@@ -80,6 +80,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_cards_recipes_give_the_probes_features(tmp_path, capsys):
     """In a clean process, in every library that a card names: images of the side and larger ones, turned by EXIF."""
     rng, exif = np.random.default_rng(0), Picture.Exif()

@@ -253,6 +253,7 @@ def relabelled(digits: Path, to: Path, split: str, change) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_another_test_split_chooses_the_same(inputs, tmp_path, world, done):
     """Shuffled test labels change the accuracies and nothing that was chosen."""
     out, _, settings = done
@@ -293,6 +294,7 @@ def test_a_row_has_a_name_of_its_own():
     assert Probe(data="shards", encoders=("moco", "random_crops")).encoders[1] == "random_crops"
 
 
+@pytest.mark.slow
 def test_what_the_head_makes_of_features_has_a_row_where_there_is_a_head(inputs, digits, tmp_path, world):
     """MoCo's colab takes neighbours by the head's numbers: here the same vote, on the head's output by hand."""
     image = Shards.open(digits).image(None)

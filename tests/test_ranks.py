@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.rank_worker import FEW, RUNS, train
+from tests.rank_worker import FEW, QUICK, RUNS, train
 
 pytestmark = pytest.mark.cluster
 
@@ -34,9 +34,17 @@ def start(folder: Path, count: int, *words: str) -> list[dict]:
     return [torch.load(folder / f"{rank}-of-{count}.pt") for rank in range(count)]
 
 
+REST = [run for run in RUNS if run not in QUICK]
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return start(tmp_path_factory.mktemp("ranks"), 2)
+    return start(tmp_path_factory.mktemp("ranks"), 2, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("rest"), 2, *REST)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +77,15 @@ def hold(several, run: str, one) -> None:
     close(several["state"], one["state"], after_ten)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", QUICK)
 def test_two_ranks_are_one(run, ranks, world):
     hold(ranks[0][run], run, train(run.replace("_local", "_split"), world))  # each rank by itself: two blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", REST)
+def test_two_ranks_are_one_in_other_ways(run, rest, world):
+    test_two_ranks_are_one(run, rest, world)
 
 
 @pytest.mark.slow
@@ -87,7 +101,13 @@ def test_a_sharded_bank_is_the_whole_one(several, request):
     close(first["pirl_sharded"]["state"], first["pirl"]["state"], 0.0)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", REST)
+def test_all_ranks_end_with_the_same_bits_in_other_ways(run, rest):
+    test_all_ranks_end_with_the_same_bits(run, rest)
+
+
+@pytest.mark.parametrize("run", QUICK)
 def test_all_ranks_end_with_the_same_bits(run, ranks):
     """Weights, memory, and batch norm's statistics too."""
     first, second = (r[run]["state"] for r in ranks)

@@ -681,6 +681,7 @@ def begin_ranks(size: int) -> list[subprocess.Popen]:
     return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=e) for e in ranks]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_ranks_run_one_plan_stop_together_and_go_on(place):
     Path("ranks.yaml").write_text(RANKS)

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHORT = [
     "moco.steps=20", "moco.snapshots=1", "pirl.steps=20", "pirl.snapshots=0", "vicreg.steps=20",
-    "vicreg.snapshots=0", "vae.steps=20", "vae.snapshots=0", "codes.signals=2048", "codes.lista_steps=20",
-    "probe.draws=2", "probe.train_examples=400",
+    "vicreg.snapshots=0", "vae.steps=20", "vae.snapshots=0", "plane.steps=20", "codes.signals=2048",
+    "codes.lista_steps=20",
+    "probe.draws=2", "probe.train_examples=400", "drawn.likelihood.samples=50", "drawn_plane.likelihood.samples=50",
 ]  # fmt: skip
 
 

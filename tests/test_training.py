@@ -77,6 +77,7 @@ def test_it_goes_on_bit_for_bit_with_other_housekeeping(digits, tmp_path):
     assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "cut" / model).read_bytes()
 
 
+@pytest.mark.slow
 def test_channels_last_and_lars_go_on_bit_for_bit(digits, tmp_path):
     changes = {"channels_last": True, "optimiser": LARS(lr=0.5, reference_batch=0), "train_examples": 64}
     changes |= {"net": ResNet(norm=Norm(kind="none")), "log_steps": 1}
