@@ -145,10 +145,10 @@ def test_a_training_without_its_limit_is_flagged(case, digits, tmp_path, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_runs_are_left_alone(name, seed, digits, tmp_path, world):
-    """Twenty-one of them. VICReg's loss is larger than the others', and so are its gradients."""
-    optimiser = (SGD(lr=0.005, reference_batch=0), Adam(lr=1e-3), Adam(lr=5e-4), Adam(lr=2e-3))[seed % 4]
+    """By SGD and by Adam. VICReg's loss is larger than the others', and so are its gradients."""
+    optimiser = (SGD(lr=0.005, reference_batch=0), Adam(lr=1e-3))[seed]
     rows = run(digits, tmp_path / "a", world, HEALTHY[name], optimiser=optimiser, seed=seed)
     assert rows[-1]["step"] == STEPS
