@@ -71,7 +71,7 @@ def test_killed_at_random_moments(tmp_path, request, changes, whole):
     finish(killed, *changes)
     assert differences(root, killed) == []
     output, _ = finish(killed, *changes)
-    assert output.count("done already") == 9
+    assert output.count("done already") == 10
 
 
 @pytest.mark.slow

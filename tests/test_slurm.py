@@ -205,14 +205,16 @@ def test_a_node_cut_off_for_a_while_is_waited_for(slurm, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_elsewhere_when_its_node_dies(slurm, whole, tmp_path):
+def test_a_job_goes_on_elsewhere_when_its_node_dies(slurm, tmp_path):
     config = small.write(root := tmp_path / "runs")
-    job = slurm.submit("accelerate.sbatch", config, "moco.save_epochs=1", *TRAIN)
+    longer = [*TRAIN, "moco.epochs=60"]  # than it takes to strike
+    job = slurm.submit("accelerate.sbatch", config, "moco.save_epochs=1", *longer)
     until(lambda: (small.step(root)) >= 30, say=job.said)
     slurm.bed("kill-node", "n2")
     until(lambda: job.fact("Restarts") == "1", 120, job.said)
     assert slurm.bed("start-node", "n2").returncode == 0
     job.ended()
+    small.here(small.write(whole := tmp_path / "whole"), *longer, ranks=2)
     same(whole, root)
 
 
