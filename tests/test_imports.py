@@ -127,6 +127,14 @@ def test_a_process_that_has_no_such_file_is_sent_its_text(config):
     assert arrived.key_parts() == stage.key_parts() and arrived.model_dump() == stage.model_dump()
 
 
+def test_a_training_starts_from_another_one_of_the_users_file(config, capsys):
+    first = pipeline.run(config, "own.seed=1")["own"]
+    second = pipeline.run(config, "own.seed=1", f"own.net.init=artifact:{first}")["own"]
+    assert re.search(rf"starts from artifact:{re.escape(str(first))}: (\d+) of \1 tensors", capsys.readouterr().out)
+    images = [json.loads((folder / "model.json").read_text())["image"] for folder in (first, second)]
+    assert images[0] == images[1]
+
+
 def test_a_trained_one_is_loaded_from_its_recorded_file_unless_that_has_changed(config, monkeypatch):
     folder = pipeline.run(config)["own"]
     mine = config.parent / "mine.py"

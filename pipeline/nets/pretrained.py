@@ -37,12 +37,12 @@ State = dict[str, Tensor]
 @dataclass(frozen=True)
 class Source:
     """A file of weights, and what of each channel was taken off the pixels that they were trained on, in [0, 1], and
-    what they were divided by; none where nothing tells. ``objective``: of ours that trained them."""
+    what they were divided by; none where nothing tells. ``of_ours``: whether they are a model of ours."""
 
     path: Path
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    objective: str = ""
+    of_ours: bool = False
 
 
 # -------------------------------------------------------------------------------------------------------------- places
@@ -69,13 +69,12 @@ def of_file(where: str) -> Source:
 def of_artifact(where: str) -> Source:
     folder = Path(where)
     try:
-        spec = json.loads((folder / SPEC).read_text())
-        image, objective = spec["image"], spec["objective"]["kind"]
+        image = json.loads((folder / SPEC).read_text())["image"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"net.init: artifact:{where}: no stage of this name, and no folder with a model{sibling(folder)}"
         ) from None
-    return Source(folder / WEIGHTS, tuple(image["mean"]), tuple(image["std"]), objective)
+    return Source(folder / WEIGHTS, tuple(image["mean"]), tuple(image["std"]), of_ours=True)
 
 
 def of_torchvision(where: str) -> Source:

@@ -32,11 +32,7 @@ class SelfDistillation(JointEmbedding):
     def __init__(self, settings: Any, setup: Setup):
         super().__init__(settings, setup)
         self.dim = settings.head.dim
-        with seeded(setup.seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
-            self.predictor: nn.Module = nn.Identity()
-            if getattr(settings, "predictor", None) is not None:
-                self.predictor = heads.build(settings.predictor, self.dim, setup.net.norm, setup.world)
+        self.head, self.predictor = self.build_heads(setup)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit predictions [B, V + P, dim] of V large views and P small crops, unit targets [B, V, dim]."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.nets import norm, trunks
+from pipeline.nets import heads, norm, seeded, trunks
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Objective, Setup, Sign, Step
 from pipeline.objectives.energies import directions, unit
 from pipeline.tags import FAR, LEAKAGE, NARROW, POINT
@@ -33,6 +33,16 @@ class JointEmbedding(Objective):
         super().__init__()
         self.settings, self.world = settings, setup.world
         self.trunk = trunks.build(setup.net, setup.image, setup.world, setup.seed)
+
+    def build_heads(self, setup: Setup) -> tuple[nn.Module, nn.Module]:
+        """What leads from the trunk's features to the embeddings, and from these to predictions: the identity where
+        the settings have no predictor."""
+        parts, norms = self.settings, setup.net.norm
+        with seeded(setup.seed, "init", "head"):
+            head = heads.build(parts.head, self.trunk.features, norms, setup.world)
+            if getattr(parts, "predictor", None) is None:
+                return head, nn.Identity()
+            return head, heads.build(parts.predictor, parts.head.dim, norms, setup.world)
 
     def diagnostics(self, step: Step, batch: Batch) -> dict[str, Tensor]:
         """`pair_statistics` over the global batch; every PATIENCE_STEPS steps the leakage of batch norm."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.nets import ema, heads, seeded
+from pipeline.nets import ema
 from pipeline.objectives.base import Batch, Setup, Step
 from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
@@ -26,8 +26,7 @@ class MoCo(Contrastive):
     def __init__(self, settings: Settings, setup: Setup):
         super().__init__(settings, setup)
         self.dim = settings.head.dim
-        with seeded(setup.seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
+        self.head, _ = self.build_heads(setup)
         self.key_trunk, self.key_head = ema.momentum_encoder(setup.net, self.trunk, self.head)
         self.queue = Queue(settings.queue, settings.head.dim, setup.seed)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.nets import ema, heads, seeded
+from pipeline.nets import ema
 from pipeline.objectives.base import Batch, Setup, Step
 from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce, unit
@@ -25,13 +25,8 @@ class MoCoV3(Contrastive):
 
     def __init__(self, settings: Settings, setup: Setup):
         super().__init__(settings, setup)
-        self.dim = (settings.predictor or settings.head).dim
-        norms, world = setup.net.norm, setup.world
-        with seeded(setup.seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, norms, world)
-            self.predictor: nn.Module = nn.Identity()
-            if settings.predictor is not None:
-                self.predictor = heads.build(settings.predictor, settings.head.dim, norms, world)
+        self.dim = settings.head.dim
+        self.head, self.predictor = self.build_heads(setup)
         self.key_trunk, self.key_head = ema.momentum_encoder(setup.net, self.trunk, self.head)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:

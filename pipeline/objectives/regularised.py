@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.nets import heads, seeded
 from pipeline.objectives.base import PATIENCE_STEPS, Batch, Setup, Sign, Step
 from pipeline.objectives.energies import full, unit
 from pipeline.objectives.joint_embeddings import JointEmbedding, shown
@@ -23,8 +22,7 @@ class Regularised(JointEmbedding):
     def __init__(self, settings: Any, setup: Setup):
         super().__init__(settings, setup)
         self.dim = settings.head.dim
-        with seeded(setup.seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
+        self.head, _ = self.build_heads(setup)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> the embeddings of both views [B, 2, dim], each view through batch norm by itself, as the authors' code

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from pipeline.nets import heads, seeded
 from pipeline.objectives.base import Batch, Setup, Step
 from pipeline.objectives.contrastive import Contrastive, false_negatives
 from pipeline.objectives.energies import full_precision, infonce
@@ -24,8 +23,7 @@ class SimCLR(Contrastive):
     def __init__(self, settings: Settings, setup: Setup):
         super().__init__(settings, setup)
         self.dim = settings.head.dim
-        with seeded(setup.seed, "init", "head"):
-            self.head = heads.build(settings.head, self.trunk.features, setup.net.norm, setup.world)
+        self.head, _ = self.build_heads(setup)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """-> unit rows of both views and of P small crops [B, 2 + P, dim]."""

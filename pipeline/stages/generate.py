@@ -72,19 +72,20 @@ def write(parts: list[Found], board: Board, step: int, settings: Generate) -> No
 
 def figures(objective: Any, batch: Batch, names: list[str]) -> Found:
     """What the objective itself draws and measures of images, of classes with these names each."""
-    (pictures,), seed = batch.views, batch.seed
-    energy, numbers = float(objective(batch).low.mean()), objective.measures(pictures, batch.seed)
-    metrics = {"energy": energy} | {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
-    return Found(metrics, {"energy/test": energy} | numbers, objective.figures(pictures, names, seed))
+    (images,) = batch.views
+    numbers = objective.measures(images, batch.seed)
+    metrics = {tag.rpartition("/")[2]: value for tag, value in numbers.items()}
+    return Found(metrics, numbers, objective.figures(images, names, batch.seed))
 
 
 def anomalies(objective: Any, batch: Batch, ids: np.ndarray, others: dict[str, Tensor]) -> Found:
-    """What energies tell from images: simpler ones, and those of other sets."""
+    """The mean energy of images, and what energies tell from them: simpler ones, and those of other sets."""
     rows, energies, picture = anomaly.measure(objective, batch.views[0], ids, others, batch.seed)
-    scalars = {f"anomaly/{name}": row["auroc"] for name, row in rows.items()}
+    energy = float(energies["test"].mean())
+    scalars = {"energy/test": energy} | {f"anomaly/{name}": row["auroc"] for name, row in rows.items()}
     scalars |= {f"anomaly/{name}_corrected": row["corrected"] for name, row in rows.items()}
     histograms = {f"density/energy_{name}": values for name, values in energies.items()}
-    return Found({"anomaly": rows}, scalars, {"anomaly/sets": picture}, histograms)
+    return Found({"energy": energy, "anomaly": rows}, scalars, {"anomaly/sets": picture}, histograms)
 
 
 def foreign(name: str, inputs: dict[str, Path], settings: Generate, seed: int, world: World) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.evaluation import online
 from pipeline.image import Image
 from pipeline.lines import say
 from pipeline.nets import pretrained
-from pipeline.objectives import OBJECTIVES, models
+from pipeline.objectives import kinds, models
 from pipeline.objectives.base import Objective, Setup
 from pipeline.settings.densities import NCE
 from pipeline.settings.nets import Net, changed, stage_named, trunk_of
@@ -83,10 +83,12 @@ def initial_image(settings: Pretrain, net: Net, image: Image, world: World) -> I
     trunk = trunk_of(net)
     if trunk is None or trunk.init is None:
         return image
-    source, kind = pretrained.locate(trunk.init), settings.objective.kind
-    if source.objective and not OBJECTIVES[source.objective].normalised:  # its trunk was given pixels as they are
+    source, ours = pretrained.locate(trunk.init), kinds.of(settings.objective)
+    if source.of_ours and not models.objective_class(models.read_spec(source.path.parent)).normalised:
+        # Its trunk was given pixels as they are.
         source = replace(source, mean=(0.0,) * image.channels, std=(1.0,) * image.channels)
-    elif not OBJECTIVES[kind].normalised and world.main:
+    elif not ours.normalised and world.main:
+        kind = settings.objective.kind
         say(f"{trunk.init} is of normalised pixels, and {kind} is given pixels in [0, 1] as they are")
     if source.mean is None and world.main:
         say(f"nothing beside {source.path} says how its images were normalised (timm's config.json would): these are "

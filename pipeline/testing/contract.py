@@ -19,7 +19,6 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 WITHOUT_NORM = Norm(kind="none")
 CONTRACT: dict[str, Callable[[Case], None]] = {}
 """Its parts by name."""
-"""The checks by name."""
 
 
 def contract(check: Callable[[Case], None]) -> Callable[[Case], None]:
