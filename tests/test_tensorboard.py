@@ -20,7 +20,7 @@ SHORT = [
     "moco.steps=20", "moco.snapshots=1", "pirl.steps=20", "pirl.snapshots=0", "vicreg.steps=20",
     "vicreg.snapshots=0", "vae.steps=20", "vae.snapshots=0", "plane.steps=20", "codes.signals=2048",
     "codes.lista_steps=20",
-    "probe.draws=2", "probe.train_examples=400", "drawn.likelihood.samples=50", "drawn_plane.likelihood.samples=50",
+    "probe.draws=2", "probe.train_examples=400",
 ]  # fmt: skip
 
 
